@@ -1,0 +1,1 @@
+"""What one runs: each is ``python -m jobs.NAME``."""

@@ -1,0 +1,68 @@
+"""The whole path in minutes: python -m jobs.demo (or make demo)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from jobs.command import run
+from quickdraw_dist.config import Parser, load
+
+SOURCE = "synthetic:?classes=20&per_class=1000&seed=7"
+
+EPILOG = """\
+Draws 20 synthetic classes, shards them, trains on two processes, evaluates. Each step prints its
+command, so that it can be tried alone and changed. The same command again skips what is done.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the three commands that a user would."""
+    parser = Parser("python -m jobs.demo", "Synthetic drawings to a report.", EPILOG)
+    parser.set_defaults(config="configs/demo.yaml")
+    settings, arguments = load(parser, argv, ("data", "output"))
+    config = ["--config", arguments.config]
+    places = ["--data", settings.data, "--output", settings.output]
+    gpus = torch.cuda.device_count()
+    # Apple's GPU has no collectives, so one process has it alone; GPUs are not shared either.
+    ranks = min(2, gpus) if gpus else 1 if torch.backends.mps.is_available() else 2
+    started = time.monotonic()
+    _step("1/3 draw and shard", "-m", "jobs.shard", "--source", SOURCE, *config, *places)
+    _step(
+        f"2/3 train on {ranks} processes",
+        *("-m", "torch.distributed.run", f"--nproc_per_node={ranks}"),
+        *("-m", "quickdraw_dist.train", *config, *places),
+    )
+    output = _step("3/3 evaluate", "-m", "jobs.evaluate", *config, *places, capture=True)
+    report, figures = output.strip().splitlines()[-2:]
+    top1, count = json.loads(figures)["top1"], json.loads(figures)["drawings"]
+    print(
+        f"\naccuracy on {count:,} test drawings: {top1:.1%}, in {time.monotonic() - started:.0f} s"
+    )
+    print(f"report: {Path(report.removeprefix('report: ')).resolve()} (open it in a browser)")
+
+
+def _step(title: str, *command: str, capture: bool = False) -> str:
+    """Show and run one command with this Python; stop where it stops."""
+    shown = " ".join(f"'{part}'" if set(part) & set("?&") else part for part in command)
+    print(f"\n== {title}: python {shown}", flush=True)
+    # torchrun sets it per rank, and warns when it has to.
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, *command], env=environment, text=True,
+        stdout=subprocess.PIPE if capture else None, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout or ""
+
+
+if __name__ == "__main__":
+    run(main)

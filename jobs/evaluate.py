@@ -1,0 +1,108 @@
+"""Measure a checkpoint: python -m jobs.evaluate --checkpoint runs/quickdraw --split test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from jobs.command import run
+from quickdraw_dist import checkpoint, storage
+from quickdraw_dist.config import Parser, Settings, load
+from quickdraw_dist.distributed import World, choose_device
+from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.evaluation import Evaluation, evaluate
+from quickdraw_dist.report import write_report
+from quickdraw_dist.shards import manifest
+from quickdraw_dist.shards.plan import SPLITS
+from quickdraw_dist.stream.loader import Batch, evaluation_batches, reader_threads
+from quickdraw_dist.stream.reader import SplitReader
+
+EPILOG = """\
+Prints the figures as one line of JSON and writes a folder of pictures with an index.html.
+--checkpoint is a run's folder (its best checkpoint is taken) or one checkpoints/step-... of it.
+
+  python -m jobs.evaluate --checkpoint runs/quickdraw --split test --data data/shards
+"""
+
+_MISTAKES = 60
+"""Drawings on the contact sheet."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, load, evaluate, report."""
+    parser = Parser("python -m jobs.evaluate", "Measure a checkpoint.", EPILOG)
+    parser.add_argument("--checkpoint", help="run or checkpoint [the setting output]")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="what to measure on [test]")
+    parser.add_argument("--report", metavar="DIR", help="folder of the report [RUN/report-SPLIT]")
+    settings, arguments = load(parser, argv, ("data", "output", "evaluation"))
+    url = checkpoint.find(arguments.checkpoint or settings.output)
+    saved = checkpoint.load(url)
+    dataset = manifest.read(settings.data)
+    if list(dataset.classes) != saved.meta["classes"]:
+        raise RefusedError(
+            f"{settings.data}: has {len(dataset.classes)} classes, {url} was trained on "
+            f"{len(saved.meta['classes'])} others; the dataset it was trained on is right: --data"
+        )
+    result = _measure(saved, dataset, arguments.split, settings)
+    page = write_report(
+        result,
+        Path(arguments.report or _report_folder(url, arguments.split)),
+        title=f"{saved.meta['config']['model']['name']} on {len(dataset.classes)} classes",
+        facts={
+            "checkpoint": url,
+            "trained on": f"{saved.meta['drawings']:,} drawings, {saved.meta['epoch']} epochs",
+            "dataset": f"{settings.data}, digest {dataset.digest[:16]}",
+            "versions": ", ".join(f"{k} {v}" for k, v in checkpoint.versions().items()),
+        },
+    )
+    print(f"report: {page}")
+    print(json.dumps(result.figures()))
+
+
+def _measure(
+    saved: checkpoint.Checkpoint, dataset: manifest.Manifest, split: str, settings: Settings
+) -> Evaluation:
+    """The figures of a whole split in this one process, with a progress bar."""
+    gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    device = torch.device(choose_device(settings.train.device, 0, 1, gpus, mps))
+    batches = evaluation_batches(
+        SplitReader(settings.data, dataset, split, settings.stream),
+        rank=0,
+        world_size=1,
+        batch=settings.evaluation.batch,
+        threads=reader_threads(settings.stream.threads, 1),
+    )
+    with tqdm(total=dataset.drawings(split), unit=" drawings", unit_scale=True) as bar:
+        return evaluate(
+            checkpoint.build_model(saved).to(device),
+            _counted(batches, bar),
+            split=split,
+            classes=dataset.classes,
+            mean=saved.meta["normalisation"]["mean"],
+            std=saved.meta["normalisation"]["std"],
+            world=World(0, 1, 0, 1, device),
+            autocast=torch.autocast(device.type, enabled=False),
+            keep_mistakes=_MISTAKES,
+        )
+
+
+def _report_folder(url: str, split: str) -> str:
+    """Beside the checkpoints of a local run; here for one in a store."""
+    if storage.is_remote(url):
+        return f"report-{split}"
+    return str(Path(url).parents[1] / f"report-{split}")
+
+
+def _counted(batches: Iterator[Batch], bar: tqdm[Any]) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        bar.update(len(batch.labels))
+
+
+if __name__ == "__main__":
+    run(main)

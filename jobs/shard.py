@@ -1,0 +1,92 @@
+"""Shard a source of drawings into a dataset: python -m jobs.shard --source A --dest B."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from jobs.command import run
+from quickdraw_dist import storage
+from quickdraw_dist.config import Parser, load
+from quickdraw_dist.drawings import open_source
+from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.shards import manifest, writer
+from quickdraw_dist.shards.plan import Plan, describe
+
+OFFICIAL = "gs://quickdraw_dataset/full/numpy_bitmap"
+
+EPILOG = """\
+Restartable: a finished group is skipped. Exact: the same bytes whoever builds them.
+On a cluster every worker runs the same command; --worker and --of default to
+JOB_COMPLETION_INDEX (with --of) or SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT.
+Whoever finishes last merges the parts into manifest.json.
+
+  python -m jobs.shard --source 'synthetic:?classes=20&per_class=1000' --dest data/try
+  python -m jobs.shard --source gs://quickdraw_dataset/full/numpy_bitmap --dest gs://B/quickdraw
+  python -m jobs.shard --source DIR --dest DIR --worker 0 --of 3 --shard.drawings_per_shard 8192
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, check, build, merge."""
+    parser = Parser("python -m jobs.shard", "Shard drawings into a WebDataset.", EPILOG)
+    parser.add_argument("--source", default=OFFICIAL, help="folder or gs:// prefix of .npy files, "
+                        f"or synthetic:?classes=&per_class=&seed= [{OFFICIAL}]")  # fmt: skip
+    parser.add_argument("--dest", help="dataset folder or gs:// prefix [the setting data]")
+    parser.add_argument("--worker", type=int, help="this worker, from 0 [0]")
+    parser.add_argument("--of", type=int, help="number of workers [1]")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, help="local processes [all cores]"
+    )
+    parser.add_argument("--merge", action="store_true", help="only merge finished parts")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    settings, arguments = load(parser, argv, ("data", "shard"))
+    dest = arguments.dest or settings.data
+    worker, of = _share(arguments)
+
+    source = open_source(arguments.source, settings.shard.classes)
+    plan = Plan(source.classes, source.counts, settings.shard)
+    print(f"{arguments.source} -> {dest}\n{describe(plan)}")
+    if arguments.dry_run:
+        return
+    done = writer.finished_parts(plan, dest)
+    mine = [group for group in range(worker, plan.groups, of) if group not in done]
+    if not arguments.merge and mine:
+        left = plan.estimated_bytes * len(mine) // plan.groups
+        storage.check_room(dest, left, "free some, or give another DEST")
+        total = int(sum(plan.split_sizes[group].sum() for group in range(worker, plan.groups, of)))
+        before = total - int(sum(plan.split_sizes[group].sum() for group in mine))
+        with tqdm(total=total, initial=before, unit=" drawings", unit_scale=True) as bar:
+            writer.build(plan, mine, source, dest, arguments.processes, bar.update)
+    dataset = writer.merge_if_complete(plan, source, dest)
+    if dataset is not None:
+        print(f"{storage.join(dest, manifest.NAME)}: complete, digest {dataset.digest[:16]}")
+        return
+    missing = [g for g in range(plan.groups) if g not in writer.finished_parts(plan, dest)]
+    message = (
+        f"{dest}: {len(missing)} of {plan.groups} groups are not done yet, the first {missing[0]}"
+    )
+    if arguments.merge:
+        raise RefusedError(f"{message}. Run their workers, then --merge again")
+    print(f"{message}; the worker that finishes last merges")
+
+
+def _share(arguments: argparse.Namespace) -> tuple[int, int]:
+    """This worker's number and the number of workers."""
+    worker, of = arguments.worker, arguments.of
+    if worker is None and "JOB_COMPLETION_INDEX" in os.environ and of is not None:
+        worker = int(os.environ["JOB_COMPLETION_INDEX"])
+    if worker is None and "SLURM_ARRAY_TASK_ID" in os.environ:
+        worker = int(os.environ["SLURM_ARRAY_TASK_ID"])
+        of = int(os.environ["SLURM_ARRAY_TASK_COUNT"]) if of is None else of
+    worker, of = worker or 0, 1 if of is None else of
+    if not 0 <= worker < of:
+        raise RefusedError(f"--worker {worker} --of {of}: workers are numbered from 0 to {of - 1}")
+    return worker, of
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Quick, Draw! classifiers at full scale."""

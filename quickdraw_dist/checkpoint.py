@@ -1,0 +1,253 @@
+"""Checkpoints: save, find, verify, load, prune.
+
+A checkpoint is a folder `checkpoints/step-000012345` of a run:
+
+    model.safetensors   weights as `model.*`, their moving average as `ema.*`
+    state.pt            optimizer and scaler; loaded without pickle's powers
+    meta.json           everything else, with sizes and checksums of the two; written last, so a
+                        folder without it is not a checkpoint
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from quickdraw_dist import models, storage
+from quickdraw_dist.config import Model, Settings
+from quickdraw_dist.errors import CorruptError, RefusedError
+from quickdraw_dist.shards.manifest import Manifest
+
+FORMAT_VERSION = 1
+RASTER = "quickdraw-28x28"
+"""How drawings become pixels: the official 28x28 bitmaps' geometry."""
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One that has been verified and read."""
+
+    url: str
+    meta: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]  # empty when none was kept
+    state: dict[str, Any]
+
+
+def folder(run: str) -> str:
+    """Where a run keeps its checkpoints."""
+    return storage.join(run, "checkpoints")
+
+
+def name(step: int) -> str:
+    """The folder name of a step's checkpoint."""
+    return f"step-{step:09d}"
+
+
+def versions() -> dict[str, str]:
+    """What wrote a checkpoint."""
+    return {"python": platform.python_version(), "torch": torch.__version__}
+
+
+def save(
+    run: str, step: int, weights: Tensors, average: Tensors, state: Any, meta: Mapping[str, Any]
+) -> str:
+    """Write one checkpoint; it exists from the moment its meta.json does. Returns its address."""
+    tensors = {f"model.{key}": value.detach().cpu().contiguous() for key, value in weights.items()}
+    tensors |= {f"ema.{key}": value.detach().cpu().contiguous() for key, value in average.items()}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    files = {"model.safetensors": safetensors.torch.save(tensors), "state.pt": buffer.getvalue()}
+    home = storage.join(folder(run), name(step))
+    for file, data in files.items():
+        storage.publish(storage.join(home, file), data)
+    facts = {file: {"bytes": len(d), "crc32c": storage.crc32c(d)} for file, d in files.items()}
+    complete = {"format_version": FORMAT_VERSION, "step": step, **meta, "files": facts}
+    storage.publish(storage.join(home, "meta.json"), json.dumps(complete, indent=1).encode())
+    return home
+
+
+def read_meta(url: str) -> dict[str, Any]:
+    """A checkpoint's meta.json.
+
+    Raises:
+        FileNotFoundError: there is none: not a checkpoint, or a half-written one.
+        CorruptError: it is not readable.
+        RefusedError: it is of a newer format.
+    """
+    text = storage.read(storage.join(url, "meta.json"))
+    try:
+        meta = json.loads(text)
+        version = meta["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptError(f"{url}/meta.json: not a checkpoint's: {error}") from None
+    if version != FORMAT_VERSION:
+        raise RefusedError(
+            f"{url}: checkpoint format {version}; this release reads {FORMAT_VERSION}. "
+            "Update quickdraw-dist"
+        )
+    return dict(meta)
+
+
+def load(url: str) -> Checkpoint:
+    """Read a checkpoint, comparing both files with their checksums first.
+
+    Raises:
+        FileNotFoundError, CorruptError, RefusedError: it cannot be used; names it and the file.
+    """
+    meta = read_meta(url)
+    data = {file: storage.read(storage.join(url, file)) for file in meta["files"]}
+    for file, facts in meta["files"].items():
+        if (len(data[file]), storage.crc32c(data[file])) != (facts["bytes"], facts["crc32c"]):
+            raise CorruptError(
+                f"{url}/{file}: {len(data[file]):,} bytes with crc32c "
+                f"{storage.crc32c(data[file]):08x}; meta.json says {facts['bytes']:,} with "
+                f"{facts['crc32c']:08x}"
+            )
+    try:
+        tensors = safetensors.torch.load(data["model.safetensors"])
+        state = torch.load(io.BytesIO(data["state.pt"]), map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
+        raise CorruptError(f"{url}: not a checkpoint's files: {error}") from None
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "ema": {}}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition(".")
+        parts[kind][rest] = value
+    return Checkpoint(url, meta, parts["model"], parts["ema"], state)
+
+
+def steps(run: str) -> list[int]:
+    """Steps that have a checkpoint folder, whole or not, in order."""
+    found = (entry.partition("step-") for entry in storage.folders(folder(run)))
+    return sorted(int(rest) for _, mark, rest in found if mark and rest.isdigit())
+
+
+def newest(run: str) -> Checkpoint | None:
+    """The newest checkpoint that verifies; broken ones are reported and passed over.
+
+    Raises:
+        RefusedError: the newest is of a newer format: training on would overwrite its run.
+    """
+    for step in reversed(steps(run)):
+        url = storage.join(folder(run), name(step))
+        try:
+            return load(url)
+        except FileNotFoundError:
+            print(f"checkpoint {url}: half-written, passed over", file=sys.stderr)
+        except CorruptError as error:
+            print(f"checkpoint {error}; passed over", file=sys.stderr)
+    return None
+
+
+def surplus(scores: Mapping[int, float | None], keep_last: int, keep_best: int) -> list[int]:
+    """Steps whose checkpoints may go: neither among the newest nor among the best; pure.
+
+    `scores` has the validation top-1 of every checkpoint, None where it was not measured.
+    """
+    newest_first = sorted(scores, reverse=True)
+    measured = [(score, step) for step, score in scores.items() if score is not None]
+    best = [step for _, step in sorted(measured, reverse=True)[:keep_best]]
+    return sorted(set(scores) - set(newest_first[:keep_last]) - set(best))
+
+
+def prune(run: str, keep_last: int, keep_best: int) -> None:
+    """Remove what is surplus."""
+    scores: dict[int, float | None] = {}
+    for step in steps(run):
+        try:
+            meta = read_meta(storage.join(folder(run), name(step)))
+        except (FileNotFoundError, RefusedError):
+            scores[step] = None
+            continue
+        scores[step] = (meta.get("validation") or {}).get("top1")
+    for step in surplus(scores, keep_last, keep_best):
+        storage.remove_folder(storage.join(folder(run), name(step)))
+
+
+def find(path: str) -> str:
+    """The checkpoint that a user means: its own address, or a run's best one.
+
+    Raises:
+        RefusedError: neither.
+    """
+    if storage.exists(storage.join(path, "meta.json")):
+        return path
+    scored = []
+    for step in steps(path):
+        url = storage.join(folder(path), name(step))
+        if storage.exists(storage.join(url, "meta.json")):
+            meta = read_meta(url)
+            scored.append(((meta.get("validation") or {}).get("top1") or 0.0, step, url))
+    if not scored:
+        raise RefusedError(
+            f"{path}: no checkpoint there. A run's folder or one of its checkpoints/step-... is "
+            "right; train one with: torchrun --nproc_per_node=2 -m quickdraw_dist.train"
+        )
+    return max(scored)[2]
+
+
+def build_model(checkpoint: Checkpoint) -> nn.Module:
+    """The network of a checkpoint in evaluation mode, with the averaged weights if it has any."""
+    settings = Model.model_validate(checkpoint.meta["config"]["model"])
+    model = models.build(settings, len(checkpoint.meta["classes"]))
+    model.load_state_dict(checkpoint.average or checkpoint.weights)
+    return model.eval()
+
+
+_FIXED = ("model", "train.global_batch", "train.seed", "stream.window_blocks")
+"""Settings that decide the network or the order: another value is another run."""
+
+
+def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Manifest) -> list[str]:
+    """Compare a checkpoint with what is asked for now; returns harmless changes, one line each.
+
+    Raises:
+        RefusedError: the dataset, network or order is not the checkpoint's.
+    """
+    before, now = saved.meta["config"], settings.model_dump(mode="json")
+    changes = list(_differences(before, now))
+    fixed = [change for change in changes if change.startswith(_FIXED)]
+    if settings.stream.lanes not in ("auto", saved.meta["lanes"]):
+        fixed.append(f"stream.lanes: {saved.meta['lanes']} -> {settings.stream.lanes}")
+    if fixed:
+        raise RefusedError(
+            f"{saved.url}: cannot go on with other settings: {'; '.join(fixed)}. Give the old "
+            "ones, or start anew with another --output"
+        )
+    if saved.meta["classes"] != list(dataset.classes):
+        raise RefusedError(
+            f"{saved.url}: was trained on other classes than {settings.data} holds; the same "
+            "dataset, or another --output, is right"
+        )
+    if saved.meta["dataset_digest"] != dataset.digest and not settings.train.allow_dataset_change:
+        raise RefusedError(
+            f"{saved.url}: was trained on dataset {saved.meta['dataset_digest'][:16]}, "
+            f"{settings.data} is {dataset.digest[:16]}; if that is meant: "
+            "--train.allow_dataset_change true"
+        )
+    return changes
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Settings that changed, as 'train.epochs: 4 -> 8'."""
+    for section, values in now.items():
+        old = before.get(section)
+        if isinstance(values, dict):
+            for key, value in values.items():
+                if (was := (old or {}).get(key)) != value:
+                    yield f"{section}.{key}: {was} -> {value}"
+        elif old != values:
+            yield f"{section}: {old} -> {values}"

@@ -1,0 +1,33 @@
+"""The 345 official classes, in official order, with the facts of their official files."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+
+@dataclass(frozen=True)
+class OfficialClass:
+    """One class as Google publishes it."""
+
+    name: str
+    drawings: int
+    npy_bytes: int
+    npy_md5: str
+
+
+@cache
+def official() -> tuple[OfficialClass, ...]:
+    """All of them; a label of the full dataset is an index into this tuple."""
+    text = files("quickdraw_dist").joinpath("official_classes.csv").read_text(encoding="utf-8")
+    return tuple(
+        OfficialClass(row["name"], int(row["drawings"]), int(row["npy_bytes"]), row["npy_md5"])
+        for row in csv.DictReader(text.splitlines())
+    )
+
+
+def official_names() -> tuple[str, ...]:
+    """Their names only, in official order."""
+    return tuple(entry.name for entry in official())

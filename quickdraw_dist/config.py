@@ -1,0 +1,343 @@
+"""The one tree of settings: defaults, then a YAML file, then environment, then command line.
+
+Every setting has one name in four spellings, the later winning over the earlier:
+
+    train: {global_batch: 4096}             a YAML file given with --config
+    QUICKDRAW_TRAIN__GLOBAL_BATCH=4096      environment
+    --train.global_batch 4096               command line
+    settings.train.global_batch             code
+
+The tree is frozen; an unknown name anywhere is an error that suggests the nearest one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from quickdraw_dist.errors import RefusedError, nearest
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A branch of the tree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Shard(Section):
+    """How drawings are written into shards."""
+
+    drawings_per_shard: Positive = 65_536
+    """Most drawings in one shard."""
+    block: Positive = 1_024
+    """Drawings in one block, the unit of compression and of reading."""
+    group_shards: Positive = 8
+    """Shards' worth of drawings in one group, the unit of work; a worker holds one in memory."""
+    compression: Literal["gzip", "none"] = "gzip"
+    """gzip: about 204 bytes a drawing; none: 790, but four times as fast to read."""
+    layout: Literal["blocks", "per_drawing"] = "blocks"
+    """blocks: what this trainer reads; per_drawing: one png and one cls each, for other readers."""
+    val_fraction: Share = 0.05
+    """Share of every class that goes to the validation split."""
+    test_fraction: Share = 0.05
+    """Share of every class that goes to the test split."""
+    classes: tuple[str, ...] = ()
+    """Only these classes, in this order; empty for all that the source has."""
+    seed: Natural = 1
+    """Decides the splits and the order of drawings in the shards."""
+
+
+class Stream(Section):
+    """How shards become batches."""
+
+    lanes: Literal["auto"] | Positive = "auto"
+    """Parallel lines through the dataset; divides the global batch. auto: gcd(global batch, 64),
+    or 512 beyond 64 ranks."""
+    window_blocks: Positive = 4
+    """Blocks of a lane whose drawings are shuffled together."""
+    threads: Natural = 0
+    """Threads a rank that read and decompress; 0: the rank's share of the processors, at most 8."""
+    prefetch_batches: Positive = 3
+    """Batches a rank prepares ahead."""
+    cache_folder: str = "~/.cache/quickdraw_dist"
+    """Where the shards of a remote dataset are kept on this node, shared by its ranks."""
+    cache_bytes: Natural = 100_000_000_000
+    """Most bytes kept in cache_folder; the least recently used shards go first. 0: no cache."""
+
+
+class Model(Section):
+    """Which network."""
+
+    name: str = "sketchcnn"
+    """A name in the registry, quickdraw_dist/models."""
+    width: Positive = 64
+    """Channels of the first block; the other blocks have two and four times as many."""
+    dropout: Share = 0.3
+    """Share of the hidden layer's outputs dropped in training."""
+
+
+class Optimizer(Section):
+    """How the weights move. Durations are in drawings: the same whatever the batch or world."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak learning rate of AdamW, after warmup."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Decoupled weight decay; not applied to biases and normalisation."""
+    warmup_drawings: Literal["auto"] | Natural = "auto"
+    """Drawings over which the learning rate rises from 0; auto: 5 % of the run."""
+    final_share: Share = 0.01
+    """Share of the peak learning rate that the cosine ends at."""
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the gradient; 0: not clipped."""
+    label_smoothing: Share = 0.1
+    """Share of the target spread evenly over all classes."""
+    ema_half_life_drawings: Natural = 100_000
+    """Half-life of the average of the weights that is evaluated and exported; 0: no average."""
+
+
+class Train(Section):
+    """The loop."""
+
+    epochs: Positive = 4
+    """Passes over the training split."""
+    global_batch: Positive = 4_096
+    """Drawings in one optimizer step, over all ranks."""
+    micro_batch: Natural = 0
+    """Most drawings a rank holds in one forward pass; more are accumulated. 0: all at once."""
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """auto: cuda, else mps, else cpu."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 on cuda, fp32 elsewhere."""
+    channels_last: bool = True
+    """Memory format of activations and convolution weights."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: on for cuda."""
+    augment: bool = True
+    """Random shift, rotation, scale and horizontal shear of every training drawing."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits every time; slower."""
+    seed: Natural = 1
+    """Decides initial weights, order, augmentation and dropout."""
+    log_every: Positive = 20
+    """Steps between progress lines, metrics and looks at the loss."""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """auto: go on with the run in output, if there is one; never: refuse if there is one."""
+    allow_dataset_change: bool = False
+    """Resume although the dataset's digest is not the checkpoint's."""
+
+
+class Checkpoint(Section):
+    """When state is saved; always at the end of an epoch, too."""
+
+    every_drawings: Positive = 5_000_000
+    """Drawings between two checkpoints."""
+    keep_last: Positive = 2
+    """Newest checkpoints that are kept."""
+    keep_best: Natural = 1
+    """Checkpoints with the highest validation top-1 that are kept beside them."""
+
+
+class EvaluationSettings(Section):
+    """When and how the model is measured; always at the end of an epoch, too."""
+
+    every_drawings: Natural = 0
+    """Drawings between two evaluations on the validation split; 0: only at the end of an epoch."""
+    batch: Positive = 2_048
+    """Drawings a rank evaluates at once."""
+
+
+class Metrics(Section):
+    """The Prometheus endpoint of every rank."""
+
+    port: Annotated[int, Field(ge=0, le=65_000)] = 9_400
+    """Port of the node's first rank, the others follow; 0: no endpoint."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets another machine's Prometheus in."""
+
+
+class Settings(BaseSettings):
+    """The whole tree."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="QUICKDRAW_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
+
+    data: str = "data/shards"
+    """The sharded dataset: a folder or a gs:// address with a manifest.json."""
+    output: str = "runs/quickdraw"
+    """The run: checkpoints, metrics.jsonl and reports; a folder all ranks see, or gs://."""
+    shard: Shard = Shard()
+    stream: Stream = Stream()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    metrics: Metrics = Metrics()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what it is given: `load` alone reads the environment, files and command line."""
+        return (init_settings,)
+
+    def to_yaml(self) -> str:
+        """The resolved tree, fit for --config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose unknown arguments are errors that suggest the nearest name."""
+
+    def __init__(self, prog: str, description: str, epilog: str = "") -> None:
+        """Every command has these two options; the settings are added by `load`."""
+        super().__init__(
+            prog=prog,
+            usage="%(prog)s [--NAME VALUE ...]",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_argument("--config", metavar="FILE", help="YAML file of settings")
+        self.add_argument(
+            "--print-config", action="store_true", help="print the resolved settings and stop"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """One line that names the trouble and where to look, exit code 2."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            name = unknown.split()[0].split("=")[0]
+            message = f"unknown argument {name}.{nearest(name, self._option_string_actions)}"
+        self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
+
+
+def load(
+    parser: Parser, argv: Sequence[str] | None = None, sections: Sequence[str] | None = None
+) -> tuple[Settings, argparse.Namespace]:
+    """Resolve the settings and a command's own arguments.
+
+    Args:
+        parser: with the command's own arguments already added.
+        argv: the command line without the program's name; None for this process's.
+        sections: fields of `Settings` that --help shows; None for all. All are accepted.
+
+    Raises:
+        RefusedError: an unknown setting, a value of the wrong type, an unreadable --config.
+        SystemExit: after --help, --print-config or an unknown argument.
+    """
+    for path, section, field in _leaves():
+        help_text = (field.description or "").replace("\n", " ").replace("%", "%%")
+        shown = sections is None or path.split(".")[0] in sections
+        parser.add_argument(
+            f"--{path}",
+            default=argparse.SUPPRESS,
+            nargs="+" if typing.get_origin(field.annotation) is tuple else None,
+            metavar=section,
+            help=f"{help_text} [{field.default}]" if shown else argparse.SUPPRESS,
+        )
+    arguments = parser.parse_args(argv)
+    tree = _merge(_read_yaml(arguments.config), EnvSettingsSource(Settings)())
+    for path, _, _ in _leaves():
+        if path in arguments:
+            *above, name = path.split(".")
+            leaf = {name: vars(arguments)[path]}
+            tree = _merge(tree, {above[0]: leaf} if above else leaf)
+    try:
+        settings = Settings(**tree)
+    except ValidationError as error:
+        raise RefusedError("\n".join(_explain(error))) from None
+    if arguments.print_config:
+        sys.stdout.write(settings.to_yaml())
+        parser.exit()
+    return settings, arguments
+
+
+def _leaves() -> Iterator[tuple[str, str, FieldInfo]]:
+    """Every setting: its dotted path, the word that stands for its value, its field."""
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, Section):
+            for leaf, inner in type(field.default).model_fields.items():
+                yield f"{name}.{leaf}", _metavar(inner), inner
+        else:
+            yield name, _metavar(field), field
+
+
+def _metavar(field: FieldInfo) -> str:
+    choices = [arg for arg in typing.get_args(field.annotation) if isinstance(arg, str)]
+    if choices and typing.get_origin(field.annotation) is Literal:
+        return "{" + ",".join(choices) + "}"
+    return {bool: "true|false", int: "N", float: "X"}.get(type(field.default), "VALUE")
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`below` with the values of `above` on top, branch by branch."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        both = isinstance(value, dict) and isinstance(under, dict)
+        merged[key] = _merge(under, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _read_yaml(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RefusedError(f"--config {path}: cannot be read as YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise RefusedError(f"--config {path}: holds {type(tree).__name__}, not settings by name")
+    return tree
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    """One line a setting: its name, its value, what would be right, the flag that sets it."""
+    wrong: dict[str, tuple[Any, list[str]]] = {}
+    for problem in error.errors():
+        names = [str(part) for part in problem["loc"]]
+        section = Settings.model_fields.get(names[0])
+        leaves = [path for path, _, _ in _leaves()]
+        if problem["type"] == "extra_forbidden":
+            name = ".".join(names)
+            known = leaves if section else list(Settings.model_fields)
+            yield f"unknown setting {name} = {problem['input']!r}.{nearest(name, known)}"
+        else:
+            depth = 2 if section and isinstance(section.default, Section) else 1
+            name = ".".join(names[:depth])
+            message = problem["msg"].lower().removeprefix("input should be ")
+            wrong.setdefault(name, (problem["input"], []))[1].append(message)
+    for name, (value, messages) in wrong.items():
+        yield f"setting {name} = {value!r}: should be {' or '.join(messages)}; set it with --{name}"

@@ -1,0 +1,145 @@
+"""Ranks: who they are, what device each has, and what they agree on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from quickdraw_dist.config import Train
+from quickdraw_dist.errors import RefusedError
+
+SAVED_EXIT_CODE = 85
+"""'Saved, requeue me': what a rank leaves with after a signal."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.rank == 0
+
+
+def choose_device(setting: str, local_rank: int, local_size: int, gpus: int, mps: bool) -> str:
+    """The device of a rank; pure.
+
+    Raises:
+        RefusedError: more ranks than GPUs, or a device that is not there.
+    """
+    if setting == "auto":
+        # Apple's GPU has no collectives: several ranks train on the processor there.
+        setting = "cuda" if gpus else "mps" if mps and local_size == 1 else "cpu"
+    if setting == "cuda" and not gpus:
+        raise RefusedError("--train.device cuda: no CUDA device here; --train.device cpu is right")
+    if setting == "cuda" and local_size > gpus:
+        raise RefusedError(
+            f"--nproc_per_node={local_size}: more ranks than the {gpus} GPUs of this node; "
+            f"--nproc_per_node={gpus} is right (or --train.device cpu)"
+        )
+    if setting == "mps" and (not mps or local_size > 1):
+        raise RefusedError(
+            f"--train.device mps: {'one rank only' if mps else 'not here'}; "
+            "--train.device cpu is right"
+        )
+    return f"cuda:{local_rank}" if setting == "cuda" else setting
+
+
+def start(train: Train) -> World:
+    """Join the process group that torchrun describes, or be a world of one."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    mps = torch.backends.mps.is_available()
+    name = choose_device(train.device, local_rank, local_size, torch.cuda.device_count(), mps)
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # torchrun gives every rank one thread; the processor's cores are to be shared out.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    if size > 1:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
+        )
+    return World(rank, size, local_rank, local_size, device)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Element-wise sum over all ranks, in place; int64 wraps modulo 2^64."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
+    """Overwrite every rank's tensors by rank 0's."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+class StopSignal:
+    """TERM, INT or USR1 to any rank stops all ranks at the same step.
+
+    The ranks agree (MAX) over a gloo group of their own, on processor tensors: the agreement is
+    started at one step and read at the next, so neither the device nor the step waits for it.
+    """
+
+    def __init__(self) -> None:
+        """Watch the signals; a second INT ends the process at once."""
+        self._received = 0
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._flag = torch.zeros(1, dtype=torch.int64)
+        self._work: dist.Work | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+        self._received = number
+
+    def agreed(self) -> bool:
+        """Whether any rank had a signal before its last call; every rank gets the same answer."""
+        if self._group is None:
+            return self._received != 0
+        answer = False
+        if self._work is not None:
+            self._work.wait()
+            answer = bool(self._flag.item())
+        self._flag.fill_(1 if self._received else 0)
+        self._work = dist.all_reduce(
+            self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True
+        )
+        return answer

@@ -1,0 +1,7 @@
+"""Networks by name: every file here registers the one that it holds."""
+
+from __future__ import annotations
+
+from quickdraw_dist.models.registry import build, names
+
+__all__ = ["build", "names"]

@@ -1,0 +1,254 @@
+"""Which drawing at which step: a pure function of block sizes, seed, epoch and position.
+
+Fixed for the whole run: the shards, permuted, form a line of N drawings, cut into L lanes. Lane l
+owns drawings [l*N/L, (l+1)*N/L) of it, so a node that keeps its lanes keeps its shards.
+
+New in every epoch: a lane permutes its shards, then the blocks of each shard, then the drawings
+inside windows of W blocks.
+
+Global batch t takes the next G/L drawings of every lane, lane after lane; a rank trains on one
+contiguous part of it. Nothing here depends on the number of ranks but the cut of that part, so a
+run can stop on 3 machines and go on on 8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.hashing import Array64, key64, mix64, permutation
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Drawings `start` to `stop` of one block: a lane may begin and end inside a block."""
+
+    shard: int
+    block: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        """Drawings in the piece."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Window:
+    """Pieces of one lane that are shuffled together in one epoch."""
+
+    start: int  # position in the lane of the window's first drawing
+    pieces: tuple[Piece, ...]
+    key: int
+
+    @cached_property
+    def count(self) -> int:
+        """Drawings in the window."""
+        return sum(len(piece) for piece in self.pieces)
+
+    def shuffled(self) -> NDArray[np.int64]:
+        """Order of delivery, (count,): indices into the pieces laid end to end."""
+        return permutation(self.count, self.key)
+
+
+def resolve_lanes(lanes: int | str, global_batch: int, world_size: int) -> int:
+    """The number of lanes of a run.
+
+    Raises:
+        RefusedError: naming the setting, when the batch, lanes and ranks do not fit together.
+    """
+    if global_batch < world_size:
+        raise RefusedError(
+            f"--train.global_batch {global_batch}: smaller than the {world_size} ranks, some would "
+            f"have no drawing; at least {world_size} is right"
+        )
+    most = 64 if world_size <= 64 else 512
+    if lanes == "auto":
+        lanes = math.gcd(global_batch, most)
+        if lanes < world_size:
+            fitting = -(-global_batch // most) * most
+            raise RefusedError(
+                f"--train.global_batch {global_batch}: makes gcd({global_batch}, {most}) = {lanes} "
+                f"lanes, fewer than the {world_size} ranks; --train.global_batch {fitting} is right"
+            )
+    lanes = int(lanes)
+    if global_batch % lanes:
+        raise RefusedError(
+            f"--stream.lanes {lanes}: does not divide --train.global_batch {global_batch}; "
+            f"{math.gcd(global_batch, most)} does, and so does 'auto'"
+        )
+    if lanes < world_size:
+        raise RefusedError(
+            f"--stream.lanes {lanes}: fewer than the {world_size} ranks; a multiple of "
+            f"{world_size} that divides --train.global_batch {global_batch} is right, or 'auto'"
+        )
+    return lanes
+
+
+def rank_part(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The part [start, stop) of every global batch that a rank trains on; sizes differ by <= 1."""
+    return rank * global_batch // world_size, (rank + 1) * global_batch // world_size
+
+
+def mix_identities(
+    epoch: int, first: int, labels: NDArray[np.uint16], rows: NDArray[np.uint32]
+) -> int:
+    """Sum modulo 2^64 of a hash of (epoch, position, class, row) over delivered drawings.
+
+    Args:
+        epoch: which pass.
+        first: position in the epoch of the first drawing; the others follow it.
+        labels: (n,) as read from the shard.
+        rows: (n,) as read from the shard.
+    """
+    positions = np.arange(first, first + len(labels), dtype=np.uint64)
+    identities: Array64 = labels.astype(np.uint64) << np.uint64(32) | rows
+    mixed = mix64(mix64(positions ^ np.uint64(key64("digest", epoch))) ^ identities)
+    return int(np.add.reduce(mixed, dtype=np.uint64))
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of one split for one run.
+
+    Args:
+        shards: for every shard, the drawings of each of its blocks.
+        global_batch: drawings in a step, over all ranks.
+        lanes: L; divides global_batch.
+        window_blocks: W.
+        seed: of the run.
+    """
+
+    shards: tuple[tuple[int, ...], ...]
+    global_batch: int
+    lanes: int
+    window_blocks: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse a split that cannot fill one batch."""
+        if self.drawings < self.global_batch:
+            raise RefusedError(
+                f"--train.global_batch {self.global_batch}: the split has only {self.drawings:,} "
+                f"drawings, not one whole batch; at most {self.drawings:,} is right"
+            )
+
+    @cached_property
+    def drawings(self) -> int:
+        """N, drawings in the split."""
+        return sum(map(sum, self.shards))
+
+    @property
+    def steps(self) -> int:
+        """Global batches in an epoch, the same on every rank."""
+        return self.drawings // self.global_batch
+
+    @property
+    def left_out(self) -> int:
+        """Drawings that an epoch leaves out, other ones each time."""
+        return self.drawings % self.global_batch
+
+    @property
+    def lane_batch(self) -> int:
+        """Drawings of one lane in a global batch."""
+        return self.global_batch // self.lanes
+
+    @property
+    def window_capacity(self) -> int:
+        """Most drawings that any window of any lane can hold."""
+        longest_block = max(max(blocks) for blocks in self.shards)
+        return min(self.window_blocks * longest_block, -(-self.drawings // self.lanes))
+
+    @cached_property
+    def _line(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The line's blocks as (shard, block) rows (n, 2), and their first positions (n + 1,)."""
+        shards = permutation(len(self.shards), key64(self.seed, "line"))
+        blocks = [(int(s), b) for s in shards for b in range(len(self.shards[s]))]
+        counts = [self.shards[s][b] for s, b in blocks]
+        return np.array(blocks, np.int64), np.concatenate([[0], np.cumsum(counts)])
+
+    def lane_range(self, lane: int) -> tuple[int, int]:
+        """The part [start, stop) of the line that a lane owns for the whole run."""
+        return lane * self.drawings // self.lanes, (lane + 1) * self.drawings // self.lanes
+
+    def lane_pieces(self, lane: int) -> list[Piece]:
+        """A lane's blocks in the order of the line, the first and last cut to its range."""
+        blocks, firsts = self._line
+        start, stop = self.lane_range(lane)
+        low = int(np.searchsorted(firsts, start, "right")) - 1
+        high = int(np.searchsorted(firsts, stop, "left"))
+        pieces = []
+        for at in range(low, high):
+            first, last = max(start, int(firsts[at])), min(stop, int(firsts[at + 1]))
+            if first < last:
+                shard, block = (int(n) for n in blocks[at])
+                pieces.append(Piece(shard, block, first - int(firsts[at]), last - int(firsts[at])))
+        return pieces
+
+    def windows(self, epoch: int, lane: int) -> tuple[Window, ...]:
+        """A lane's windows of an epoch, in order of delivery."""
+        by_shard = [list(g) for _, g in groupby(self.lane_pieces(lane), key=lambda p: p.shard)]
+        key = key64(self.seed, "lane", epoch, lane)
+        pieces: list[Piece] = []
+        for at in permutation(len(by_shard), key):
+            shard = by_shard[int(at)]
+            inner = permutation(len(shard), key64(key, shard[0].shard))
+            pieces.extend(shard[int(i)] for i in inner)
+        windows, start = [], 0
+        for number, first in enumerate(range(0, len(pieces), self.window_blocks)):
+            chosen = tuple(pieces[first : first + self.window_blocks])
+            windows.append(Window(start, chosen, key64(key, "window", number)))
+            start += windows[-1].count
+        return tuple(windows)
+
+    def segments(self, step: int, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Part [start, stop) of global batch `step` as (lane, first, last) positions in lanes."""
+        each = self.lane_batch
+        found = []
+        for lane in range(start // each, -(-stop // each)):
+            first = max(start - lane * each, 0)
+            last = min(stop - lane * each, each)
+            found.append((lane, step * each + first, step * each + last))
+        return found
+
+    def locate(self, epoch: int, position: int) -> tuple[int, int, int]:
+        """(shard, block, index in the block) of the drawing at a position of an epoch, O(1)."""
+        step, within = divmod(position, self.global_batch)
+        ((lane, first, _),) = self.segments(step, within, within + 1)
+        windows, starts = _lane_epoch(self, epoch, lane)
+        window = windows[int(np.searchsorted(starts, first, "right")) - 1]
+        index = int(window.shuffled()[first - window.start])
+        for piece in window.pieces:
+            if index < len(piece):
+                return piece.shard, piece.block, piece.start + index
+            index -= len(piece)
+        raise AssertionError("a window's order stays inside its pieces")
+
+
+@lru_cache(maxsize=1024)
+def _lane_epoch(
+    order: Order, epoch: int, lane: int
+) -> tuple[tuple[Window, ...], NDArray[np.int64]]:
+    windows = order.windows(epoch, lane)
+    return windows, np.array([window.start for window in windows])
+
+
+def sequential(shards: Sequence[Sequence[int]], rank: int, world_size: int) -> list[Piece]:
+    """A rank's contiguous part of a split for evaluation: every drawing on exactly one rank."""
+    total = sum(map(sum, shards))
+    start, stop = rank * total // world_size, (rank + 1) * total // world_size
+    pieces, first = [], 0
+    for shard, blocks in enumerate(shards):
+        for block, count in enumerate(blocks):
+            low, high = max(start - first, 0), min(stop - first, count)
+            if low < high:
+                pieces.append(Piece(shard, block, low, high))
+            first += count
+    return pieces

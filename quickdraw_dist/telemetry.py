@@ -1,0 +1,109 @@
+"""Prometheus metrics and goodput: what this process did, and where its time went.
+
+Each rank has one registry and one endpoint. Drawings, steps, restarts and goodput seconds go on
+from the checkpoint after a restart; everything else starts at zero.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+REGISTRY = CollectorRegistry()
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(f"quickdraw_{name}", text, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(f"quickdraw_{name}", text, labels, registry=REGISTRY)
+
+
+DRAWINGS = _counter("drawings", "Drawings trained on, over all ranks.")
+STEPS = _counter("steps", "Optimizer steps.")
+RESTARTS = _counter("restarts", "Starts that resumed a checkpoint.")
+EPOCH = _gauge("epoch", "Passes over the training split so far, with the fraction of this one.")
+LOSS = _gauge("loss", "Mean training loss since the last log line, nats.")
+ACCURACY = _gauge("train_accuracy_ratio", "Top-1 on training drawings since the last log line.")
+LEARNING_RATE = _gauge("learning_rate", "Learning rate of the last step.")
+GRADIENT_NORM = _gauge("gradient_norm", "Norm of the gradient before clipping, last logged step.")
+STEP_SECONDS = Histogram(
+    "quickdraw_step_seconds",
+    "Wall time of a step.",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+    registry=REGISTRY,
+)
+DATA_WAIT_SECONDS = _counter("data_wait_seconds", "Time the loop waited for a batch.")
+LAST_STEP_TIMESTAMP = _gauge("last_step_timestamp_seconds", "Unix time of the last step.")
+DEVICE_MEMORY_BYTES = _gauge("device_memory_bytes", "Most device memory allocated so far.")
+
+STORE_REQUESTS = _counter("store_requests", "Requests to the object store.", "operation")
+STORE_BYTES = _counter("store_bytes", "Bytes to and from the object store.", "operation")
+STORE_RETRIES = _counter("store_retries", "Requests that were repeated.", "kind")
+STORE_ERRORS = _counter("store_errors", "Requests that failed for good.", "kind")
+CACHE_HITS = _counter("cache_hits", "Shards found in the node cache.")
+CACHE_MISSES = _counter("cache_misses", "Shards fetched into the node cache.")
+CACHE_BYTES = _gauge("cache_bytes", "Bytes in the node cache after the last fetch.")
+
+CHECKPOINT_SECONDS = _counter("checkpoint_seconds", "Time spent writing checkpoints.")
+CHECKPOINTS = _counter("checkpoints", "Checkpoints written.")
+CHECKPOINT_FAILURES = _counter("checkpoint_failures", "Checkpoints that could not be written.")
+EVALUATION_ACCURACY = _gauge("evaluation_accuracy_ratio", "Last evaluation.", "split", "metric")
+GOODPUT_SECONDS = _counter("goodput_seconds", "Wall time of the run by cause.", "cause")
+
+CAUSES = ("train", "data_wait", "compile", "evaluation", "checkpoint", "restart")
+"""Every second of a run is charged to one of these."""
+
+
+class Goodput:
+    """A stopwatch that always runs for exactly one cause, so that the causes add up to the wall."""
+
+    def __init__(self) -> None:
+        """Start on `restart`: everything before the first step is lost to starting."""
+        self.seconds = dict.fromkeys(CAUSES, 0.0)
+        self._cause = "restart"
+        self._since = time.monotonic()
+
+    def switch(self, cause: str) -> float:
+        """Charge the time since the last switch and go on with `cause`; returns that time."""
+        now = time.monotonic()
+        elapsed, self._since = now - self._since, now
+        self.seconds[self._cause] += elapsed
+        GOODPUT_SECONDS.labels(self._cause).inc(elapsed)
+        self._cause = cause
+        return elapsed
+
+    @contextmanager
+    def during(self, cause: str) -> Iterator[None]:
+        """Charge the body to `cause`, then go back to what ran before."""
+        before = self._cause
+        self.switch(cause)
+        try:
+            yield
+        finally:
+            self.switch(before)
+
+    def resume(self, seconds: dict[str, float]) -> None:
+        """Go on from a checkpoint's figures."""
+        for cause in CAUSES:
+            self.seconds[cause] += seconds.get(cause, 0.0)
+            GOODPUT_SECONDS.labels(cause).inc(seconds.get(cause, 0.0))
+
+
+def serve(host: str, port: int) -> bool:
+    """Open this rank's endpoint; when the port is taken, one warning and no endpoint."""
+    try:
+        start_http_server(port, addr=host, registry=REGISTRY)
+    except OSError as error:
+        print(
+            f"metrics: no endpoint on {host}:{port} ({error.strerror or error}); training goes on."
+            " Another one: --metrics.port; none: --metrics.port 0",
+            file=sys.stderr,
+        )
+        return False
+    return True

@@ -1,0 +1,57 @@
+"""Train: torchrun --nproc_per_node=8 -m quickdraw_dist.train (alone: python -m ...)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+EPILOG = """\
+  torchrun --nproc_per_node=2 -m quickdraw_dist.train --data data/shards --train.epochs 2
+  python -m quickdraw_dist.train --config configs/demo.yaml
+
+The same command again resumes the run in --output. Every setting is also a line of the --config
+file and an environment variable: --train.epochs 2 is QUICKDRAW_TRAIN__EPOCHS=2.
+Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved, otherwise 1.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Settings, ranks, dataset, trainer; returns the exit code."""
+    from quickdraw_dist import distributed, telemetry
+    from quickdraw_dist.config import Parser, load
+    from quickdraw_dist.errors import RefusedError, TrainingError
+    from quickdraw_dist.shards import manifest
+    from quickdraw_dist.storage import StorageError
+    from quickdraw_dist.trainer import Trainer
+
+    parser = Parser("quickdraw_dist.train", "Train a classifier on a sharded dataset.", EPILOG)
+    try:
+        settings, _ = load(parser, argv)
+        dataset = manifest.read(settings.data)
+        world = distributed.start(settings.train)
+        if settings.metrics.port:
+            telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
+        return Trainer(settings, world, dataset).run()
+    except RefusedError as error:
+        return _complain(error, 2)
+    except (StorageError, TrainingError) as error:
+        return _complain(error, 1)
+    finally:
+        distributed.stop()
+
+
+def _complain(error: object, code: int) -> int:
+    """Say it once a node, not once a rank."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: {error.name} is not installed; run: make install, then . .venv/bin/activate"
+        )
