@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import signal
+import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +22,9 @@ from quickdraw_dist.errors import RefusedError
 
 SAVED_EXIT_CODE = 85
 """'Saved, requeue me': what a rank leaves with after a signal."""
+
+_PARENT_POLL_SECONDS = 0.5
+"""Where the kernel does not tell of a parent's death."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ def start(train: Train) -> World:
     # torchrun gives every rank one thread; the processor's cores are to be shared out.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
     if size > 1:
+        die_with_parent()
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
         )
@@ -83,6 +91,31 @@ def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def die_with_parent() -> None:
+    """End this process when torchrun, its parent, dies: it could not be stopped any more, and
+    would hold the run's folder and its GPU."""
+    parent = os.getppid()
+    if platform.system() == "Linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
@@ -143,3 +176,10 @@ class StopSignal:
             self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True
         )
         return answer
+
+    def close(self) -> None:
+        """Wait for the agreement under way: a peer that leaves in its midst aborts the others."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        barrier()

@@ -13,6 +13,9 @@ from filelock import FileLock, Timeout
 from quickdraw_dist import storage
 from quickdraw_dist.errors import RefusedError
 
+_DYING_SECONDS = 5
+"""A writer that was killed just now lets go within this time."""
+
 
 class RunFolder:
     """Held by rank 0 of the one job that writes a run."""
@@ -38,7 +41,7 @@ class RunFolder:
         holder = Path(url, ".writer")
         self._lock = FileLock(Path(url, ".lock"))
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=_DYING_SECONDS)
         except Timeout:
             who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
             raise RefusedError(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,11 +26,14 @@ from quickdraw_dist.errors import RefusedError
 
 T = TypeVar("T")
 
-ATTEMPTS = 5
+ATTEMPTS = 6
 """Tries of one request before it is an error."""
 
 BACKOFF_SECONDS = 0.5
-"""Mean wait before the first repetition; doubles with each."""
+"""Mean wait before the first repetition; doubles with each, so 15 seconds over all."""
+
+CONNECT_SECONDS, STALL_SECONDS = 10.0, 30.0
+"""A connection that takes longer, or a body that stands still for longer, is given up."""
 
 
 class StorageError(Exception):
@@ -170,8 +175,7 @@ def _request(operation: str, url: str, call: Callable[[Any, str], T], sent: int 
     for attempt in range(1, ATTEMPTS + 1):
         telemetry.STORE_REQUESTS.labels(operation).inc()
         try:
-            fs, path = fsspec.core.url_to_fs(url)
-            answer = call(fs, path)
+            answer = call(_filesystem(url), url)
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -183,6 +187,11 @@ def _request(operation: str, url: str, call: Callable[[Any, str], T], sent: int 
                     f"{'try' if attempt == 1 else 'tries'}: {kind}: {error}"
                 ) from error
             telemetry.STORE_RETRIES.labels(kind).inc()
+            if attempt > 1:  # one hiccup is not worth a line
+                print(
+                    f"store: {url}: {operation}: {kind}; try {attempt + 1} of {ATTEMPTS}",
+                    file=sys.stderr,
+                )
             # Jitter keeps the ranks of a big job from coming back all at once.
             time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * (0.5 + random.random()))  # noqa: S311
         else:
@@ -190,6 +199,30 @@ def _request(operation: str, url: str, call: Callable[[Any, str], T], sent: int 
             telemetry.STORE_BYTES.labels(operation).inc(received + sent)
             return answer
     raise AssertionError("the loop returns or raises")
+
+
+def _filesystem(url: str) -> Any:
+    if url.startswith(("gs://", "gcs://")):
+        return _gcs(os.environ.get("STORAGE_EMULATOR_HOST"))
+    return fsspec.core.url_to_fs(url)[0]
+
+
+@cache
+def _gcs(_endpoint: str | None) -> Any:
+    """A client of GCS, or of the server in STORAGE_EMULATOR_HOST, that tries every request once.
+
+    The class is taken from `gcsfs.core` because the package's default one first probes the bucket
+    over gRPC. It repeats failed requests out of sight, six times; `_request` does that here,
+    where the repetitions are bounded and counted once.
+    """
+    import aiohttp
+    from gcsfs.core import GCSFileSystem
+
+    class Once(GCSFileSystem):  # type: ignore[misc]
+        _request = GCSFileSystem._request.__wrapped__
+
+    timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
+    return Once(timeout=timeout, use_listings_cache=False, skip_instance_cache=True)
 
 
 def _passing(error: Exception) -> bool:

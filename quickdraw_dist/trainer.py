@@ -83,7 +83,10 @@ class Trainer:
         if self.world.size > 1:
             # Batch-norm statistics stay each rank's own in training; rank 0's are the model's.
             self.forward = self.ddp = DistributedDataParallel(
-                self.model, forward_sync_buffers=False, gradient_as_bucket_view=True, static_graph=True
+                self.model,
+                forward_sync_buffers=False,
+                gradient_as_bucket_view=True,
+                static_graph=True,
             )
         precision = train.precision
         if precision == "auto":
@@ -211,12 +214,14 @@ class Trainer:
             with contextlib.closing(batches):
                 if not self._train_epoch(on_device(batches, self.world.device)):
                     self.save()
+                    self.stop_signal.close()  # the others wait for rank 0's save
                     self.log.say("stopped by a signal; saved. The same command goes on from here")
                     return SAVED_EXIT_CODE
             self.log.write()
             self.epoch, self.step = epoch + 1, 0
             self.validate()
             self.save()
+        self.stop_signal.close()
         self.log.finish()
         return 0
 

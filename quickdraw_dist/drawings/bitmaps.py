@@ -18,6 +18,11 @@ from quickdraw_dist.errors import CorruptError, RefusedError, nearest
 _FIRST_READ_BYTES = 512
 """Enough for every header seen: 80 bytes in the official files, 128 from numpy.save."""
 
+_LOGIN = (
+    "Check the network; public buckets need no account, for others: gcloud auth "
+    "application-default login"
+)
+
 _OPENERS = 16
 """Headers read at once: over a network each one is a round trip."""
 
@@ -60,7 +65,7 @@ def open_bitmaps(url: str, classes: Sequence[str] = ()) -> Bitmaps:
     except (FileNotFoundError, NotADirectoryError):
         raise RefusedError(_nothing(url, "no such folder")) from None
     except storage.StorageError as error:
-        raise RefusedError(_nothing(url, f"the store does not answer: {error}")) from error
+        raise RefusedError(_nothing(url, f"{error}. {_LOGIN}")) from error
     if not found:
         raise RefusedError(_nothing(url, "no .npy file in it"))
     names = _choose(url, found, classes)
