@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from jobs.command import run
-from quickdraw_dist.config import Parser, load
+from quickdraw_dist.command_line import Parser, load
 
 SOURCE = "synthetic:?classes=20&per_class=1000&seed=7"
 

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from jobs.command import run
 from quickdraw_dist import checkpoint, storage
-from quickdraw_dist.config import Parser, Settings, load
+from quickdraw_dist.command_line import Parser, load
+from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import World, choose_device
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.evaluation import Evaluation, evaluate

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from jobs.command import run
 from quickdraw_dist import storage
-from quickdraw_dist.config import Parser, load
+from quickdraw_dist.command_line import Parser, load
 from quickdraw_dist.drawings import open_source
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.shards import manifest, writer

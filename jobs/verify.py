@@ -8,7 +8,7 @@ from itertools import islice
 from tqdm import tqdm
 
 from jobs.command import run
-from quickdraw_dist.config import Parser, load
+from quickdraw_dist.command_line import Parser, load
 from quickdraw_dist.drawings import open_source
 from quickdraw_dist.errors import CorruptError
 from quickdraw_dist.shards import manifest, verify

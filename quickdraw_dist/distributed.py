@@ -67,27 +67,34 @@ def choose_device(setting: str, local_rank: int, local_size: int, gpus: int, mps
     return f"cuda:{local_rank}" if setting == "cuda" else setting
 
 
-def start(train: Train) -> World:
-    """Join the process group that torchrun describes, or be a world of one."""
+def describe(train: Train) -> World:
+    """This process's place as torchrun's environment has it, or a world of one; joins nothing.
+
+    Raises:
+        RefusedError: the device asked for is not there, or not for so many ranks.
+    """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     mps = torch.backends.mps.is_available()
     name = choose_device(train.device, local_rank, local_size, torch.cuda.device_count(), mps)
-    device = torch.device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    # torchrun gives every rank one thread; the processor's cores are to be shared out.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
-    if size > 1:
+    return World(rank, size, local_rank, local_size, torch.device(name))
+
+
+def join(world: World) -> None:
+    """Take the device, share out the processor's cores, and meet the other ranks."""
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    # torchrun gives every rank one thread.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
+    if world.size > 1:
         die_with_parent()
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
+            "nccl" if world.device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
         )
-    return World(rank, size, local_rank, local_size, device)
 
 
-def stop() -> None:
+def leave() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()

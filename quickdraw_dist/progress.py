@@ -64,11 +64,11 @@ class ProgressLog:
     def start(self) -> None:
         """Say what is about to happen."""
         t = self._trainer
-        parameters = sum(p.numel() for p in t.model.parameters())
+        parameters = sum(p.numel() for p in t.learner.model.parameters())
         order, train = t.order, t.settings.train
         self.say(
             f"{t.settings.model.name} of {parameters:,} parameters, {len(t.dataset.classes)} "
-            f"classes, {t.world.size} x {t.world.device.type}, {t.precision}\n"
+            f"classes, {t.world.size} x {t.world.device.type}, {t.learner.precision}\n"
             f"{order.drawings:,} drawings; an epoch is {order.steps:,} steps of "
             f"{train.global_batch:,} and leaves out {order.left_out:,}, other ones each time"
         )
@@ -100,8 +100,8 @@ class ProgressLog:
             TrainingError: the loss is not a number any more.
         """
         t = self._trainer
-        loss, right, drawings = distributed.sum_over_ranks(t.counts.clone()).tolist()
-        t.counts.zero_()
+        loss, right, drawings = distributed.sum_over_ranks(t.learner.counts.clone()).tolist()
+        t.learner.counts.zero_()
         mean = loss / max(drawings, 1)
         if not torch.isfinite(torch.tensor(mean)):
             raise TrainingError(
@@ -109,7 +109,7 @@ class ProgressLog:
                 "last checkpoint stands. A lower --optimizer.learning_rate, or --train.precision "
                 "fp32, may help"
             )
-        return mean, right / max(drawings, 1), float(t.gradient_norm)
+        return mean, right / max(drawings, 1), float(t.learner.gradient_norm)
 
     def write(self) -> None:
         """The progress line of the steps since the last one, if there were any."""
@@ -131,10 +131,15 @@ class ProgressLog:
         )
         self._record(
             {
-                "kind": "train", "loss": loss, "accuracy": accuracy, "gradient_norm": norm,
-                "learning_rate": t.rate, "drawings_per_second": rate, "data_wait_share": wait,
+                "kind": "train",
+                "loss": loss,
+                "accuracy": accuracy,
+                "gradient_norm": norm,
+                "learning_rate": t.learner.rate,
+                "drawings_per_second": rate,
+                "data_wait_share": wait,
             }
-        )  # fmt: skip
+        )
         self._reset()
 
     def _set_gauges(self, loss: float, accuracy: float, norm: float, steps: int) -> None:
@@ -142,7 +147,7 @@ class ProgressLog:
         telemetry.LOSS.set(loss)
         telemetry.ACCURACY.set(accuracy)
         telemetry.GRADIENT_NORM.set(norm)
-        telemetry.LEARNING_RATE.set(t.rate)
+        telemetry.LEARNING_RATE.set(t.learner.rate)
         telemetry.STEPS.inc(steps)
         telemetry.DRAWINGS.inc(steps * t.settings.train.global_batch)
         telemetry.EPOCH.set(t.epoch + t.step / t.order.steps)

@@ -19,17 +19,19 @@ Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Settings, ranks, dataset, trainer; returns the exit code."""
     from quickdraw_dist import distributed, telemetry
-    from quickdraw_dist.config import Parser, load
+    from quickdraw_dist.command_line import Parser, load
     from quickdraw_dist.errors import RefusedError, TrainingError
     from quickdraw_dist.shards import manifest
     from quickdraw_dist.storage import StorageError
-    from quickdraw_dist.trainer import Trainer
+    from quickdraw_dist.trainer import Trainer, refuse_impossible
 
     parser = Parser("quickdraw_dist.train", "Train a classifier on a sharded dataset.", EPILOG)
     try:
         settings, _ = load(parser, argv)
         dataset = manifest.read(settings.data)
-        world = distributed.start(settings.train)
+        world = distributed.describe(settings.train)
+        refuse_impossible(settings, dataset, world.size)
+        distributed.join(world)
         if settings.metrics.port:
             telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
         return Trainer(settings, world, dataset).run()
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (StorageError, TrainingError) as error:
         return _complain(error, 1)
     finally:
-        distributed.stop()
+        distributed.leave()
 
 
 def _complain(error: object, code: int) -> int:

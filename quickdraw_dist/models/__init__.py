@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from quickdraw_dist.models.registry import build, names
+from quickdraw_dist.models.registry import build, check, names
 
-__all__ = ["build", "names"]
+__all__ = ["build", "check", "names"]

@@ -20,15 +20,20 @@ def names() -> tuple[str, ...]:
     return tuple(_BUILDERS)
 
 
+def check(model: Model) -> None:
+    """Refuse a name that is not in the table (RefusedError)."""
+    if model.name not in _BUILDERS:
+        raise RefusedError(
+            f"--model.name {model.name}: unknown.{nearest(model.name, names())} "
+            f"There is: {', '.join(names())}"
+        )
+
+
 def build(model: Model, classes: int) -> nn.Module:
     """A fresh network from (B, 1, 28, 28) normalised float to (B, classes) logits.
 
     Raises:
         RefusedError: no such name.
     """
-    if model.name not in _BUILDERS:
-        raise RefusedError(
-            f"--model.name {model.name}: unknown.{nearest(model.name, names())} "
-            f"There is: {', '.join(names())}"
-        )
+    check(model)
     return _BUILDERS[model.name](classes, model)

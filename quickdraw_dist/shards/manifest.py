@@ -90,6 +90,10 @@ class Manifest(_Stored):
         """Drawings of a split."""
         return sum(shard.drawings for shard in self.splits[split])
 
+    def block_counts(self, split: str) -> tuple[tuple[int, ...], ...]:
+        """For every shard of a split, the drawings of each of its blocks."""
+        return tuple(tuple(b.drawings for b in shard.blocks) for shard in self.splits[split])
+
 
 def part_name(group: int) -> str:
     """The path of a group's part file below the dataset's folder."""

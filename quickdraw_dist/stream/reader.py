@@ -27,6 +27,7 @@ class SplitReader:
     def __init__(self, folder: str, dataset: Manifest, split: str, stream: Stream) -> None:
         """`folder` is where the manifest lies."""
         self.shards = dataset.splits[split]
+        self.block_counts = dataset.block_counts(split)
         self._folder = folder
         self._cache = (
             ShardCache(stream.cache_folder, dataset.digest, stream.cache_bytes)
@@ -35,11 +36,6 @@ class SplitReader:
         )
         self._lock = threading.Lock()
         self._shared: OrderedDict[tuple[int, int], Future[Block]] = OrderedDict()
-
-    @property
-    def block_counts(self) -> tuple[tuple[int, ...], ...]:
-        """For every shard, the drawings of each of its blocks."""
-        return tuple(tuple(block.drawings for block in shard.blocks) for shard in self.shards)
 
     def read(
         self, piece: Piece, drawings: NDArray[np.uint8], labels: NDArray[np.uint16],

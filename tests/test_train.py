@@ -1,0 +1,161 @@
+"""The training command as its users meet it: its errors, its lines, its files, its endpoint."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from jobs import evaluate, shard
+from quickdraw_dist import train
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 synthetic drawings of 4 classes."""
+    folder = tmp_path_factory.mktemp("train") / "shards"
+    source = ["--source", "synthetic:?classes=4&per_class=100&seed=3", "--processes", "1"]
+    shard.main([*source, "--dest", str(folder), "--shard.block", "64"])
+    return folder
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A finished run, what it printed, and its metrics as scraped in the middle of it."""
+    output, port = tmp_path_factory.mktemp("run"), free_port()
+    command = [sys.executable, "-m", "quickdraw_dist.train", "--data", str(dataset)]
+    command += ["--output", str(output), "--train.epochs", "2", "--train.global_batch", "64"]
+    command += ["--train.log_every", "2", "--model.width", "4", "--metrics.port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines, scraped = [], ""
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("validation") and not scraped:
+            url = f"http://127.0.0.1:{port}/metrics"
+            scraped = urllib.request.urlopen(url).read().decode()
+    assert process.wait() == 0, lines
+    return output, "".join(lines), scraped
+
+
+def test_says_what_a_person_wants_to_know(run: tuple[Path, str, str]) -> None:
+    """Epoch, speed, loss, accuracy, data wait and time left on every line."""
+    output, said, _ = run
+    line = next(line for line in said.splitlines() if line.startswith("epoch"))
+    for word in ("epoch 1/2", "step 2/5", "drawings/s", "loss", "accuracy", "data wait", "left"):
+        assert word in line
+    assert "leaves out 40, other ones each time" in said
+    assert str(output) in said
+
+
+def test_metrics_file_has_every_look_and_validation(run: tuple[Path, str, str]) -> None:
+    """One JSON object a line, in order of steps."""
+    records = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == sorted(r["step"] for r in records)
+    assert [r["kind"] for r in records].count("validation") == 2
+    last = [r for r in records if r["kind"] == "train"][-1]
+    assert (last["step"], last["drawings"], last["epoch"]) == (10, 640, 2.0)
+    assert last["loss"] < 2 and 0 <= last["data_wait_share"] <= 1
+
+
+def test_endpoint_tells_of_the_run(run: tuple[Path, str, str]) -> None:
+    """Counters and gauges of the design's list, with the values of the run."""
+    figures = dict(line.rsplit(" ", 1) for line in run[2].splitlines() if line[0] != "#")
+    assert float(figures["quickdraw_drawings_total"]) == 320
+    assert float(figures["quickdraw_steps_total"]) == 5
+    assert float(figures["quickdraw_step_seconds_count"]) == 5
+    assert 0 < float(figures["quickdraw_loss"]) < 5
+    assert 'quickdraw_goodput_seconds_total{cause="train"}' in figures
+
+
+def test_checkpoint_says_what_it_is(run: tuple[Path, str, str], dataset: Path) -> None:
+    """Everything that export and serving need without the dataset."""
+    newest = max((run[0] / "checkpoints").iterdir())
+    meta = json.loads((newest / "meta.json").read_text())
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    assert meta["classes"] == manifest["classes"]
+    assert meta["dataset_digest"] == manifest["digest"]
+    assert meta["normalisation"]["mean"] == manifest["pixel_mean"]
+    assert meta["validation"]["drawings"] == sum(manifest["per_class"]["val"])
+    assert meta["drawings"] == 640 and meta["config"]["model"]["width"] == 4
+
+
+def test_evaluate_writes_a_report(
+    run: tuple[Path, str, str], dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Figures as JSON last; the page is there; a run's folder is enough to name a checkpoint."""
+    evaluate.main(["--checkpoint", str(run[0]), "--data", str(dataset), "--split", "val"])
+    *_, said, figures = capsys.readouterr().out.strip().splitlines()
+    meta = json.loads((max((run[0] / "checkpoints").iterdir()) / "meta.json").read_text())
+    measured = json.loads(figures)
+    best = max(
+        json.loads((folder / "meta.json").read_text())["validation"]["top1"]
+        for folder in (run[0] / "checkpoints").iterdir()
+    )
+    assert measured["top1"] == pytest.approx(best)
+    assert measured["drawings"] == meta["validation"]["drawings"]
+    assert (run[0] / "report-val" / "index.html").stat().st_size > 10_000
+    assert "index.html" in said
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one error line of a command that cannot work; exit code 2."""
+    try:
+        code = train.main(list(arguments))
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    return capsys.readouterr().err
+
+
+def test_missing_dataset_names_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing there, or only a part: how to make one."""
+    said = refused(capsys, "--data", str(tmp_path / "none"))
+    assert f"make shard DEST={tmp_path / 'none'}" in said and "no dataset" in said
+
+
+def test_unknown_setting_suggests(capsys: pytest.CaptureFixture[str]) -> None:
+    """A typing mistake costs one look."""
+    assert "--train.global_batch" in refused(capsys, "--train.globalbatch", "3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--train.global_batch", "1"], ["global_batch 1", "2 ranks", "at least 2"]),
+        (["--train.global_batch", "63"], ["gcd(63, 64) = 1", "global_batch 64 is right"]),
+        (["--train.global_batch", "64", "--stream.lanes", "24"], ["24", "does not divide", "64"]),
+        (["--train.global_batch", "4096"], ["only 360 drawings", "at most 360"]),
+        (["--train.device", "cuda"], ["no CUDA device", "--train.device cpu"]),
+        (["--model.name", "sketchcn"], ["sketchcn", "Did you mean 'sketchcnn'"]),
+    ],
+)
+def test_impossible_settings_under_two_ranks(
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    parts: list[str],
+) -> None:
+    """Each refused before the ranks meet: the second one does not even exist here."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    said = refused(capsys, "--data", str(dataset), "--output", str(tmp_path / "run"), *arguments)
+    for part in parts:
+        assert part in said
+    assert not (tmp_path / "run").exists()
