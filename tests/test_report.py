@@ -20,7 +20,8 @@ from PIL import Image
 import quickdraw_dist
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.evaluation import Evaluation, Mistake
-from quickdraw_dist.report import printable, write_report
+from quickdraw_dist.report import write_report
+from quickdraw_dist.report_page import printable
 from quickdraw_dist.report_pictures import EMPTY, draw_pictures, short, side_by_side
 
 FACTS = {"Checkpoint": "runs/a & b/step-000000010", "Hardware": "<8 × GPU>"}
