@@ -1,7 +1,8 @@
-"""How every job ends: 0 done, 2 refused with one clear line, 1 for trouble of the moment."""
+"""What jobs share: how each ends, and which part of the work a worker has."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -10,12 +11,13 @@ from quickdraw_dist.storage import StorageError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a job's main; errors meant for its user are shown without a traceback."""
+    """Run a job's main and exit: 0 done, 2 refused with one clear line, 1 for trouble of the
+    moment. Errors meant for the job's user are shown without a traceback."""
     try:
         main()
     except RefusedError as error:
         sys.exit(_say(error, 2))
-    except StorageError as error:
+    except (StorageError, OSError) as error:
         sys.exit(_say(error, 1))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted; the same command goes on from here", 130))
@@ -24,3 +26,29 @@ def run(main: Callable[[], None]) -> None:
 def _say(error: object, code: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return code
+
+
+def worker_share(worker: int | None, of: int | None) -> tuple[int, int]:
+    """This worker's number and the number of workers, from its flags or from the scheduler.
+
+    Raises:
+        RefusedError: they do not make sense together.
+    """
+    if worker is None and of is not None:
+        worker = _number("JOB_COMPLETION_INDEX")
+    if worker is None and (worker := _number("SLURM_ARRAY_TASK_ID")) is not None and of is None:
+        of = _number("SLURM_ARRAY_TASK_COUNT")
+        if of is None:
+            raise RefusedError("SLURM_ARRAY_TASK_ID without SLURM_ARRAY_TASK_COUNT; give --of N")
+    worker, of = worker or 0, 1 if of is None else of
+    if not 0 <= worker < of:
+        raise RefusedError(f"--worker {worker} --of {of}: workers are numbered from 0 to {of - 1}")
+    return worker, of
+
+
+def _number(variable: str) -> int | None:
+    """A scheduler's variable, None where it is not set."""
+    value = os.environ.get(variable)
+    if value is not None and not value.isdigit():
+        raise RefusedError(f"{variable}={value}: not a number; give --worker I --of N")
+    return None if value is None else int(value)

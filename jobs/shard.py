@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
-from jobs.command import run
+from jobs.command import run, worker_share
 from quickdraw_dist import storage
 from quickdraw_dist.command_line import Parser, load
 from quickdraw_dist.drawings import open_source
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     settings, arguments = load(parser, argv, ("data", "shard"))
     dest = arguments.dest or settings.data
-    worker, of = _share(arguments)
+    worker, of = worker_share(arguments.worker, arguments.of)
+    if not storage.is_remote(dest) and Path(dest).exists() and not Path(dest).is_dir():
+        raise RefusedError(f"--dest {dest}: a file; a folder or a gs:// prefix is right")
 
     source = open_source(arguments.source, settings.shard.classes)
     plan = Plan(source.classes, source.counts, settings.shard)
@@ -72,20 +74,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.merge:
         raise RefusedError(f"{message}. Run their workers, then --merge again")
     print(f"{message}; the worker that finishes last merges")
-
-
-def _share(arguments: argparse.Namespace) -> tuple[int, int]:
-    """This worker's number and the number of workers."""
-    worker, of = arguments.worker, arguments.of
-    if worker is None and "JOB_COMPLETION_INDEX" in os.environ and of is not None:
-        worker = int(os.environ["JOB_COMPLETION_INDEX"])
-    if worker is None and "SLURM_ARRAY_TASK_ID" in os.environ:
-        worker = int(os.environ["SLURM_ARRAY_TASK_ID"])
-        of = int(os.environ["SLURM_ARRAY_TASK_COUNT"]) if of is None else of
-    worker, of = worker or 0, 1 if of is None else of
-    if not 0 <= worker < of:
-        raise RefusedError(f"--worker {worker} --of {of}: workers are numbered from 0 to {of - 1}")
-    return worker, of
 
 
 if __name__ == "__main__":

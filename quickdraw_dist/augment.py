@@ -29,9 +29,9 @@ def random_affine(drawings: torch.Tensor, background: float) -> torch.Tensor:
         background: the value of an empty pixel; fills what comes in from outside.
     """
     count, _, _, side = drawings.shape
-    spread = torch.tensor([ROTATION_RADIANS, SCALE, SHEAR, *[2 * SHIFT_PIXELS / side] * 2])
-    draws = (2 * torch.rand(count, 5, device=drawings.device) - 1) * spread.to(drawings.device)
-    angle, scale, shear, right, down = draws.unbind(1)  # (B,) each
+    draws = 2 * torch.rand(5, count, device=drawings.device) - 1
+    angle, scale, shear = draws[0] * ROTATION_RADIANS, draws[1] * SCALE, draws[2] * SHEAR  # (B,)
+    right, down = draws[3:] * (2 * SHIFT_PIXELS / side)  # the grid's unit is half a side
     cosine, sine = (1 + scale) * torch.cos(angle), (1 + scale) * torch.sin(angle)
     rows = [cosine, shear * cosine - sine, right, sine, shear * sine + cosine, down]
     grid = functional.affine_grid(

@@ -76,8 +76,15 @@ def save(
         storage.publish(storage.join(home, file), data)
     facts = {file: {"bytes": len(d), "crc32c": storage.crc32c(d)} for file, d in files.items()}
     complete = {"format_version": FORMAT_VERSION, "step": step, **meta, "files": facts}
+    complete |= {"crc32c": _meta_crc32c(complete)}
     storage.publish(storage.join(home, "meta.json"), json.dumps(complete, indent=1).encode())
     return home
+
+
+def _meta_crc32c(meta: Mapping[str, Any]) -> int:
+    """Checksum of all of meta.json but itself."""
+    rest = {key: value for key, value in meta.items() if key != "crc32c"}
+    return storage.crc32c(json.dumps(rest, sort_keys=True).encode())
 
 
 def read_meta(url: str) -> dict[str, Any]:
@@ -99,6 +106,8 @@ def read_meta(url: str) -> dict[str, Any]:
             f"{url}: checkpoint format {version}; this release reads {FORMAT_VERSION}. "
             "Update quickdraw-dist"
         )
+    if meta.get("crc32c") != _meta_crc32c(meta):
+        raise CorruptError(f"{url}/meta.json: its contents are not what its crc32c says")
     return dict(meta)
 
 
@@ -121,7 +130,8 @@ def load(url: str) -> Checkpoint:
         tensors = safetensors.torch.load(data["model.safetensors"])
         state = torch.load(io.BytesIO(data["state.pt"]), map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
-        raise CorruptError(f"{url}: not a checkpoint's files: {error}") from None
+        # Not torch's own words: they advise to load what was just refused with pickle's powers.
+        raise CorruptError(f"{url}: not a checkpoint's files ({type(error).__name__})") from None
     parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "ema": {}}
     for key, value in tensors.items():
         kind, _, rest = key.partition(".")
@@ -163,10 +173,14 @@ def surplus(scores: Mapping[int, float | None], keep_last: int, keep_best: int) 
     return sorted(set(scores) - set(newest_first[:keep_last]) - set(best))
 
 
-def prune(run: str, keep_last: int, keep_best: int) -> None:
-    """Remove what is surplus."""
+def prune(run: str, saved: int, keep_last: int, keep_best: int) -> None:
+    """Remove what is surplus after step `saved` was, and any later step: a checkpoint that did
+    not verify when the run resumed from one before it."""
     scores: dict[int, float | None] = {}
     for step in steps(run):
+        if step > saved:
+            storage.remove_folder(storage.join(folder(run), name(step)))
+            continue
         try:
             meta = read_meta(storage.join(folder(run), name(step)))
         except (FileNotFoundError, RefusedError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import EnvSettingsSource
+from pydantic_settings import EnvSettingsSource, SettingsError
 
 from quickdraw_dist.config import Section, Settings
 from quickdraw_dist.errors import RefusedError, nearest
@@ -70,7 +71,7 @@ def load(
             help=f"{help_text} [{field.default}]" if shown else argparse.SUPPRESS,
         )
     arguments = parser.parse_args(argv)
-    tree = _merge(_read_yaml(arguments.config), EnvSettingsSource(Settings)())
+    tree = _merge(_read_yaml(arguments.config), _read_environment())
     for path, _, _ in _leaves():
         if path in arguments:
             *above, name = path.split(".")
@@ -113,18 +114,69 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _read_environment() -> dict[str, Any]:
+    """QUICKDRAW_SECTION__SETTING variables; others with the prefix are not settings."""
+    for variable in os.environ:
+        section, nested, _ = variable.upper().removeprefix("QUICKDRAW_").partition("__")
+        if variable.upper().startswith("QUICKDRAW_") and nested:
+            _check_section(section.lower(), variable, os.environ[variable])
+    try:
+        return EnvSettingsSource(Settings)()
+    except SettingsError as error:
+        raise RefusedError(
+            f"environment: {error}; a section or list is JSON there, such as "
+            """QUICKDRAW_SHARD__CLASSES='["cat", "dog"]'"""
+        ) from None
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a name that stands twice: YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, if its names differ."""
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name} stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        tree = yaml.load(text, _OnceLoader)  # noqa: S506  a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RefusedError(f"--config {path}: cannot be read as YAML: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise RefusedError(f"--config {path}: holds {type(tree).__name__}, not settings by name")
+    for name, value in tree.items():
+        _check_section(name, name, value)
+        if isinstance(Settings.model_fields[name].default, Section):
+            if value is None:
+                tree[name] = {}  # all of its lines are commented out
+            elif not isinstance(value, dict):
+                raise RefusedError(
+                    f"--config {path}: {name}: {value!r}: a section; settings by name below it "
+                    "are right"
+                )
     return tree
+
+
+def _check_section(name: str, shown: str, value: object) -> None:
+    """Refuse a name that is not at the root of the tree."""
+    if name in Settings.model_fields:
+        return
+    leaves = [path for path, _, _ in _leaves()]
+    below = [path for path in leaves if name in (path, path.split(".")[-1])]
+    suggestion = f" Did you mean {below[0]!r}?" if below else nearest(name, Settings.model_fields)
+    if below and "." in below[0]:
+        section, leaf = below[0].split(".")
+        suggestion += f" In YAML: {{{section}: {{{leaf}: ...}}}}"
+    raise RefusedError(f"unknown setting {shown} = {value!r}.{suggestion}")
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
@@ -136,8 +188,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
         leaves = [path for path, _, _ in _leaves()]
         if problem["type"] == "extra_forbidden":
             name = ".".join(names)
-            known = leaves if section else list(Settings.model_fields)
-            yield f"unknown setting {name} = {problem['input']!r}.{nearest(name, known)}"
+            yield f"unknown setting {name} = {problem['input']!r}.{nearest(name, leaves)}"
         else:
             depth = 2 if section and isinstance(section.default, Section) else 1
             name = ".".join(names[:depth])

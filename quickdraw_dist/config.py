@@ -15,16 +15,27 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "a number, not true or false")
+    return value
+
+
+_Number = BeforeValidator(_no_boolean)
+Positive = Annotated[int, Field(gt=0), _Number]
+Natural = Annotated[int, Field(ge=0), _Number]
+Share = Annotated[float, Field(ge=0, lt=1), _Number]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
+NaturalReal = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
 
 
 class Section(BaseModel):
@@ -88,15 +99,15 @@ class Model(Section):
 class Optimizer(Section):
     """How the weights move. Durations are in drawings: the same whatever the batch or world."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: PositiveReal = 2e-3
     """Peak learning rate of AdamW, after warmup."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: NaturalReal = 0.05
     """Decoupled weight decay; not applied to biases and normalisation."""
     warmup_drawings: Literal["auto"] | Natural = "auto"
     """Drawings over which the learning rate rises from 0; auto: 5 % of the run."""
     final_share: Share = 0.01
     """Share of the peak learning rate that the cosine ends at."""
-    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    clip_norm: NaturalReal = 1.0
     """Largest norm of the gradient; 0: not clipped."""
     label_smoothing: Share = 0.1
     """Share of the target spread evenly over all classes."""
@@ -158,7 +169,7 @@ class EvaluationSettings(Section):
 class Metrics(Section):
     """The Prometheus endpoint of every rank."""
 
-    port: Annotated[int, Field(ge=0, le=65_000)] = 9_400
+    port: Annotated[int, Field(ge=0, le=65_000), _Number] = 9_400
     """Port of the node's first rank, the others follow; 0: no endpoint."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets another machine's Prometheus in."""

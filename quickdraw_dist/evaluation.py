@@ -101,16 +101,16 @@ class _Tally:
         self.hits = torch.zeros(3, classes, dtype=torch.int64, device=device)  # by place, class
         self.loss = torch.zeros(1, dtype=torch.float32, device=device)
 
-    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take in (B, C) float32 logits and (B,) labels."""
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Take in (B, C) float32 logits and (B,) labels; returns the first guesses, (B,)."""
         classes = logits.shape[1]
         guesses = logits.topk(min(3, classes), dim=1).indices  # (B, 3)
-        cells = labels * classes + guesses[:, 0]
-        self.confusion += torch.bincount(cells, minlength=classes * classes)
+        ones = torch.ones_like(labels)
+        self.confusion.index_add_(0, labels * classes + guesses[:, 0], ones)
         for place in range(guesses.shape[1]):
-            right = labels[guesses[:, place] == labels]
-            self.hits[place] += torch.bincount(right, minlength=classes)
+            self.hits[place].index_add_(0, labels, (guesses[:, place] == labels).long())
         self.loss += functional.cross_entropy(logits, labels, reduction="sum")
+        return guesses[:, 0]
 
 
 @torch.no_grad()
@@ -146,9 +146,9 @@ def evaluate(
         labels = batch.labels.to(world.device)
         with autocast:
             logits = model(normalise(batch.drawings.to(world.device), mean, std)).float()
-        tally.add(logits, labels)
+        guesses = tally.add(logits, labels)
         if keep_mistakes:
-            mistakes += _mistakes(batch, logits.softmax(1).cpu())
+            mistakes += _mistakes(batch, guesses.cpu(), logits.softmax(1).cpu())
             mistakes = sorted(mistakes, key=lambda m: -m.confidence)[:keep_mistakes]
     model.train(was_training)
     for counts in (tally.confusion, tally.hits, tally.loss):
@@ -166,15 +166,14 @@ def evaluate(
     )
 
 
-def _mistakes(batch: Batch, probabilities: torch.Tensor) -> list[Mistake]:
-    confidence, guesses = probabilities.max(dim=1)
+def _mistakes(batch: Batch, guesses: torch.Tensor, probabilities: torch.Tensor) -> list[Mistake]:
     wrong = (guesses != batch.labels).nonzero().flatten().tolist()
     return [
         Mistake(
             pixels=batch.drawings[at].numpy().copy(),
             label=int(batch.labels[at]),
             predicted=int(guesses[at]),
-            confidence=float(confidence[at]),
+            confidence=float(probabilities[at, guesses[at]]),
             row=int(batch.rows[at]),
         )
         for at in wrong

@@ -61,7 +61,7 @@ class Learner:
         self.optimizer = make_optimizer(settings.optimizer, self.model, fused=device.type == "cuda")
         half_life = settings.optimizer.ema_half_life_drawings
         self.average = MovingAverage(self.model, half_life) if half_life else None
-        self.counts = torch.zeros(3, device=device)  # loss sum, right guesses, drawings
+        self.counts = torch.zeros(2, device=device)  # loss sum, right guesses
         self.gradient_norm = torch.zeros((), device=device)
         self.rate = 0.0
 
@@ -80,7 +80,7 @@ class Learner:
         self.rate = learning_rate(optimizer, number * batch, self.total_drawings)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        parts = self._parts
+        parts = self._parts(len(labels))
         pieces = zip(drawings.tensor_split(parts), labels.tensor_split(parts), strict=True)
         for part, (some, their_labels) in enumerate(pieces):
             # Gradients meet the other ranks' once a step, with the last part.
@@ -96,11 +96,9 @@ class Learner:
         if self.average is not None:
             self.average.update(self.model, batch, (number + 1) * batch)
 
-    @property
-    def _parts(self) -> int:
-        """Forward passes a step, the same on every rank."""
-        largest = -(-self.settings.train.global_batch // self.world.size)
-        return -(-largest // (self.settings.train.micro_batch or largest))
+    def _parts(self, drawings: int) -> int:
+        """Forward passes that this rank needs for its part of a batch; others may need one more."""
+        return -(-drawings // (self.settings.train.micro_batch or drawings))
 
     def _inputs(self, drawings: torch.Tensor) -> torch.Tensor:
         """(B, 28, 28) uint8 -> (B, 1, 28, 28) float, augmented."""
@@ -123,7 +121,7 @@ class Learner:
         torch.autograd.backward(self.scaler.scale(loss * share))
         with torch.no_grad():
             right = (logits.argmax(1) == labels).sum()
-            self.counts += torch.stack([loss.detach(), right, right.new_tensor(len(labels))])
+            self.counts += torch.stack([loss.detach(), right])
 
     def warm_up(self, batch_drawings: int) -> None:
         """Two passes on noise, thrown away, before state is loaded.
@@ -133,7 +131,7 @@ class Learner:
         """
         weights = copy.deepcopy(self.model.state_dict())
         self.model.train()
-        count = -(-batch_drawings // self._parts)
+        count = -(-batch_drawings // self._parts(batch_drawings))
         labels = torch.zeros(count, dtype=torch.int64, device=self.world.device)
         for _ in range(2):
             noise = torch.randn(count, 1, 28, 28, device=self.world.device)

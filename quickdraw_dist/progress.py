@@ -100,16 +100,17 @@ class ProgressLog:
             TrainingError: the loss is not a number any more.
         """
         t = self._trainer
-        loss, right, drawings = distributed.sum_over_ranks(t.learner.counts.clone()).tolist()
+        loss, right = distributed.sum_over_ranks(t.learner.counts.clone()).tolist()
         t.learner.counts.zero_()
-        mean = loss / max(drawings, 1)
+        drawings = (t.total_steps - self._steps) * t.settings.train.global_batch
+        mean = loss / drawings
         if not torch.isfinite(torch.tensor(mean)):
             raise TrainingError(
                 f"the loss became {mean} between steps {self._steps:,} and {t.total_steps:,}; the "
                 "last checkpoint stands. A lower --optimizer.learning_rate, or --train.precision "
                 "fp32, may help"
             )
-        return mean, right / max(drawings, 1), float(t.learner.gradient_norm)
+        return mean, right / drawings, float(t.learner.gradient_norm)
 
     def write(self) -> None:
         """The progress line of the steps since the last one, if there were any."""

@@ -47,6 +47,8 @@ class RunFolder:
             raise RefusedError(
                 f"--output {url}: {who} writes this run now; wait for it, or choose another"
             ) from None
+        except OSError as error:
+            raise RefusedError(f"--output {url}: {error}; a writable folder is right") from None
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
     def resume_log(self, step: int) -> None:
@@ -72,8 +74,7 @@ class RunFolder:
 
     def flush(self) -> None:
         """Publish the whole log."""
-        if self._lines:
-            storage.publish(self._log, ("\n".join(self._lines) + "\n").encode())
+        storage.publish(self._log, "".join(line + "\n" for line in self._lines).encode())
 
     def close(self) -> None:
         """Let go of the lock."""

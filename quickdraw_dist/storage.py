@@ -7,12 +7,13 @@ backoff, a bounded number of times, and counted.
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import shutil
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,9 @@ ATTEMPTS = 6
 
 BACKOFF_SECONDS = 0.5
 """Mean wait before the first repetition; doubles with each, so 15 seconds over all."""
+
+_TEMPORARY = ".tmp"
+"""Ends the hidden name of a file that is being written."""
 
 CONNECT_SECONDS, STALL_SECONDS = 10.0, 30.0
 """A connection that takes longer, or a body that stands still for longer, is given up."""
@@ -73,11 +77,17 @@ def read_range(url: str, start: int, length: int) -> bytes:
         with Path(url).open("rb") as file:
             file.seek(start)
             return file.read(length)
-    return _request(
-        "read_range",
-        url,
-        lambda fs, path: bytes(fs.cat_file(path, start=start, end=start + length)),
-    )
+    return _request("read_range", url, lambda fs, path: _cat_range(fs, path, start, length))
+
+
+def _cat_range(fs: Any, path: str, start: int, length: int) -> bytes:
+    """A store answers 416 where a file would give nothing: beyond the end of the object."""
+    try:
+        return bytes(fs.cat_file(path, start=start, end=start + length)) if length else b""
+    except Exception as error:
+        if _status(error) == 416:
+            return b""
+        raise
 
 
 def size(url: str) -> int:
@@ -113,6 +123,19 @@ def folders(folder: str) -> list[str]:
     return sorted(Path(e["name"]).name for e in listing if e["type"] == "directory")
 
 
+def own_crc32c(url: str) -> int | None:
+    """CRC-32C of a whole object: the one that the store keeps (None if it keeps none), or that of
+    a local file, read through."""
+    if is_remote(url):
+        kept = _request("stat", url, lambda fs, path: fs.info(path)).get("crc32c")
+        return int.from_bytes(base64.b64decode(kept), "big") if kept else None
+    crc = 0
+    with Path(url).open("rb") as file:
+        while chunk := file.read(1 << 24):
+            crc = crc32c(chunk, crc)
+    return crc
+
+
 def exists(url: str) -> bool:
     """Whether there is such an object."""
     try:
@@ -129,19 +152,24 @@ def publish(url: str, data: bytes) -> None:
         return
     path = Path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # Not tempfile's: its files are closed to other users, and `open` heeds the umask.
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)  # mkstemp's 0600 would lock other users out
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder: str) -> None:
+    """Remove what killed writers left half-written directly in a local folder."""
+    if not is_remote(folder) and Path(folder).is_dir():
+        for leftover in Path(folder).glob(f".*{_TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
 
 
 def remove_folder(url: str) -> None:
@@ -225,9 +253,17 @@ def _gcs(_endpoint: str | None) -> Any:
     return Once(timeout=timeout, use_listings_cache=False, skip_instance_cache=True)
 
 
+def _status(error: Exception) -> int | None:
+    """The HTTP status behind an error of gcsfs or aiohttp, where it tells."""
+    code = getattr(error, "code", None) or getattr(error, "status", None)
+    if code is None and isinstance(error, OSError) and str(error).startswith("Forbidden"):
+        return 403  # gcsfs keeps only the word
+    return int(str(code)) if str(code).isdigit() else None
+
+
 def _passing(error: Exception) -> bool:
     """Whether the same request may succeed later: not when it is forbidden or malformed."""
-    code = getattr(error, "code", None) or getattr(error, "status", None)
     if isinstance(error, (PermissionError, ImportError, ValueError)):
         return False
-    return code is None or int(code) in (408, 429) or int(code) >= 500
+    status = _status(error)
+    return status is None or status in (408, 429) or status >= 500

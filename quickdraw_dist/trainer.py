@@ -245,7 +245,7 @@ class Trainer:
                 learner.state(),
                 meta,
             )
-            checkpoint.prune(settings.output, keep.keep_last, keep.keep_best)
+            checkpoint.prune(settings.output, self.total_steps, keep.keep_last, keep.keep_best)
             if self.run_folder is not None:
                 self.run_folder.flush()
         except (OSError, StorageError) as error:

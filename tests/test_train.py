@@ -136,7 +136,10 @@ def test_unknown_setting_suggests(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--train.global_batch", "1"], ["global_batch 1", "2 ranks", "at least 2"]),
+        (
+            ["--train.global_batch", "1"],
+            ["global_batch 1:", "2 ranks", "--train.global_batch 64 is right"],
+        ),
         (["--train.global_batch", "63"], ["gcd(63, 64) = 1", "global_batch 64 is right"]),
         (["--train.global_batch", "64", "--stream.lanes", "24"], ["24", "does not divide", "64"]),
         (["--train.global_batch", "4096"], ["only 360 drawings", "at most 360"]),

@@ -37,6 +37,9 @@ class Source(Protocol):
     def header(self, label: int) -> bytes:
         """The bytes of the class's file before its first row; empty when there is no file."""
 
+    def checksum(self, label: int) -> int | None:
+        """CRC-32C of the class's whole file as its keeper has it; None when there is no file."""
+
     def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
         """Rows `start` to `stop` of a class, (stop - start, 28, 28) uint8, white ink on black.
 

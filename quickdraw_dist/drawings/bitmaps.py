@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tokenize
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from quickdraw_dist.errors import CorruptError, RefusedError, nearest
 
 _FIRST_READ_BYTES = 512
 """Enough for every header seen: 80 bytes in the official files, 128 from numpy.save."""
+
+_BAD_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
+"""What numpy's parser of headers raises for bytes that are none."""
 
 _LOGIN = (
     "Check the network; public buckets need no account, for others: gcloud auth "
@@ -39,6 +43,10 @@ class Bitmaps:
     def header(self, label: int) -> bytes:
         """The file's bytes before its first row."""
         return self.headers[label]
+
+    def checksum(self, label: int) -> int | None:
+        """The store's own; of a local file, that of its bytes as they are now."""
+        return storage.own_crc32c(storage.join(self.url, f"{self.classes[label]}.npy"))
 
     def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
         """Rows of one class by range, (stop - start, 28, 28) uint8."""
@@ -110,7 +118,10 @@ def _choose(url: str, found: dict[str, int], wanted: Sequence[str]) -> tuple[str
 
 def _open_one(url: str, size: int) -> tuple[int, bytes]:
     """Rows and header bytes of one file."""
-    start = storage.read_range(url, 0, _FIRST_READ_BYTES)
+    try:
+        start = storage.read_range(url, 0, _FIRST_READ_BYTES)
+    except (IsADirectoryError, PermissionError) as error:
+        raise RefusedError(f"{url}: {error.strerror}; a readable .npy file is right") from None
     file = io.BytesIO(start)
     try:
         version = np.lib.format.read_magic(file)
@@ -118,9 +129,9 @@ def _open_one(url: str, size: int) -> tuple[int, bytes]:
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         else:
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-    except ValueError as error:
+    except _BAD_HEADER as error:
         raise CorruptError(f"{url}: not a .npy file: {error}") from None
-    if len(shape) < 2 or int(np.prod(shape[1:])) != PIXELS or dtype != np.uint8 or fortran:
+    if shape[1:] not in ((PIXELS,), (SIDE, SIDE)) or dtype != np.uint8 or fortran:
         order = "Fortran" if fortran else "C"
         raise CorruptError(
             f"{url}: holds shape {shape}, {dtype}, {order} order; a bitmap file holds "

@@ -233,6 +233,10 @@ class SyntheticSource:
         """Nothing: there is no file."""
         return b""
 
+    def checksum(self, label: int) -> int | None:
+        """There is no file to have one."""
+        return None
+
     def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
         """Rows `start` to `stop` of a class, (stop - start, 28, 28) uint8, white ink on black.
 

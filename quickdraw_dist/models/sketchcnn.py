@@ -9,9 +9,9 @@ from torch import nn
 class SketchCNN(nn.Module):
     """Three blocks of two 3x3 convolutions, then a hidden layer and a linear classifier.
 
-    Block widths are 1, 2 and 4 times `width` (64-128-256 by default, 2.2 M parameters and 0.23
-    GFLOP a drawing). Maximum pooling halves 28 to 14 to 7, average pooling brings 7 to 4 (windows
-    of 2, the last cut at the edge, where a drawing is always empty).
+    Block widths are 1, 2 and 4 times `width`; by default 64-128-256, which makes 2.3 M parameters
+    with 345 classes and 0.23 GFLOP a drawing. Maximum pooling halves 28 to 14 to 7, average
+    pooling brings 7 to 4 (windows of 2, the last cut at the edge, where a drawing is empty).
     """
 
     def __init__(self, classes: int, width: int = 64, dropout: float = 0.3) -> None:

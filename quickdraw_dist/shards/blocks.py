@@ -50,6 +50,12 @@ class Block:
     labels: NDArray[np.uint16]  # (n,)
     rows: NDArray[np.uint32]  # (n,)
 
+    def pixel_sums(self) -> NDArray[np.int64]:
+        """Sum of the pixels and of their squares, (2,)."""
+        # float64 holds these integer sums exactly, whatever order BLAS adds them in.
+        values = self.drawings.ravel().astype(np.float64)
+        return np.array([values.sum(), values @ values]).astype(np.int64)
+
     @property
     def crc(self) -> int:
         """CRC-32C over the contents: the same however they are compressed."""
@@ -107,7 +113,7 @@ def decode(data: bytes, count: int, into: NDArray[np.uint8] | None = None) -> Bl
             shape = (count, SIDE, SIDE) if kind == "drawings" else (count,)
             arrays[kind] = _read_npy(kind, shape, payload, gzipped=name.endswith(".gz"))
         drawings, labels, rows = (arrays[kind] for kind in _DTYPES)
-    except (tarfile.TarError, _GzipError, KeyError, ValueError, IndexError) as error:
+    except (tarfile.TarError, _GzipError, KeyError, ValueError, IndexError, OSError) as error:
         raise CorruptError(f"not a block of {count:,} drawings: {error}") from None
     if into is not None:
         np.copyto(into, drawings)
@@ -119,14 +125,27 @@ def _decode_per_drawing(
     members: list[tuple[str, memoryview]], count: int, into: NDArray[np.uint8] | None
 ) -> Block:
     drawings = np.empty((count, SIDE, SIDE), np.uint8) if into is None else into
-    names = [name for name, _ in members if name.endswith(".png")]
-    if len(names) != count:
-        raise CorruptError(f"not a block of {count:,} drawings: it holds {len(names):,}")
-    identities = np.array([[int(part) for part in n.split(".")[0].split("-")] for n in names])
-    pngs = (payload for name, payload in members if name.endswith(".png"))
-    for at, payload in enumerate(pngs):
-        drawings[at] = np.asarray(Image.open(io.BytesIO(payload)))
-    return Block(drawings, identities[:, 0].astype(np.uint16), identities[:, 1].astype(np.uint32))
+    labels, rows = np.empty(count, np.uint16), np.empty(count, np.uint32)
+    if len(members) != 2 * count:
+        raise ValueError(f"{len(members)} files, a png and a cls each would be {2 * count}")
+    for at in range(count):
+        (png, picture), (cls, label) = members[2 * at : 2 * at + 2]
+        key = png.removesuffix(".png")
+        labels[at], rows[at] = (int(part) for part in key.split("-"))
+        if cls != f"{key}.cls" or bytes(label) != str(labels[at]).encode():
+            raise ValueError(f"{cls} says {bytes(label)!r} of {png}")
+        pixels = _read_png(png, picture)
+        if pixels.shape != (SIDE, SIDE):
+            raise ValueError(f"{png} is of shape {pixels.shape}")
+        drawings[at] = pixels
+    return Block(drawings, labels, rows)
+
+
+def _read_png(name: str, data: memoryview) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]))
+    except SyntaxError as error:  # Pillow's word for a damaged chunk
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _member(name: str, data: bytes) -> bytes:

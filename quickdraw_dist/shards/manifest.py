@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from quickdraw_dist import storage
 from quickdraw_dist.config import Shard
+from quickdraw_dist.drawings import PIXELS
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.shards.plan import SPLITS, Plan
 
@@ -86,9 +87,22 @@ class Manifest(_Stored):
     pixel_std: float
     digest: str
 
+    @field_validator("splits", "per_class")
+    @classmethod
+    def _all_splits(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if set(value) != set(SPLITS):
+            raise ValueError(f"has splits {sorted(value)}, {', '.join(SPLITS)} is right")
+        return value
+
     def drawings(self, split: str) -> int:
         """Drawings of a split."""
         return sum(shard.drawings for shard in self.splits[split])
+
+    @property
+    def copy_id(self) -> str:
+        """Names the bytes of this copy: a recompressed one has the same digest, but other bytes."""
+        crcs = [shard.crc32c for split in SPLITS for shard in self.splits[split]]
+        return hashlib.sha256(json.dumps([self.digest, crcs]).encode()).hexdigest()
 
     def block_counts(self, split: str) -> tuple[tuple[int, ...], ...]:
         """For every shard of a split, the drawings of each of its blocks."""
@@ -120,9 +134,11 @@ def merge(plan: Plan, parts: list[Part], source: str, headers: tuple[bytes, ...]
             crc = combine_crc32c(crc, piece.crc32c, piece.bytes)
             length += piece.bytes
         files.append(SourceFile(name=name, drawings=count, bytes=length, crc32c=crc))
-    pixels = max(sum(per_class["train"]), 1) * 784
-    mean = sum(part.pixel_sum for part in parts) / pixels
-    variance = sum(part.pixel_square_sum for part in parts) / pixels - mean**2
+    mean, std = normalisation(
+        sum(part.pixel_sum for part in parts),
+        sum(part.pixel_square_sum for part in parts),
+        sum(per_class["train"]),
+    )
     return Manifest(
         format_version=FORMAT_VERSION,
         classes=plan.classes,
@@ -131,10 +147,17 @@ def merge(plan: Plan, parts: list[Part], source: str, headers: tuple[bytes, ...]
         settings=plan.settings,
         splits=splits,
         per_class=per_class,
-        pixel_mean=mean / 255,
-        pixel_std=variance**0.5 / 255,
+        pixel_mean=mean,
+        pixel_std=std,
         digest=digest(plan.classes, splits),
     )
+
+
+def normalisation(pixel_sum: int, pixel_square_sum: int, drawings: int) -> tuple[float, float]:
+    """Mean and standard deviation of the train split's pixels on a scale of 0 to 1."""
+    pixels = max(drawings, 1) * PIXELS
+    mean = pixel_sum / pixels
+    return mean / 255, (pixel_square_sum / pixels - mean**2) ** 0.5 / 255
 
 
 def digest(classes: tuple[str, ...], splits: dict[str, tuple[ShardEntry, ...]]) -> str:
@@ -191,8 +214,7 @@ def read(folder: str) -> Manifest:
     try:
         text = storage.read(url)
     except (FileNotFoundError, NotADirectoryError):
-        unfinished = storage.exists(storage.join(folder, part_name(0)))
-        what = "sharding has not finished" if unfinished else "no dataset there"
+        what = "sharding has not finished" if _has_parts(folder) else "no dataset there"
         raise RefusedError(f"{folder}: {what} (no {NAME}). {remedy}") from None
     try:
         version = json.loads(text)["format_version"]
@@ -204,6 +226,13 @@ def read(folder: str) -> Manifest:
         return Manifest.model_validate_json(text)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
         raise RefusedError(f"{url}: not a manifest: {error}. {remedy}") from None
+
+
+def _has_parts(folder: str) -> bool:
+    try:
+        return bool(storage.sizes(storage.join(folder, "parts"), ".json"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def to_json(stored: Manifest | Part) -> bytes:

@@ -103,10 +103,12 @@ class Plan:
         """Drawings of a class in val and test: round(fraction * n), at least 1 where n >= 3."""
         count = self.counts[label]
         shares = {"val": self.settings.val_fraction, "test": self.settings.test_fraction}
-        return {
+        sizes = {
             split: max(round(share * count), 1 if share > 0 and count >= 3 else 0)
             for split, share in shares.items()
         }
+        # Of a few rows, large shares and 'at least 1' can promise more than there are.
+        return sizes | {"val": min(sizes["val"], count - sizes["test"])}
 
     @cached_property
     def split_of_rows(self) -> tuple[NDArray[np.uint8], ...]:

@@ -37,13 +37,15 @@ def problems(
     if source is not None and (source.classes, source.counts) != (dataset.classes, counts):
         yield f"{folder}: {source.url} has other classes or counts than the dataset was made from"
         return
+    yield from _unknown_shards(folder, dataset)
     seen = [np.zeros(count, np.uint8) for count in counts]
     per_class = {split: np.zeros(len(counts), np.int64) for split in SPLITS}
+    sums = np.zeros(2, np.int64)
     for group in range(plan.groups):
         pixels = None if source is None else read_rows(plan, group, source)[0]
         for split in SPLITS:
             for shard in (s for s in dataset.splits[split] if s.group == group):
-                yield from _shard(folder, shard, plan, split, seen, per_class[split], pixels)
+                yield from _shard(folder, shard, plan, split, seen, per_class[split], pixels, sums)
                 progress(shard.drawings)
     for label, rows in enumerate(seen):
         for what, wrong in (("is missing", rows == 0), ("is there more than once", rows > 1)):
@@ -56,6 +58,25 @@ def problems(
     for split in SPLITS:
         if tuple(int(n) for n in per_class[split]) != dataset.per_class[split]:
             yield f"{split}: the manifest's counts per class are not those of the shards"
+    mean, std = manifest.normalisation(int(sums[0]), int(sums[1]), int(per_class["train"].sum()))
+    if not np.allclose((mean, std), (dataset.pixel_mean, dataset.pixel_std), rtol=1e-9):
+        yield (
+            f"train: pixels have mean {mean:.6f} and deviation {std:.6f}, the manifest says "
+            f"{dataset.pixel_mean:.6f} and {dataset.pixel_std:.6f}"
+        )
+
+
+def _unknown_shards(folder: str, dataset: Manifest) -> Iterator[str]:
+    """Shards that are there but not in the manifest: stock readers take all of a folder."""
+    for split in SPLITS:
+        known = {shard.name for shard in dataset.splits[split]}
+        try:
+            there = storage.sizes(storage.join(folder, split), ".tar")
+        except FileNotFoundError:
+            continue
+        for name in there:
+            if f"{split}/{name}" not in known:
+                yield f"{storage.join(folder, split, name)}: not in the manifest"
 
 
 def _shard(
@@ -66,8 +87,9 @@ def _shard(
     seen: list[NDArray[np.uint8]],
     per_class: NDArray[np.int64],
     pixels: NDArray[np.uint8] | None,
+    sums: NDArray[np.int64],
 ) -> Iterator[str]:
-    """What is wrong with one shard; marks its rows as seen and counts its labels."""
+    """What is wrong with one shard; marks its rows as seen, counts its labels, adds up train."""
     url = storage.join(folder, shard.name)
     try:
         data = storage.read(url)
@@ -80,6 +102,8 @@ def _shard(
     crc = storage.crc32c(data)
     if crc != shard.crc32c:
         yield f"{url}: crc32c {crc:08x}, the manifest says {shard.crc32c:08x}"
+    if sum(entry.drawings for entry in shard.blocks) != shard.drawings:
+        yield f"{url}: the manifest's count of drawings is not that of its blocks"
     for number, entry in enumerate(shard.blocks):
         where = f"{url}: block {number}"
         try:
@@ -89,6 +113,8 @@ def _shard(
             continue
         if block.crc != entry.crc32c:
             yield f"{where}: contents crc32c {block.crc:08x}, not {entry.crc32c:08x}"
+        if split == "train":
+            sums += block.pixel_sums()
         yield from _identities(where, block, plan, shard.group, split, seen, per_class, pixels)
 
 

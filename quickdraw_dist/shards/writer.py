@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from quickdraw_dist import storage
 from quickdraw_dist.drawings import SIDE, Source
-from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.errors import CorruptError, RefusedError
 from quickdraw_dist.shards import blocks, manifest
 from quickdraw_dist.shards.manifest import BlockEntry, Part, RangeRead, ShardEntry
 from quickdraw_dist.shards.plan import SPLITS, Plan, ShardPlace
@@ -102,9 +103,7 @@ def _publish_shard(
         offset += len(data)
         per_class += np.bincount(block.labels, minlength=len(per_class))
         if place.split == "train":
-            # float64 holds these integer sums exactly, whatever order BLAS adds them in.
-            values = block.drawings.ravel().astype(np.float64)
-            sums += np.array([values.sum(), values @ values]).astype(np.int64)
+            sums += block.pixel_sums()
     data = b"".join([*chunks, blocks.END_OF_TAR])
     storage.publish(storage.join(dest, place.name), data)
     return ShardEntry(
@@ -154,14 +153,69 @@ def _sizes(folder: str, suffix: str) -> dict[str, int]:
 
 
 def merge_if_complete(plan: Plan, source: Source, dest: str) -> manifest.Manifest | None:
-    """Publish the manifest when every group is done; None when some are missing."""
-    parts = finished_parts(plan, dest)
-    if len(parts) < plan.groups:
-        return None
+    """Publish the manifest when every group is done; None when some are missing.
+
+    Groups that read something else than what the source's own checksums vouch for are built
+    again, once.
+
+    Raises:
+        CorruptError: the source still is not what its checksum says.
+    """
     headers = tuple(source.header(label) for label in range(len(plan.classes)))
-    merged = manifest.merge(plan, [parts[g] for g in range(plan.groups)], source.url, headers)
-    storage.publish(storage.join(dest, manifest.NAME), manifest.to_json(merged))
-    return merged
+    for attempt in range(2):
+        parts = finished_parts(plan, dest)
+        if len(parts) < plan.groups:
+            return None
+        done = [parts[group] for group in range(plan.groups)]
+        merged = manifest.merge(plan, done, source.url, headers)
+        suspects = _suspects(merged, source)
+        if not suspects:
+            storage.publish(storage.join(dest, manifest.NAME), manifest.to_json(merged))
+            for folder in (*SPLITS, "parts"):
+                storage.sweep(storage.join(dest, folder))
+            return merged
+        if attempt == 0:
+            groups = _differing(plan, done, source, suspects)
+            names = ", ".join(plan.classes[label] for label in suspects)
+            print(
+                f"source: {names}: not what its checksum says; building {len(groups)} of "
+                f"{plan.groups} groups again",
+                file=sys.stderr,
+            )
+            for group in groups:
+                build_group(plan, group, source, dest)
+    label = suspects[0]
+    start, stop = len(headers[label]), merged.source_files[label].bytes
+    raise CorruptError(
+        f"{source.url}: {plan.classes[label]!r}: bytes {start:,} to {stop:,} as read have crc32c "
+        f"{merged.source_files[label].crc32c:08x} with the header, the file's own is "
+        f"{source.checksum(label) or 0:08x}; it changes, or the store is damaged"
+    )
+
+
+def _suspects(merged: manifest.Manifest, source: Source) -> list[int]:
+    """Labels whose ranges do not add up to the checksum that the source has of the file."""
+
+    def differs(label: int) -> bool:
+        own = source.checksum(label)
+        return own is not None and own != merged.source_files[label].crc32c
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        answers = list(pool.map(differs, range(len(merged.classes))))
+    return [label for label, wrong in enumerate(answers) if wrong]
+
+
+def _differing(plan: Plan, parts: list[Part], source: Source, labels: Iterable[int]) -> list[int]:
+    """Groups whose range of one of these classes reads differently now."""
+    groups = []
+    for part in parts:
+        for label in labels:
+            start, stop = plan.rows(part.group, label)
+            now = storage.crc32c(source.read(label, start, stop).tobytes()) if stop > start else 0
+            if now != part.ranges[label].crc32c:
+                groups.append(part.group)
+                break
+    return groups
 
 
 _worker: tuple[Plan, Source, str] | None = None

@@ -33,13 +33,19 @@ def fetch_verified(url: str, shard: ShardEntry) -> bytes:
     )
 
 
+_WITHOUT = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST
+}  # fmt: skip
+"""A cache folder that is full or no good: the run goes on without it and says so."""
+
+
 class ShardCache:
     """A folder of shards with a size limit, shared by all ranks and runs of this node."""
 
-    def __init__(self, folder: str, digest: str, limit_bytes: int) -> None:
-        """Shards lie below `folder/digest`, so two datasets never meet."""
+    def __init__(self, folder: str, copy: str, limit_bytes: int) -> None:
+        """Shards lie below `folder/copy`, a name for their bytes, so two datasets never meet."""
         self.folder = Path(folder).expanduser()
-        self.home = self.folder / digest[:16]
+        self.home = self.folder / copy[:16]
         self.limit_bytes = limit_bytes
         self._full = False
 
@@ -61,7 +67,7 @@ class ShardCache:
                     telemetry.CACHE_MISSES.inc()
                     self._fetch(url, shard, target)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if error.errno not in _WITHOUT:
                 raise
             self._full = True
             print(
@@ -88,22 +94,26 @@ class ShardCache:
 
     def _fetch(self, url: str, shard: ShardEntry, target: Path) -> None:
         data = fetch_verified(url, shard)
-        with FileLock(str(self.folder / "evict.lock")):
+        target.parent.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned up meanwhile
+        # One writes at a time, or two that each made room would go over the limit together.
+        with FileLock(str(self.folder / "write.lock")):
             self._evict(shard.bytes)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                Path(temporary).replace(target)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
 
     def _evict(self, coming_bytes: int) -> None:
         """Remove the least recently used shards until `coming_bytes` more fit the limit.
 
         A reader that has one open keeps reading it; one that comes later fetches it again.
         """
+        for leftover in self.folder.rglob(".*.tar.*"):  # of a process killed while it wrote
+            leftover.unlink(missing_ok=True)
         held = []
         for path in self.folder.rglob("*.tar"):
             try:

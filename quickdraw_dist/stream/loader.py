@@ -109,8 +109,9 @@ class _Lane:
         """Decode a window into the slot that the one before the current has left."""
         if number in self._loading or number >= len(self._windows):
             return
-        for future in self._loading.pop(number - 2, []):
-            future.result()  # passed over undelivered, its slot may still be written to
+        for earlier in [n for n in self._loading if n <= number - 2]:
+            for future in self._loading.pop(earlier):
+                future.result()  # passed over undelivered, its slot may still be written to
         slot = self._slots[number % 2]
         futures, start = [], 0
         for piece in self._windows[number].pieces:

@@ -59,36 +59,35 @@ class Window:
 
 
 def resolve_lanes(lanes: int | str, global_batch: int, world_size: int) -> int:
-    """The number of lanes of a run.
+    """The number of lanes of a run; 'auto' is gcd(global batch, 64), or 512 beyond 64 ranks (the
+    next power of two beyond 512).
 
     Raises:
         RefusedError: naming the setting, when the batch, lanes and ranks do not fit together.
     """
+    most = 64 if world_size <= 64 else max(512, 1 << (world_size - 1).bit_length())
+    auto = math.gcd(global_batch, most)
+    fitting = global_batch if auto >= world_size else -(-global_batch // most) * most
+    advice = f"--stream.lanes auto with --train.global_batch {fitting} is right"
     if global_batch < world_size:
         raise RefusedError(
             f"--train.global_batch {global_batch}: smaller than the {world_size} ranks, some would "
-            f"have no drawing; at least {world_size} is right"
+            f"have no drawing; {advice}"
         )
-    most = 64 if world_size <= 64 else 512
     if lanes == "auto":
-        lanes = math.gcd(global_batch, most)
-        if lanes < world_size:
-            fitting = -(-global_batch // most) * most
+        if auto < world_size:
             raise RefusedError(
-                f"--train.global_batch {global_batch}: makes gcd({global_batch}, {most}) = {lanes} "
-                f"lanes, fewer than the {world_size} ranks; --train.global_batch {fitting} is right"
+                f"--train.global_batch {global_batch}: makes gcd({global_batch}, {most}) = {auto} "
+                f"lanes, fewer than the {world_size} ranks; {advice}"
             )
+        return auto
     lanes = int(lanes)
     if global_batch % lanes:
         raise RefusedError(
-            f"--stream.lanes {lanes}: does not divide --train.global_batch {global_batch}; "
-            f"{math.gcd(global_batch, most)} does, and so does 'auto'"
+            f"--stream.lanes {lanes}: does not divide --train.global_batch {global_batch}; {advice}"
         )
     if lanes < world_size:
-        raise RefusedError(
-            f"--stream.lanes {lanes}: fewer than the {world_size} ranks; a multiple of "
-            f"{world_size} that divides --train.global_batch {global_batch} is right, or 'auto'"
-        )
+        raise RefusedError(f"--stream.lanes {lanes}: fewer than the {world_size} ranks; {advice}")
     return lanes
 
 

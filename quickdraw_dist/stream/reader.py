@@ -30,7 +30,7 @@ class SplitReader:
         self.block_counts = dataset.block_counts(split)
         self._folder = folder
         self._cache = (
-            ShardCache(stream.cache_folder, dataset.digest, stream.cache_bytes)
+            ShardCache(stream.cache_folder, dataset.copy_id, stream.cache_bytes)
             if storage.is_remote(folder)
             else None
         )

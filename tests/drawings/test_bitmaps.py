@@ -33,18 +33,21 @@ def pixels(count: int) -> np.ndarray:
     return (np.arange(count * 784) * 7 % 251).astype(np.uint8).reshape(count, 784)
 
 
+def _version_2(path: Path) -> None:
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, pixels(5), version=(2, 0))
+
+
 @pytest.mark.parametrize(
     ("header_bytes", "write"),
     [
         (80, lambda path: path.write_bytes(npy(FIELDS % "5, 784", pixels(5).tobytes()))),
         (128, lambda path: np.save(path, pixels(5))),
         (128, lambda path: np.save(path, pixels(5).reshape(5, 28, 28))),
-        (
-            64,
-            lambda path: np.lib.format.write_array(path.open("wb"), pixels(5), version=(2, 0)),
-        ),
+        (128, _version_2),
+        (512, lambda path: path.write_bytes(npy(FIELDS % "5, 784", pixels(5).tobytes(), 512))),
     ],
-    ids=["official, 80 bytes", "numpy, 128 bytes", "(N, 28, 28)", "version 2"],
+    ids=["official, 80 bytes", "numpy, 128 bytes", "(N, 28, 28)", "version 2", "512 bytes"],
 )
 def test_rows_are_those_of_the_file(
     tmp_path: Path, header_bytes: int, write: Callable[[Path], object]
@@ -54,10 +57,7 @@ def test_rows_are_those_of_the_file(
     write(path)
     source = open_source(str(tmp_path))
     assert (source.classes, source.counts) == (("cat",), (5,))
-    assert len(source.header(0)) == path.stat().st_size - 5 * 784
-    assert source.header(0) == path.read_bytes()[: len(source.header(0))]
-    if header_bytes == 80:
-        assert len(source.header(0)) == 80
+    assert source.header(0) == path.read_bytes()[:header_bytes]
     expected = pixels(5).reshape(5, 28, 28)
     for start, stop in ((0, 5), (0, 1), (2, 4), (4, 5)):
         rows = source.read(0, start, stop)
@@ -130,9 +130,6 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, case: str) -> None:
         assert part in message
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tokenize.TokenError and TypeError of numpy's header parser escape"
-)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -149,7 +146,6 @@ def test_a_damaged_header_is_refused_by_name(tmp_path: Path, fields: str) -> Non
         open_source(str(tmp_path))
 
 
-@pytest.mark.xfail(strict=True, reason="IsADirectoryError escapes")
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     """A folder called cat.npy is the user's slip, and told as one."""
     (tmp_path / "cat.npy").mkdir()
@@ -157,7 +153,6 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path))
 
 
-@pytest.mark.xfail(strict=True, reason="any shape whose rows have 784 values is taken")
 def test_rows_of_another_shape_are_refused(tmp_path: Path) -> None:
     """(N, 56, 14) has 784 values a row, too, but they are no 28x28 drawing."""
     np.save(tmp_path / "cat.npy", pixels(5).reshape(5, 56, 14))

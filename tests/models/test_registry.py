@@ -1,0 +1,66 @@
+"""Networks by name: every one takes drawings and gives logits; an unknown name is helped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from quickdraw_dist import models
+from quickdraw_dist.config import Model
+from quickdraw_dist.errors import RefusedError
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_network_learns_from_drawings(name: str) -> None:
+    """What the trainer relies on, for any architecture that is added: (B, 1, 28, 28) to
+    (B, classes), a gradient for every parameter (DDP hangs without), and no surprise in bf16."""
+    torch.set_num_threads(1)
+    network = models.build(Model(name=name, width=4, dropout=0.0), 7)
+    drawings = torch.randn(3, 1, 28, 28)
+    logits = network(drawings)
+    assert logits.shape == (3, 7)
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(drawings).shape == (3, 7)
+
+
+def test_the_default_name_exists() -> None:
+    """A run without --model.name must start."""
+    assert Model().name in models.names()
+
+
+def test_settings_reach_the_network() -> None:
+    """model.width and model.dropout are not only accepted."""
+
+    def size(width: int) -> int:
+        return sum(p.numel() for p in models.build(Model(width=width), 5).parameters())
+
+    assert size(4) < size(8) < size(16)
+    network = models.build(Model(width=2, dropout=0.75), 5)
+    rates = [m.p for m in network.modules() if isinstance(m, torch.nn.Dropout)]
+    assert rates == [0.75]
+
+
+def test_the_seed_decides_the_first_weights() -> None:
+    """All ranks build the same network from train.seed, and another seed another one."""
+
+    def weights(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        parameters = models.build(Model(width=2), 5).parameters()
+        return torch.cat([p.detach().flatten() for p in parameters])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize(("name", "suggested"), [("sketchcn", True), ("xyz", False)])
+def test_unknown_name(name: str, suggested: bool) -> None:
+    """A misspelt network is refused with the nearest name and all there are."""
+    with pytest.raises(RefusedError) as refused:
+        models.build(Model(name=name), 5)
+    text = str(refused.value)
+    assert f"--model.name {name}" in text
+    assert ("Did you mean 'sketchcnn'" in text) == suggested
+    assert all(known in text for known in models.names())

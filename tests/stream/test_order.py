@@ -1,0 +1,424 @@
+"""The order is what everything else trusts: exactly once, the same for any number of ranks."""
+
+from __future__ import annotations
+
+import re
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain, combinations, pairwise
+from math import gcd
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.hashing import random64
+from quickdraw_dist.stream.order import (
+    Order,
+    Piece,
+    mix_identities,
+    rank_part,
+    resolve_lanes,
+    sequential,
+)
+
+WORLDS = (1, 2, 3, 4, 7, 8)
+
+Place = tuple[int, int, int]
+"""Shard, block and index in the block: a drawing."""
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> Order:
+    """Small splits of uneven shards and blocks, with any lanes, batch and window that fit."""
+    block = st.integers(1, 40)
+    shards = draw(st.lists(st.lists(block, min_size=1, max_size=6), min_size=1, max_size=9))
+    total = sum(map(sum, shards))
+    lanes = draw(st.integers(1, min(total, 16)))
+    lane_batch = draw(st.integers(1, total // lanes))
+    return Order(
+        tuple(tuple(blocks) for blocks in shards),
+        global_batch=lanes * lane_batch,
+        lanes=lanes,
+        window_blocks=draw(st.integers(1, 5)),
+        seed=draw(st.integers(0, 2**63 - 1)),
+    )
+
+
+def lane_places(order: Order, epoch: int, lane: int) -> list[Place]:
+    """A lane's drawings in the order of an epoch, straight from its windows."""
+    places = []
+    for window in order.windows(epoch, lane):
+        inside = [(p.shard, p.block, at) for p in window.pieces for at in range(p.start, p.stop)]
+        assert window.start == len(places)
+        assert window.count == len(inside)
+        places.extend(inside[at] for at in window.shuffled())
+    return places
+
+
+def batches(order: Order, epoch: int, world_size: int) -> list[list[Place]]:
+    """Every global batch of an epoch, put together from the parts of that many ranks."""
+    lanes = [lane_places(order, epoch, lane) for lane in range(order.lanes)]
+    found = []
+    for step in range(order.steps):
+        batch = []
+        for rank in range(world_size):
+            part = rank_part(order.global_batch, rank, world_size)
+            for lane, first, last in order.segments(step, *part):
+                assert 0 <= first < last <= len(lanes[lane])
+                batch.extend(lanes[lane][first:last])
+        found.append(batch)
+    return found
+
+
+def everything(order: Order) -> Counter[Place]:
+    return Counter(
+        (shard, block, at)
+        for shard, blocks in enumerate(order.shards)
+        for block, count in enumerate(blocks)
+        for at in range(count)
+    )
+
+
+def small_order(seed: int = 1, global_batch: int = 8) -> Order:
+    return Order(((5, 4), (6, 3), (7, 2)), global_batch, lanes=4, window_blocks=2, seed=seed)
+
+
+@given(orders(), st.integers(0, 5))
+def test_any_number_of_ranks_trains_on_the_same_batches(order: Order, epoch: int) -> None:
+    """A run may go on with another number of ranks only because this holds."""
+    expected = batches(order, epoch, 1)
+    for world_size in WORLDS:
+        if world_size <= order.global_batch:
+            assert batches(order, epoch, world_size) == expected
+
+
+@given(orders(), st.integers(0, 5))
+def test_an_epoch_delivers_each_drawing_at_most_once(order: Order, epoch: int) -> None:
+    """Exactly floor(N/G) * G different drawings are an epoch; N mod G are left out, no more."""
+    delivered = Counter(place for batch in batches(order, epoch, 1) for place in batch)
+    total = sum(map(sum, order.shards))
+    assert order.drawings == total
+    assert order.steps == total // order.global_batch
+    assert all(len(batch) == order.global_batch for batch in batches(order, epoch, 1))
+    assert delivered.total() == len(delivered) == total // order.global_batch * order.global_batch
+    assert not delivered - everything(order)
+    assert order.left_out == total % order.global_batch == total - len(delivered)
+
+
+@given(orders())
+def test_lanes_own_the_same_drawings_in_every_epoch(order: Order) -> None:
+    """A node's cache stays warm only if a lane never changes; together they are the split."""
+    owned = [Counter(lane_places(order, 0, lane)) for lane in range(order.lanes)]
+    for epoch in (1, 2, 17):
+        assert owned == [Counter(lane_places(order, epoch, lane)) for lane in range(order.lanes)]
+    assert sum(owned, Counter()) == everything(order)
+    sizes = [drawings.total() for drawings in owned]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= order.steps * order.lane_batch
+
+
+@given(orders(), st.integers(0, 5))
+def test_locate_agrees_with_windows_and_segments(order: Order, epoch: int) -> None:
+    """The random access of reports and tests must be the order that the loader delivers."""
+    flat = [place for batch in batches(order, epoch, 1) for place in batch]
+    assert [order.locate(epoch, position) for position in range(len(flat))] == flat
+
+
+@given(orders())
+def test_windows_fit_the_room_made_for_them(order: Order) -> None:
+    """The loader allocates `window_capacity` once; a longer window would overrun it."""
+    for lane in range(order.lanes):
+        for window in order.windows(3, lane):
+            assert 0 < window.count <= order.window_capacity
+            assert len(window.pieces) <= order.window_blocks
+
+
+@given(orders(), st.integers(0, 3))
+def test_pieces_stay_inside_their_blocks(order: Order, epoch: int) -> None:
+    """A piece beyond its block would read another drawing's bytes."""
+    for lane in range(order.lanes):
+        for window in order.windows(epoch, lane):
+            for piece in window.pieces:
+                block = order.shards[piece.shard][piece.block]
+                assert 0 <= piece.start < piece.stop <= block
+
+
+def test_a_window_keeps_to_shards() -> None:
+    """Only one shard after the other: otherwise a lane would fetch its whole range at once."""
+    order = Order(((8,) * 5,) * 12, global_batch=16, lanes=4, window_blocks=2, seed=3)
+    for lane in range(order.lanes):
+        shards = [p.shard for window in order.windows(1, lane) for p in window.pieces]
+        changes = sum(a != b for a, b in pairwise(shards))
+        assert changes == len(set(shards)) - 1
+
+
+def test_epochs_and_seeds_differ() -> None:
+    """A second pass in the order of the first would be no shuffle; a seed must mean something."""
+    order = Order(((64,) * 4,) * 5, global_batch=100, lanes=4, window_blocks=2, seed=1)
+    other = Order(order.shards, 100, lanes=4, window_blocks=2, seed=2)
+    passes = [(order, 0), (order, 1), (order, 2), (other, 0)]
+    flat = [list(chain(*batches(of, epoch, 1))) for of, epoch in passes]
+    for mine, theirs in combinations(flat, 2):
+        same = sum(a == b for a, b in zip(mine, theirs, strict=True))
+        assert same < 60  # of 1,200; by chance about 4 where lanes own 320
+
+
+def test_other_drawings_are_left_out_in_other_epochs() -> None:
+    """What one epoch leaves out, another must train on, or the run never sees it."""
+    order = Order(((16,) * 4,) * 5, global_batch=84, lanes=4, window_blocks=2, seed=1)
+    assert order.left_out == 68
+    missing = []
+    for epoch in range(8):
+        delivered = Counter(place for batch in batches(order, epoch, 1) for place in batch)
+        missing.append(everything(order) - delivered)
+        assert missing[-1].total() == 68
+    never = missing[0]
+    for other in missing[1:]:
+        never = never & other
+    assert not never
+
+
+def test_drawings_move_inside_their_window() -> None:
+    """Blocks are stored in one order; a window must deliver them in another, every epoch anew."""
+    order = Order(((64,) * 4,), global_batch=32, lanes=1, window_blocks=4, seed=1)
+    (first,), (second,) = order.windows(0, 0), order.windows(1, 0)
+    for window in (first, second):
+        shuffled = window.shuffled()
+        assert sorted(shuffled) == list(range(256))
+        assert np.abs(shuffled - np.arange(256)).mean() > 40  # 85 for a random permutation
+    assert (first.shuffled() != second.shuffled()).mean() > 0.9
+
+
+def test_the_order_is_frozen() -> None:
+    """A checkpoint of one release must mean the same drawings in the next: these never change."""
+    flat = [small_order().locate(epoch, position) for epoch in (0, 1) for position in range(24)]
+    assert flat == GOLDEN
+
+
+# fmt: off
+GOLDEN: list[Place] = [
+    (2, 0, 3), (2, 0, 5), (0, 0, 1), (0, 0, 2), (1, 0, 0), (0, 0, 4), (1, 0, 2), (1, 0, 5),
+    (2, 0, 0), (2, 0, 1), (2, 0, 6), (0, 0, 3), (1, 0, 1), (0, 1, 0), (1, 0, 4), (1, 0, 3),
+    (2, 0, 4), (2, 0, 2), (0, 0, 0), (2, 1, 1), (0, 1, 1), (0, 1, 3), (1, 1, 0), (1, 1, 2),
+    # epoch 1
+    (2, 0, 3), (2, 0, 2), (2, 0, 6), (0, 0, 1), (1, 0, 0), (0, 1, 1), (1, 0, 5), (1, 0, 4),
+    (2, 0, 5), (2, 0, 0), (0, 0, 3), (0, 0, 0), (0, 1, 2), (0, 1, 0), (1, 0, 3), (1, 1, 0),
+    (2, 0, 1), (2, 0, 4), (0, 0, 2), (2, 1, 1), (0, 1, 3), (1, 0, 1), (1, 1, 2), (1, 1, 1),
+]
+# fmt: on
+
+
+def test_the_digest_is_frozen() -> None:
+    """Checkpoints hold digests; a release that computes others could not tell right from wrong."""
+    labels, rows = np.arange(5, dtype=np.uint16), np.arange(7, 12, dtype=np.uint32)
+    assert mix_identities(3, 1000, labels, rows) == GOLDEN_DIGEST
+
+
+GOLDEN_DIGEST = 4501098297518459494
+
+
+# -- refusals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "world_size", "lanes"),
+    [(4096, 1, 64), (4096, 64, 64), (100, 4, 4), (96, 8, 32), (4096, 65, 512), (7, 1, 1)],
+)
+def test_auto_lanes(global_batch: int, world_size: int, lanes: int) -> None:
+    """The rule is written in a checkpoint's number of lanes: it must not drift."""
+    assert resolve_lanes("auto", global_batch, world_size) == lanes
+
+
+@given(st.integers(1, 3000), st.integers(1, 600), st.just("auto") | st.integers(1, 3000))
+def test_resolved_lanes_fit(global_batch: int, world_size: int, lanes: int | str) -> None:
+    """What is accepted must divide the batch and give every rank a drawing; where something is
+    refused, what is suggested must be accepted."""
+    try:
+        resolved = resolve_lanes(lanes, global_batch, world_size)
+    except RefusedError as error:
+        for other_lanes, other_batch in suggested(str(error)):
+            resolve_lanes(other_lanes, other_batch, world_size)
+        return
+    assert global_batch % resolved == 0
+    assert world_size <= resolved <= global_batch
+    most = 64 if world_size <= 64 else 512 if world_size <= 512 else 1024
+    assert resolved == (gcd(global_batch, most) if lanes == "auto" else lanes)
+
+
+REFUSED = [
+    ("auto", 1000, 16),
+    ("auto", 100, 8),
+    ("auto", 4096 + 32, 64),
+    ("auto", 1000, 100),
+    (7, 100, 4),
+    (24, 4096, 8),
+    (5, 96, 2),
+    (2, 96, 3),
+    (2, 64, 3),
+    (4, 4096, 8),
+    ("auto", 4, 8),
+    ("auto", 1, 64),
+]
+
+HARD = [
+    pytest.param("auto", 6000, 600, id="more than 512 ranks"),
+    pytest.param("auto", 3, 7, id="batch smaller than ranks that are no power of two"),
+    pytest.param(16, 3, 7, id="batch smaller than ranks, with lanes"),
+    pytest.param(7, 100, 8, id="lanes that do not divide, gcd smaller than the ranks"),
+    pytest.param(2, 100, 8, id="no multiple of the ranks divides the batch"),
+]
+
+
+def suggested(message: str) -> Iterator[tuple[int | str, int]]:
+    """The (lanes, global batch) that a refusal calls right."""
+    advice = re.split(r"[:;]", message, maxsplit=1)[1]
+    for value in re.findall(r"--stream\.lanes auto with --train\.global_batch (\d+)", advice):
+        yield "auto", int(value)
+
+
+def check_refusal(lanes: int | str, global_batch: int, world_size: int) -> None:
+    with pytest.raises(RefusedError) as refused:
+        resolve_lanes(lanes, global_batch, world_size)
+    message = str(refused.value)
+    named = re.match(r"--(train\.global_batch|stream\.lanes) (\d+):", message)
+    assert named, message
+    assert named[2] == str(global_batch if named[1] == "train.global_batch" else lanes)
+    assert str(world_size) in message or global_batch % (1 if lanes == "auto" else int(lanes))
+    advice = list(suggested(message))
+    assert advice, f"names no value that would be right: {message}"
+    for other_lanes, other_batch in advice:
+        resolve_lanes(other_lanes, other_batch, world_size)
+
+
+@pytest.mark.parametrize(("lanes", "global_batch", "world_size"), REFUSED)
+def test_what_a_refusal_suggests_works(
+    lanes: int | str, global_batch: int, world_size: int
+) -> None:
+    """Advice that is refused in turn costs a user of a cluster a queue each time."""
+    check_refusal(lanes, global_batch, world_size)
+
+
+@pytest.mark.parametrize(("lanes", "global_batch", "world_size"), HARD)
+def test_what_a_refusal_suggests_works_where_it_is_hard(
+    lanes: int | str, global_batch: int, world_size: int
+) -> None:
+    """As above, for numbers of ranks that are no power of two, or more than 512."""
+    check_refusal(lanes, global_batch, world_size)
+
+
+def test_a_split_smaller_than_a_batch_is_refused() -> None:
+    """It would be an epoch of no steps; the message must say what fits."""
+    with pytest.raises(RefusedError, match=r"--train.global_batch 28.*27 drawings.*at most 27"):
+        small_order(global_batch=28)
+    assert Order(small_order().shards, 27, 1, 2, 1).steps == 1
+
+
+# -- parts of ranks ---------------------------------------------------------------------------
+
+
+@given(st.integers(1, 10_000), st.integers(1, 600))
+def test_parts_tile_the_batch_and_differ_by_one(global_batch: int, world_size: int) -> None:
+    """The mean over ranks is the mean over the batch only for parts this even."""
+    assume(world_size <= global_batch)
+    parts = [rank_part(global_batch, rank, world_size) for rank in range(world_size)]
+    assert parts[0][0] == 0
+    assert parts[-1][1] == global_batch
+    assert all(a[1] == b[0] for a, b in pairwise(parts))
+    sizes = {stop - start for start, stop in parts}
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=5), min_size=1, max_size=6),
+    st.integers(1, 40),
+)
+def test_evaluation_parts_cover_the_split_once(shards: list[list[int]], world_size: int) -> None:
+    """A metric over a split counts every drawing once, whatever the number of ranks."""
+    places: list[Place] = []
+    sizes = []
+    for rank in range(world_size):
+        pieces = sequential(shards, rank, world_size)
+        assert all(len(piece) > 0 for piece in pieces)
+        sizes.append(sum(map(len, pieces)))
+        places += [(p.shard, p.block, at) for p in pieces for at in range(p.start, p.stop)]
+    assert places == [
+        (shard, block, at)
+        for shard, blocks in enumerate(shards)
+        for block, count in enumerate(blocks)
+        for at in range(count)
+    ]
+    assert max(sizes) - min(sizes) <= 1
+
+
+# -- digest -----------------------------------------------------------------------------------
+
+IDENTITIES = st.lists(
+    st.tuples(st.integers(0, 344), st.integers(0, 340_028)), min_size=2, max_size=60, unique=True
+)
+
+
+def digest(epoch: int, first: int, identities: list[tuple[int, int]]) -> int:
+    labels = np.array([label for label, _ in identities], np.uint16)
+    rows = np.array([row for _, row in identities], np.uint32)
+    return mix_identities(epoch, first, labels, rows)
+
+
+@given(IDENTITIES, st.lists(st.integers(0, 60)), st.integers(0, 90), st.integers(0, 2**40))
+def test_the_digest_is_the_same_for_any_partition(
+    identities: list[tuple[int, int]], cuts: list[int], epoch: int, first: int
+) -> None:
+    """Runs on 2 and on 8 ranks compare equal only if parts add up to the whole."""
+    ends = sorted({0, len(identities), *(cut for cut in cuts if cut < len(identities))})
+    parts = [digest(epoch, first + start, identities[start:stop]) for start, stop in pairwise(ends)]
+    assert sum(parts) % 2**64 == digest(epoch, first, identities)
+
+
+@given(IDENTITIES, st.data())
+def test_the_digest_sees_a_change(identities: list[tuple[int, int]], data: st.DataObject) -> None:
+    """Two drawings swapped, one replaced, another epoch or position: each must show."""
+    a, b = data.draw(st.lists(st.sampled_from(range(len(identities))), min_size=2, max_size=2))
+    before = digest(1, 500, identities)
+    if a != b:
+        swapped = list(identities)
+        swapped[a], swapped[b] = swapped[b], swapped[a]
+        assert digest(1, 500, swapped) != before
+    label, row = identities[a]
+    for other in ((label ^ 1, row), (label, row ^ 1), (row & 0xFFFF, label)):
+        if other != identities[a]:
+            assert digest(1, 500, [*identities[:a], other, *identities[a + 1 :]]) != before
+    assert digest(2, 500, identities) != before
+    assert digest(1, 501, identities) != before
+    assert digest(1, 500, []) == 0
+
+
+# -- the official size ------------------------------------------------------------------------
+
+
+def test_the_official_size_fits_in_memory() -> None:
+    """45.4 million drawings on 64 lanes: planning them must be cheap on every rank."""
+    blocks = (1024,) * 57 + (58_484 - 57 * 1024,)
+    tracemalloc.start()
+    try:
+        order = Order((blocks,) * 776, 4096, resolve_lanes("auto", 4096, 8), 4, seed=1)
+        assert order.drawings == 776 * 58_484 == 45_383_584
+        assert order.steps == 11_079
+        last = order.steps * order.global_batch
+        positions = [0, last - 1, *(random64(7, 300) % np.uint64(last)).tolist()]
+        places = {order.locate(3, int(position)) for position in positions}
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(places) == len(set(positions))
+    for shard, block, index in places:
+        assert index < order.shards[shard][block]
+    assert peak < 100e6
+
+
+def test_a_piece_has_a_length() -> None:
+    """Windows are cut by it."""
+    assert len(Piece(0, 0, 3, 10)) == 7
