@@ -34,8 +34,8 @@ def worker_share(worker: int | None, of: int | None) -> tuple[int, int]:
     Raises:
         RefusedError: they do not make sense together.
     """
-    if worker is None and of is not None:
-        worker = _number("JOB_COMPLETION_INDEX")
+    if worker is None and (worker := _number("JOB_COMPLETION_INDEX")) is not None and of is None:
+        raise RefusedError("JOB_COMPLETION_INDEX without --of; give --of N, the Job's completions")
     if worker is None and (worker := _number("SLURM_ARRAY_TASK_ID")) is not None and of is None:
         of = _number("SLURM_ARRAY_TASK_COUNT")
         if of is None:

@@ -142,7 +142,7 @@ def load(url: str) -> Checkpoint:
 def steps(run: str) -> list[int]:
     """Steps that have a checkpoint folder, whole or not, in order."""
     found = (entry.partition("step-") for entry in storage.folders(folder(run)))
-    return sorted(int(rest) for _, mark, rest in found if mark and rest.isdigit())
+    return sorted(int(rest) for head, mark, rest in found if mark and not head and rest.isdigit())
 
 
 def newest(run: str) -> Checkpoint | None:

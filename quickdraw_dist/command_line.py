@@ -120,6 +120,11 @@ def _read_environment() -> dict[str, Any]:
         section, nested, _ = variable.upper().removeprefix("QUICKDRAW_").partition("__")
         if variable.upper().startswith("QUICKDRAW_") and nested:
             _check_section(section.lower(), variable, os.environ[variable])
+            if not isinstance(Settings.model_fields[section.lower()].default, Section):
+                raise RefusedError(
+                    f"unknown setting {variable}: {section.lower()} has none below it; "
+                    f"QUICKDRAW_{section} is right"
+                )
     try:
         return EnvSettingsSource(Settings)()
     except SettingsError as error:

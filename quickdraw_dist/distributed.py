@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import signal
-import threading
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,12 +15,10 @@ import torch.distributed as dist
 
 from quickdraw_dist.config import Train
 from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.orphans import die_with_parent
 
 SAVED_EXIT_CODE = 85
 """'Saved, requeue me': what a rank leaves with after a signal."""
-
-_PARENT_POLL_SECONDS = 0.5
-"""Where the kernel does not tell of a parent's death."""
 
 
 @dataclass(frozen=True)
@@ -98,25 +92,6 @@ def leave() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def die_with_parent() -> None:
-    """End this process when torchrun, its parent, dies: it could not be stopped any more, and
-    would hold the run's folder and its GPU."""
-    parent = os.getppid()
-    if platform.system() == "Linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_POLL_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 def barrier() -> None:

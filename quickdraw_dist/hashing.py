@@ -32,7 +32,8 @@ def mix64(values: Array64) -> Array64:
 
 def key64(*parts: int | str) -> int:
     """Fold integers and names into one 64-bit key: the same for the same parts in this order."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

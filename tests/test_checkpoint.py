@@ -510,10 +510,6 @@ def test_build_model(averaged: bool, tmp_path: Path) -> None:
     assert built(torch.zeros(2, 1, 28, 28)).shape == (2, len(CLASSES))
 
 
-# -- known faults ----------------------------------------------------------------------------------
-
-
-@pytest.mark.xfail(strict=True, reason="any folder that ends in step-NUMBER is taken for a step")
 def test_a_folder_put_aside_is_no_step(tmp_path: Path) -> None:
     """A user renames a checkpoint to keep it: it is not reported as half-written at each start,
     and takes none of the places of keep_last."""

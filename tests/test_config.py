@@ -478,10 +478,6 @@ def test_section_given_twice(tmp_path: Path) -> None:
         resolve(*write(tmp_path, "train:\n  epochs: 7\n  seed: 5\n  epochs: 8\n"))
 
 
-# -- known faults ----------------------------------------------------------------------------------
-
-
-@pytest.mark.xfail(strict=True, reason="data and output are not sections, but pass as such")
 def test_variable_below_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     """QUICKDRAW_DATA__PATH is ignored in silence, though only a setting has two underscores."""
     monkeypatch.setenv("QUICKDRAW_DATA__PATH", "/elsewhere")

@@ -183,7 +183,6 @@ def test_resume_before_the_first_line(run: RunFolder) -> None:
     assert steps(resumed) == [20]
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="only mkdir is guarded, not the lock")
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """A folder that is there but lets no lock be made, as another user's, is refused like one that
     cannot be made. (A folder in the lock's place stands for it: it stops root, too.)"""

@@ -35,6 +35,11 @@ _GZIP = 31
 
 _GzipError = cast(type[Exception], igzip_lib.IsalError)  # typed as an instance in its stubs
 
+_UNREADABLE = (
+    tarfile.TarError, _GzipError, KeyError, ValueError, IndexError, OSError, OverflowError
+)  # fmt: skip
+"""What reading bytes that are no block can raise, from tar headers to Pillow."""
+
 _DTYPES: dict[str, np.dtype[Any]] = {
     "drawings": np.dtype(np.uint8),
     "labels": np.dtype("<u2"),
@@ -113,7 +118,7 @@ def decode(data: bytes, count: int, into: NDArray[np.uint8] | None = None) -> Bl
             shape = (count, SIDE, SIDE) if kind == "drawings" else (count,)
             arrays[kind] = _read_npy(kind, shape, payload, gzipped=name.endswith(".gz"))
         drawings, labels, rows = (arrays[kind] for kind in _DTYPES)
-    except (tarfile.TarError, _GzipError, KeyError, ValueError, IndexError, OSError) as error:
+    except _UNREADABLE as error:
         raise CorruptError(f"not a block of {count:,} drawings: {error}") from None
     if into is not None:
         np.copyto(into, drawings)

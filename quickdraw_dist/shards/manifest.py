@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -178,18 +179,23 @@ def combine_crc32c(first: int, second: int, second_bytes: int) -> int:
     Appending n zero bytes to a message is a linear map of its CRC over GF(2); squaring the map
     for one zero byte gives those for 2, 4, 8 ... (the method of zlib's crc32_combine).
     """
-    if second_bytes == 0:
-        return first
-    # The map of one zero bit: shift right, and fold a one that falls out into the polynomial.
+    for bit, columns in enumerate(_zero_bytes_maps()):
+        if second_bytes >> bit & 1:
+            first = _apply(columns, first)
+    return first ^ second
+
+
+@cache
+def _zero_bytes_maps() -> tuple[list[int], ...]:
+    """The maps of 1, 2, 4 ... 2^47 zero bytes, each as the images of the 32 bits."""
+    # That of one zero bit: shift right, and fold a one that falls out into the polynomial.
     columns = [0x82F63B78] + [1 << n for n in range(31)]
     for _ in range(3):
         columns = [_apply(columns, column) for column in columns]
-    while second_bytes:
-        if second_bytes & 1:
-            first = _apply(columns, first)
-        columns = [_apply(columns, column) for column in columns]
-        second_bytes >>= 1
-    return first ^ second
+    maps = [columns]
+    for _ in range(47):
+        maps.append([_apply(maps[-1], column) for column in maps[-1]])
+    return tuple(maps)
 
 
 def _apply(columns: list[int], vector: int) -> int:

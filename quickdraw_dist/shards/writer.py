@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from quickdraw_dist import storage
 from quickdraw_dist.drawings import SIDE, Source
 from quickdraw_dist.errors import CorruptError, RefusedError
+from quickdraw_dist.orphans import die_with_parent
 from quickdraw_dist.shards import blocks, manifest
 from quickdraw_dist.shards.manifest import BlockEntry, Part, RangeRead, ShardEntry
 from quickdraw_dist.shards.plan import SPLITS, Plan, ShardPlace
@@ -223,6 +224,7 @@ _worker: tuple[Plan, Source, str] | None = None
 
 def _start_worker(plan: Plan, source: Source, dest: str) -> None:
     global _worker
+    die_with_parent()
     _worker = (plan, source, dest)
 
 

@@ -66,6 +66,8 @@ class ShardCache:
                 if not self._hit(target, shard):
                     telemetry.CACHE_MISSES.inc()
                     self._fetch(url, shard, target)
+        except FileNotFoundError:
+            return None  # somebody cleans up the folder just now: this once without it
         except OSError as error:
             if error.errno not in _WITHOUT:
                 raise

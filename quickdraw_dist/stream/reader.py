@@ -74,12 +74,14 @@ class SplitReader:
         entry = self.shards[shard].blocks[number]
         trouble = ""
         for attempt in range(2):
-            data = self._bytes(shard, entry.offset, entry.size)
             try:
+                data = self._bytes(shard, entry.offset, entry.size)
                 block = decode(data, entry.drawings, into)
                 if block.crc == entry.crc32c:
                     return block
                 trouble = f"contents crc32c {block.crc:08x}, the manifest says {entry.crc32c:08x}"
+            except FileNotFoundError:
+                trouble = "the shard is missing"
             except CorruptError as error:
                 trouble = str(error)
             if attempt == 0 and self._cache is not None:

@@ -371,12 +371,6 @@ def test_a_folder_deleted_in_the_middle_of_an_epoch(
     assert downloads(remote, dataset) == [1 + (len(blocks) > 5) for blocks in reader.block_counts]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=FileNotFoundError,
-    reason="when the folder goes between the making and the renaming of the temporary file, the "
-    "epoch ends with FileNotFoundError",
-)
 def test_a_folder_deleted_in_the_middle_of_a_write(
     remote: Store, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

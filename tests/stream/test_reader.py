@@ -172,9 +172,9 @@ def test_a_flipped_bit_is_found_or_harmless(
     entry = reader.shards[0].blocks[1]
     piece = Piece(0, 1, 0, entry.drawings)
     right = read(reader, piece)
-    found = 0
+    found, stride = 0, entry.size // 300 | 1
     with path.open("r+b", buffering=0) as file:
-        for number, offset in enumerate(range(entry.offset, entry.offset + entry.size, 61)):
+        for number, offset in enumerate(range(entry.offset, entry.offset + entry.size, stride)):
             file.seek(offset)
             before = file.read(1)
             file.seek(offset)
