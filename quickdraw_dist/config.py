@@ -163,7 +163,7 @@ class EvaluationSettings(Section):
     every_drawings: Natural = 0
     """Drawings between two evaluations on the validation split; 0: only at the end of an epoch."""
     batch: Positive = 2_048
-    """Drawings a rank evaluates at once."""
+    """Most drawings a rank evaluates at once; a batch never spans two blocks."""
 
 
 class Metrics(Section):

@@ -140,7 +140,7 @@ class StopSignal:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._received:
+        if number == signal.SIGINT and self._received == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
         self._received = number

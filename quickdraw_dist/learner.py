@@ -146,7 +146,8 @@ class Learner:
         if self.average is not None:
             self.average.load(saved.average or saved.weights)
         self.optimizer.load_state_dict(saved.state["optimizer"])
-        self.scaler.load_state_dict(saved.state["scaler"])
+        if self.scaler.is_enabled() and saved.state["scaler"]:  # empty but for fp16
+            self.scaler.load_state_dict(saved.state["scaler"])
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside weights and average."""

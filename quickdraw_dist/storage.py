@@ -236,7 +236,7 @@ def _filesystem(url: str) -> Any:
 
 
 @cache
-def _gcs(_endpoint: str | None) -> Any:
+def _gcs(endpoint: str | None) -> Any:
     """A client of GCS, or of the server in STORAGE_EMULATOR_HOST, that tries every request once.
 
     The class is taken from `gcsfs.core` because the package's default one first probes the bucket
@@ -250,7 +250,12 @@ def _gcs(_endpoint: str | None) -> Any:
         _request = GCSFileSystem._request.__wrapped__
 
     timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
-    return Once(timeout=timeout, use_listings_cache=False, skip_instance_cache=True)
+    return Once(
+        token="anon" if endpoint else None,  # a local server has no accounts
+        timeout=timeout,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
 
 
 def _status(error: Exception) -> int | None:

@@ -46,7 +46,7 @@ STORE_REQUESTS = _counter("store_requests", "Requests to the object store.", "op
 STORE_BYTES = _counter("store_bytes", "Bytes to and from the object store.", "operation")
 STORE_RETRIES = _counter("store_retries", "Requests that were repeated.", "kind")
 STORE_ERRORS = _counter("store_errors", "Requests that failed for good.", "kind")
-CACHE_HITS = _counter("cache_hits", "Shards found in the node cache.")
+CACHE_HITS = _counter("cache_hits", "Reads answered from the node cache.")
 CACHE_MISSES = _counter("cache_misses", "Shards fetched into the node cache.")
 CACHE_BYTES = _gauge("cache_bytes", "Bytes in the node cache after the last fetch.")
 

@@ -259,11 +259,14 @@ def evaluation_batches(
         reader.read(pieces[at], drawings.numpy(), labels, rows)
         return Batch(at, drawings, torch.from_numpy(labels.astype(np.int64)), rows, digest=0)
 
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: list[Future[Batch]] = []
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+    ahead: list[Future[Batch]] = []
+    try:
         for at in range(len(pieces)):
             ahead.append(pool.submit(load, at))
             if len(ahead) > 2 * threads:
                 yield ahead.pop(0).result()
         for future in ahead:
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -74,14 +74,12 @@ class SplitReader:
         entry = self.shards[shard].blocks[number]
         trouble = ""
         for attempt in range(2):
+            data = self._bytes(shard, entry.offset, entry.size)
             try:
-                data = self._bytes(shard, entry.offset, entry.size)
                 block = decode(data, entry.drawings, into)
                 if block.crc == entry.crc32c:
                     return block
                 trouble = f"contents crc32c {block.crc:08x}, the manifest says {entry.crc32c:08x}"
-            except FileNotFoundError:
-                trouble = "the shard is missing"
             except CorruptError as error:
                 trouble = str(error)
             if attempt == 0 and self._cache is not None:
@@ -93,8 +91,16 @@ class SplitReader:
         )
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:
+        url = storage.join(self._folder, self.shards[shard].name)
+        try:
+            return self._read_range(shard, url, offset, size)
+        except FileNotFoundError:
+            raise CorruptError(
+                f"{url}: missing, though the manifest names it; run make shard again"
+            ) from None
+
+    def _read_range(self, shard: int, url: str, offset: int, size: int) -> bytes:
         entry = self.shards[shard]
-        url = storage.join(self._folder, entry.name)
         if self._cache is None:
             return storage.read_range(url, offset, size)
         while (path := self._cache.path(url, entry)) is not None:

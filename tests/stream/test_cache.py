@@ -533,7 +533,7 @@ def test_a_shard_that_is_gone(remote: Store, dataset: Dataset, tmp_path: Path) -
     shard = shards_of(dataset)[1]
     storage.remove_folder(storage.join(URL, shard.name))
     for limit in (LARGE, 0):
-        with pytest.raises(FileNotFoundError, match=base(shard)):
+        with pytest.raises(CorruptError, match=f"{base(shard)}: missing"):
             read_all(open_reader(dataset, tmp_path, limit))
 
 

@@ -318,7 +318,7 @@ def empty(path: Path) -> None:
         (flip_a_byte, CorruptError),
         (truncate, CorruptError),
         (empty, CorruptError),
-        (Path.unlink, FileNotFoundError),
+        (Path.unlink, CorruptError),
     ],
     ids=["flipped", "truncated", "emptied", "deleted"],
 )
