@@ -10,7 +10,7 @@ SCALE = 0.15
 SHEAR = 0.15
 SHIFT_PIXELS = 1.5
 """Largest change of each kind, drawn uniformly up to it in both directions: within what people
-draw, measured to help the 30-class benchmark (benchmarks/real_30.md)."""
+draw, so that the class stays the same."""
 
 
 def normalise(drawings: torch.Tensor, mean: float, std: float) -> torch.Tensor:
