@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ import torch.distributed as dist
 from quickdraw_dist.config import Train
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.orphans import die_with_parent
+
+T = TypeVar("T")
 
 SAVED_EXIT_CODE = 85
 """'Saved, requeue me': what a rank leaves with after a signal."""
@@ -114,6 +116,24 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def from_first_rank(make: Callable[[], T]) -> T:
+    """What `make` gives on rank 0, on every rank; a refusal there is one on every rank, too.
+
+    Raises:
+        RefusedError: rank 0's.
+    """
+    outcome: tuple[T | None, str | None] = (None, None)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome = (make(), None)
+        except RefusedError as error:
+            outcome = (None, str(error))
+    value, refusal = broadcast_object(outcome)
+    if refusal is not None:
+        raise RefusedError(refusal)
+    return cast(T, value)
 
 
 def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:

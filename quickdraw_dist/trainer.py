@@ -54,7 +54,8 @@ class Trainer:
         """Build everything; no data is read and no state is loaded yet."""
         self.settings, self.world, self.dataset = settings, world, dataset
         self.goodput = telemetry.Goodput()
-        self.run_folder = RunFolder(settings.output) if world.is_first else None
+        self.run_folder: RunFolder | None = None  # rank 0's
+        distributed.from_first_rank(self._take_run_folder)
         self.stop_signal = distributed.StopSignal()
         self.setting_changes: list[str] = []
         self.resumed = self._find_checkpoint()
@@ -172,24 +173,33 @@ class Trainer:
 
     # -- state ---------------------------------------------------------------------------------
 
+    def _take_run_folder(self) -> None:
+        self.run_folder = RunFolder(self.settings.output)
+
+    def _choose_checkpoint(self) -> str | None:
+        output, resume = self.settings.output, self.settings.train.resume
+        there = checkpoint.steps(output)
+        if resume == "never" and there:
+            raise RefusedError(
+                f"--output {output}: holds a run, and --train.resume is never; another "
+                "--output, or --train.resume auto, is right"
+            )
+        found = checkpoint.newest(output)
+        if found is None and there:
+            raise RefusedError(
+                f"--output {output}: holds a run, but no checkpoint that verifies; another "
+                "--output, or emptying this one, is right"
+            )
+        if found is None and resume == "must":
+            raise RefusedError(
+                f"--output {output}: no run there to resume; its folder, or --train.resume auto, "
+                "is right"
+            )
+        return found.url if found is not None else None
+
     def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
         """The checkpoint to resume: chosen by rank 0, read and checked by all."""
-        output, resume = self.settings.output, self.settings.train.resume
-        url: str | None = None
-        if self.world.is_first:
-            if resume == "never" and checkpoint.steps(output):
-                raise RefusedError(
-                    f"--output {output}: holds a run, and --train.resume is never; another "
-                    "--output, or --train.resume auto, is right"
-                )
-            found = checkpoint.newest(output)
-            url = found.url if found is not None else None
-            if url is None and (resume == "must" or checkpoint.steps(output)):
-                raise RefusedError(
-                    f"--output {output}: no checkpoint there that can be resumed; give the run's "
-                    "folder, or another --output with --train.resume auto"
-                )
-        url = distributed.broadcast_object(url)
+        url = distributed.from_first_rank(self._choose_checkpoint)
         if url is None:
             return None
         loaded = checkpoint.load(url)

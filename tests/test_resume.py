@@ -121,3 +121,16 @@ def test_single_process_leaves_with_85_after_a_signal(dataset: Path, tmp_path: P
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 85, output
+
+
+def test_a_refusal_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_path: Path) -> None:
+    """No rank waits for another or shows a traceback; a folder of broken checkpoints is named."""
+    broken = tmp_path / "run" / "checkpoints" / "step-000000004"
+    broken.mkdir(parents=True)
+    (broken / "meta.json").write_text("{}")
+    process = start(dataset, tmp_path / "run", 2)
+    output, _ = process.communicate()
+    assert process.returncode == 1  # torchrun's answer to any failure
+    assert f"error: --output {tmp_path / 'run'}: holds a run, but no checkpoint" in output
+    assert "passed over" in output and "[rank" not in output
+    assert output.count("exitcode  : 2") == 2
