@@ -34,7 +34,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 install: $(INSTALLED) ## make .venv with everything in it, at the versions of constraints.txt
 
 demo: $(INSTALLED) ## synthetic drawings, shards, a two-process training run and a report, in minutes
-	@$(BIN)/python -m jobs.demo $(ARGS)
+	@env -u QUICKDRAW_DATA -u QUICKDRAW_OUTPUT $(BIN)/python -m jobs.demo $(ARGS)
 
 test: $(INSTALLED) ## the test suite
 	$(BIN)/python -m pytest -n auto $(ARGS)

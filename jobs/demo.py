@@ -25,8 +25,8 @@ command, so that it can be tried alone and changed. The same command again skips
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the three commands that a user would."""
-    parser = Parser("python -m jobs.demo", "Synthetic drawings to a report.", EPILOG)
-    parser.set_defaults(config="configs/demo.yaml")
+    title = "Synthetic drawings to a report."
+    parser = Parser("python -m jobs.demo", title, EPILOG, config="configs/demo.yaml")
     settings, arguments = load(parser, argv, ("data", "output"))
     config = ["--config", arguments.config]
     places = ["--data", settings.data, "--output", settings.output]

@@ -22,8 +22,11 @@ from quickdraw_dist.errors import RefusedError, nearest
 class Parser(argparse.ArgumentParser):
     """A command line whose unknown arguments are errors that suggest the nearest name."""
 
-    def __init__(self, prog: str, description: str, epilog: str = "") -> None:
-        """Every command has these two options; the settings are added by `load`."""
+    def __init__(
+        self, prog: str, description: str, epilog: str = "", config: str | None = None
+    ) -> None:
+        """Every command has these two options; `config` is the file that the first defaults to.
+        The settings are added by `load`."""
         super().__init__(
             prog=prog,
             usage="%(prog)s [--NAME VALUE ...]",
@@ -32,7 +35,8 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        self.add_argument("--config", metavar="FILE", help="YAML file of settings")
+        shown = f"YAML file of settings [{config or 'none'}]"
+        self.add_argument("--config", metavar="FILE", default=config, help=shown)
         self.add_argument(
             "--print-config", action="store_true", help="print the resolved settings and stop"
         )

@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Settings, ranks, dataset, trainer; returns the exit code."""
     from quickdraw_dist import distributed, telemetry
     from quickdraw_dist.command_line import Parser, load
+    from quickdraw_dist.config import Settings
     from quickdraw_dist.errors import RefusedError, TrainingError
     from quickdraw_dist.shards import manifest
     from quickdraw_dist.storage import StorageError
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser = Parser("quickdraw_dist.train", "Train a classifier on a sharded dataset.", EPILOG)
     try:
-        settings, _ = load(parser, argv)
+        sections = [name for name in Settings.model_fields if name != "shard"]
+        settings, _ = load(parser, argv, sections)
         dataset = manifest.read(settings.data)
         world = distributed.describe(settings.train)
         refuse_impossible(settings, dataset, world.size)

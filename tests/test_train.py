@@ -110,6 +110,27 @@ def test_evaluate_writes_a_report(
     assert "index.html" in said
 
 
+def test_a_full_disk_does_not_stop_training(dataset: Path, tmp_path: Path) -> None:
+    """A checkpoint that cannot be written is said and counted; here no file may pass 50 kB."""
+    limited = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "from quickdraw_dist import telemetry, train\n"
+        "code = train.main(sys.argv[1:])\n"
+        "print('failures', telemetry.CHECKPOINT_FAILURES._value.get())\n"
+        "sys.exit(code)\n"
+    )
+    settings = ["--data", str(dataset), "--output", str(tmp_path), "--train.epochs", "2"]
+    settings += ["--train.global_batch", "64", "--model.width", "4", "--metrics.port", "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *settings], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("checkpoint FAILED") == 2
+    assert "training goes on" in done.stdout and "failures 2.0" in done.stdout
+    assert not list(tmp_path.rglob("meta.json")) and not list(tmp_path.rglob("*.tmp"))
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one error line of a command that cannot work; exit code 2."""
     try:
