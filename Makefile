@@ -37,7 +37,7 @@ demo: $(INSTALLED) ## synthetic drawings, shards, a two-process training run and
 	@env -u QUICKDRAW_DATA -u QUICKDRAW_OUTPUT $(BIN)/python -m jobs.demo $(ARGS)
 
 test: $(INSTALLED) ## the test suite
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy, as in CI
 	$(BIN)/ruff check .

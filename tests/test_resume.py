@@ -133,4 +133,4 @@ def test_a_refusal_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_p
     assert process.returncode == 1  # torchrun's answer to any failure
     assert f"error: --output {tmp_path / 'run'}: holds a run, but no checkpoint" in output
     assert "passed over" in output and "[rank" not in output
-    assert output.count("exitcode  : 2") == 2
+    assert "exitcode  : 2" in output  # torchrun may end the other rank before it says so, too
