@@ -63,7 +63,7 @@ evaluate: $(INSTALLED) ## measure the run in runs/quickdraw on the test split of
 bench-real: $(INSTALLED) ## train on 30 real classes; the last line is JSON
 	$(BIN)/python -m benchmarks.real_30 $(ARGS)
 
-lock: ## write constraints.txt anew from the newest versions that pyproject.toml allows
+lock: ## write constraints.txt anew: the newest versions allowed beside the pinned torch
 	@rm -rf .lock && $(PYTHON) -m venv .lock
 	@.lock/bin/pip install --quiet torch==2.13.0 torchvision==0.28.0 numpy
 	@.lock/bin/pip install --quiet -e '.[dev,timm,report,export,web,strokes]'
@@ -71,4 +71,4 @@ lock: ## write constraints.txt anew from the newest versions that pyproject.toml
 	@mv .lock/new constraints.txt && rm -rf .lock && echo "constraints.txt is new; now: make test"
 
 clean: ## remove the virtual environment, caches and the demo
-	rm -rf $(VENV) runs/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) runs/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis .lock .test.log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.storage import StorageError
@@ -19,6 +20,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_say(error, 2))
     except (StorageError, OSError) as error:
         sys.exit(_say(error, 1))
+    except BrokenProcessPool:
+        sys.exit(_say("a worker process died, for want of memory perhaps: fewer --processes", 1))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted; the same command goes on from here", 130))
 

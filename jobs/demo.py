@@ -19,7 +19,8 @@ SOURCE = "synthetic:?classes=20&per_class=1000&seed=7"
 
 EPILOG = """\
 Draws 20 synthetic classes, shards them, trains on two processes, evaluates. Each step prints its
-command, so that it can be tried alone and changed. The same command again skips what is done.
+command, so that it can be tried alone and changed; settings given here go to all of them. The
+same command again skips what is done.
 """
 
 
@@ -27,20 +28,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the three commands that a user would."""
     title = "Synthetic drawings to a report."
     parser = Parser("python -m jobs.demo", title, EPILOG, config="configs/demo.yaml")
-    settings, arguments = load(parser, argv, ("data", "output"))
-    config = ["--config", arguments.config]
-    places = ["--data", settings.data, "--output", settings.output]
+    _, arguments = load(parser, argv, ())
+    given = sys.argv[1:] if argv is None else list(argv)
+    config = ["--config", arguments.config, *given]
     gpus = torch.cuda.device_count()
     # Apple's GPU has no collectives, so one process has it alone; GPUs are not shared either.
     ranks = min(2, gpus) if gpus else 1 if torch.backends.mps.is_available() else 2
     started = time.monotonic()
-    _step("1/3 draw and shard", "-m", "jobs.shard", "--source", SOURCE, *config, *places)
+    _step("1/3 draw and shard", "-m", "jobs.shard", "--source", SOURCE, *config)
     _step(
         f"2/3 train on {ranks} processes",
         *("-m", "torch.distributed.run", f"--nproc_per_node={ranks}"),
-        *("-m", "quickdraw_dist.train", *config, *places),
+        *("-m", "quickdraw_dist.train", *config),
     )
-    output = _step("3/3 evaluate", "-m", "jobs.evaluate", *config, *places, capture=True)
+    output = _step("3/3 evaluate", "-m", "jobs.evaluate", *config, capture=True)
     report, figures = output.strip().splitlines()[-2:]
     top1, count = json.loads(figures)["top1"], json.loads(figures)["drawings"]
     print(

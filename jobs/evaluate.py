@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if list(dataset.classes) != saved.meta["classes"]:
         raise RefusedError(
             f"{settings.data}: has {len(dataset.classes)} classes, {url} was trained on "
-            f"{len(saved.meta['classes'])} others; the dataset it was trained on is right: --data"
+            f"{len(saved.meta['classes'])}, other ones; its own dataset is right: --data"
         )
     result = _measure(saved, dataset, arguments.split, settings)
     page = write_report(
@@ -96,7 +96,7 @@ def _report_folder(url: str, split: str) -> str:
     """Beside the checkpoints of a local run; here for one in a store."""
     if storage.is_remote(url):
         return f"report-{split}"
-    return str(Path(url).parents[1] / f"report-{split}")
+    return str(Path(url).resolve().parents[1] / f"report-{split}")
 
 
 def _counted(batches: Iterator[Batch], bar: tqdm[Any]) -> Iterator[Batch]:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise RefusedError(f"--dest {dest}: a file; a folder or a gs:// prefix is right")
 
     source = open_source(arguments.source, settings.shard.classes)
-    plan = Plan(source.classes, source.counts, settings.shard)
+    plan = Plan(source.classes, source.counts, settings.shard, source.identity)
     print(f"{arguments.source} -> {dest}\n{describe(plan)}")
     if arguments.dry_run:
         return

@@ -162,6 +162,13 @@ def newest(run: str) -> Checkpoint | None:
     return None
 
 
+def _score(meta: Mapping[str, Any]) -> float | None:
+    """Validation top-1 of these very weights; None where an earlier measurement was carried on."""
+    validation = meta.get("validation") or {}
+    measured_at = validation.get("step", meta["step"])
+    return validation.get("top1") if measured_at == meta["step"] else None
+
+
 def surplus(scores: Mapping[int, float | None], keep_last: int, keep_best: int) -> list[int]:
     """Steps whose checkpoints may go: neither among the newest nor among the best; pure.
 
@@ -186,7 +193,7 @@ def prune(run: str, saved: int, keep_last: int, keep_best: int) -> None:
         except (FileNotFoundError, RefusedError):
             scores[step] = None
             continue
-        scores[step] = (meta.get("validation") or {}).get("top1")
+        scores[step] = _score(meta)
     for step in surplus(scores, keep_last, keep_best):
         storage.remove_folder(storage.join(folder(run), name(step)))
 
@@ -204,7 +211,7 @@ def find(path: str) -> str:
         url = storage.join(folder(path), name(step))
         if storage.exists(storage.join(url, "meta.json")):
             meta = read_meta(url)
-            scored.append(((meta.get("validation") or {}).get("top1") or 0.0, step, url))
+            scored.append((_score(meta) or 0.0, step, url))
     if not scored:
         raise RefusedError(
             f"{path}: no checkpoint there. A run's folder or one of its checkpoints/step-... is "

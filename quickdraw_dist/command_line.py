@@ -119,7 +119,8 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_environment() -> dict[str, Any]:
-    """QUICKDRAW_SECTION__SETTING variables; others with the prefix are not settings."""
+    """QUICKDRAW_SECTION__SETTING variables. Others with the prefix are not settings: Kubernetes
+    makes QUICKDRAW_METRICS_PORT of a service called quickdraw-metrics."""
     for variable in os.environ:
         section, nested, _ = variable.upper().removeprefix("QUICKDRAW_").partition("__")
         if variable.upper().startswith("QUICKDRAW_") and nested:

@@ -13,6 +13,7 @@ EPILOG = """\
 The same command again resumes the run in --output. Every setting is also a line of the --config
 file and an environment variable: --train.epochs 2 is QUICKDRAW_TRAIN__EPOCHS=2.
 Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved, otherwise 1.
+(Of a rank: torchrun itself ends with 1 whenever one of them is not 0.)
 """
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Trainer(settings, world, dataset).run()
     except RefusedError as error:
         return _complain(error, 2)
-    except (StorageError, TrainingError) as error:
+    except (StorageError, TrainingError, OSError) as error:
         return _complain(error, 1)
     finally:
         distributed.leave()

@@ -12,7 +12,7 @@ import torch
 from quickdraw_dist import checkpoint, distributed, models, telemetry
 from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import SAVED_EXIT_CODE, World
-from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.errors import RefusedError, TrainingError
 from quickdraw_dist.evaluation import evaluate
 from quickdraw_dist.learner import Learner
 from quickdraw_dist.progress import Interval, ProgressLog
@@ -69,7 +69,14 @@ class Trainer:
 
     def _build_data(self) -> None:
         settings, world, stream = self.settings, self.world, self.settings.stream
-        lanes = self.resumed.meta["lanes"] if self.resumed is not None else stream.lanes
+        lanes: int | str = stream.lanes
+        if self.resumed is not None:
+            lanes = int(self.resumed.meta["lanes"])
+        if self.resumed is not None and int(lanes) < world.size:
+            raise RefusedError(
+                f"{self.resumed.url}: this run was begun with {lanes} lanes, and a rank needs one "
+                f"at least; at most {lanes} ranks can go on with it, there are {world.size}"
+            )
         self.order = make_order(settings, self.dataset, lanes, world.size)
         self.threads = reader_threads(stream.threads, world.local_size)
         self.loader = TrainLoader(
@@ -107,14 +114,16 @@ class Trainer:
             batches = self.loader.epoch(epoch, self.step)
             with contextlib.closing(batches):
                 if not self._train_epoch(on_device(batches, self.world.device)):
-                    self.save()
-                    self.stop_signal.close()  # the others wait for rank 0's save
+                    self._save_for_good()
+                    self.stop_signal.close()
                     self.log.say("stopped by a signal; saved. The same command goes on from here")
                     return SAVED_EXIT_CODE
             self.log.write()
             self.epoch, self.step = epoch + 1, 0
             self.validate()
-            self.save()
+            if self.epoch < epochs:
+                self.save()
+        self._save_for_good()
         self.stop_signal.close()
         self.log.finish()
         return 0
@@ -168,7 +177,7 @@ class Trainer:
                 world=world,
                 autocast=self.learner.autocast,
             )
-            self.last_validation = result.figures()
+            self.last_validation = result.figures() | {"step": self.total_steps}
             self.log.evaluation(result)
 
     # -- state ---------------------------------------------------------------------------------
@@ -214,8 +223,20 @@ class Trainer:
         self.last_validation = meta["validation"]
         self.log.resume(meta)
 
-    def save(self) -> None:
-        """Write a checkpoint; a failure is reported and counted, and training goes on."""
+    def _save_for_good(self) -> None:
+        """The last checkpoint of this process: without it, its work since the one before is lost.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        if not self.save():
+            raise TrainingError(
+                f"--output {self.settings.output}: the last checkpoint could not be written; the "
+                "one before stands. Make room and start again: it goes on from there"
+            )
+
+    def save(self) -> bool:
+        """Write a checkpoint; a failure is reported and counted, and False on every rank."""
         self.log.write()  # looks at the loss: what is not a number is never saved
         with self.goodput.during("checkpoint"):
             # int64 addition wraps, which is addition modulo 2^64.
@@ -223,10 +244,10 @@ class Trainer:
             delivered = torch.tensor([signed], device=self.world.device)
             total = int(distributed.sum_over_ranks(delivered)) + self.order_digest
             self.order_digest, self.new_digest = total % 2**64, 0
-            if self.world.is_first:
-                self._write()
+            written = self._write() if self.world.is_first else None
+            return bool(distributed.broadcast_object(written))
 
-    def _write(self) -> None:
+    def _write(self) -> bool:
         settings, dataset, learner = self.settings, self.dataset, self.learner
         meta = {
             "epoch": self.epoch,
@@ -260,7 +281,8 @@ class Trainer:
                 self.run_folder.flush()
         except (OSError, StorageError) as error:
             telemetry.CHECKPOINT_FAILURES.inc()
-            self.log.say(f"checkpoint FAILED at step {self.total_steps}: {error}; training goes on")
-            return
+            self.log.say(f"checkpoint FAILED at step {self.total_steps}: {error}")
+            return False
         telemetry.CHECKPOINTS.inc()
         telemetry.CHECKPOINT_SECONDS.inc(time.monotonic() - started)
+        return True

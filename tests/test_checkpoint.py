@@ -516,3 +516,12 @@ def test_a_folder_put_aside_is_no_step(tmp_path: Path) -> None:
     home = save(tmp_path, 1)
     home.rename(home.with_name("good-step-000000001"))
     assert checkpoint.steps(str(tmp_path)) == []
+
+
+def test_a_carried_on_score_is_no_score() -> None:
+    """A checkpoint in the middle of an epoch carries the last validation, of other weights: the
+    measured best must not make room for it."""
+    of_its_own = {"step": 12, "validation": {"top1": 0.9, "step": 12}}
+    carried = {"step": 17, "validation": {"top1": 0.9, "step": 12}}
+    assert checkpoint._score(of_its_own) == 0.9
+    assert checkpoint._score(carried) is None

@@ -134,3 +134,12 @@ def test_a_refusal_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_p
     assert f"error: --output {tmp_path / 'run'}: holds a run, but no checkpoint" in output
     assert "passed over" in output and "[rank" not in output
     assert "exitcode  : 2" in output  # torchrun may end the other rank before it says so, too
+
+
+def test_more_ranks_than_lanes_cannot_go_on(dataset: Path, tmp_path: Path) -> None:
+    """The order was fixed with the lanes; the message says whose they are and how many fit."""
+    finish(start(dataset, tmp_path / "run", 1, "--stream.lanes", "1"))
+    process = start(dataset, tmp_path / "run", 2)
+    output, _ = process.communicate()
+    assert process.returncode == 1
+    assert "begun with 1 lanes" in output and "at most 1 ranks can go on" in output

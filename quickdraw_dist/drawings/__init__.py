@@ -34,6 +34,11 @@ class Source(Protocol):
     def counts(self) -> tuple[int, ...]:
         """Drawings of every class."""
 
+    @property
+    def identity(self) -> str:
+        """What makes it this source beside classes and counts; empty for files, which have
+        checksums."""
+
     def header(self, label: int) -> bytes:
         """The bytes of the class's file before its first row; empty when there is no file."""
 

@@ -40,6 +40,11 @@ class Bitmaps:
     counts: tuple[int, ...]
     headers: tuple[bytes, ...]
 
+    @property
+    def identity(self) -> str:
+        """Files have checksums."""
+        return ""
+
     def header(self, label: int) -> bytes:
         """The file's bytes before its first row."""
         return self.headers[label]

@@ -229,6 +229,11 @@ class SyntheticSource:
         """Drawings of every class."""
         return (self.per_class,) * len(self.classes)
 
+    @property
+    def identity(self) -> str:
+        """The seed: another one has other drawings of the same classes."""
+        return f"synthetic, seed {self.seed}"
+
     def header(self, label: int) -> bytes:
         """Nothing: there is no file."""
         return b""

@@ -53,6 +53,8 @@ class Plan:
     classes: tuple[str, ...]
     counts: tuple[int, ...]
     settings: Shard
+    identity: str = ""
+    """What else makes the source this one; empty for files, which have checksums."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot become a dataset."""
@@ -85,7 +87,8 @@ class Plan:
     def fingerprint(self) -> str:
         """Names this plan in part files: parts of another plan are never mixed in."""
         settings = self.settings.model_dump(exclude={"classes"})
-        text = json.dumps([self.classes, self.counts, settings], sort_keys=True)
+        facts = [self.classes, self.counts, settings, *([self.identity] if self.identity else [])]
+        text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -184,7 +187,7 @@ def describe(plan: Plan) -> str:
         ),
         f"groups    {plan.groups:,} of about {plan.drawings // plan.groups:,} drawings; a worker "
         f"holds one in memory: {plan.drawings // plan.groups * PIXELS / 1e6:.0f} MB",
-        f"writes    at most {plan.estimated_bytes / 1e9:.2f} GB",
+        f"writes    about {plan.estimated_bytes / 1e9:.2f} GB",
         f"requests  {plan.groups * len(plan.classes):,} range reads, "
         f"{sum(numbers.values()) + plan.groups + 1:,} writes",
     ]

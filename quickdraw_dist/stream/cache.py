@@ -29,7 +29,7 @@ def fetch_verified(url: str, shard: ShardEntry) -> bytes:
         telemetry.STORE_RETRIES.labels("checksum").inc()
     raise CorruptError(
         f"{url}: {len(data):,} bytes with crc32c {crc:08x}, the manifest says {shard.bytes:,} with "
-        f"{shard.crc32c:08x}; shard it again: make shard"
+        f"{shard.crc32c:08x}; remove it there and run make shard"
     )
 
 
@@ -43,8 +43,9 @@ class ShardCache:
     """A folder of shards with a size limit, shared by all ranks and runs of this node."""
 
     def __init__(self, folder: str, copy: str, limit_bytes: int) -> None:
-        """Shards lie below `folder/copy`, a name for their bytes, so two datasets never meet."""
-        self.folder = Path(folder).expanduser()
+        """`copy` names the dataset's bytes: each has a folder of its own, so two never meet."""
+        # Its own: what else lies in the folder that was named is not the cache's to evict.
+        self.folder = Path(folder).expanduser() / "quickdraw-shards"
         self.home = self.folder / copy[:16]
         self.limit_bytes = limit_bytes
         self._full = False

@@ -86,8 +86,8 @@ class SplitReader:
                 self._cache.forget(self.shards[shard])
         url = storage.join(self._folder, self.shards[shard].name)
         raise CorruptError(
-            f"{url}: block {number}: {trouble}; shard it again: "
-            f"remove {storage.join(self._folder, 'parts')} and run make shard"
+            f"{url}: block {number}: {trouble}; remove that shard and run make shard: it "
+            "builds again what is missing"
         )
 
     def _bytes(self, shard: int, offset: int, size: int) -> bytes:

@@ -378,3 +378,12 @@ def test_real_drawings(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert 0.05 < made.pixel_mean < 0.3
     verify.main([dest, "--source", source])
     assert "every pixel equal to the source's" in capsys.readouterr().out
+
+
+def test_another_synthetic_seed_is_another_dataset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No checksum tells two seeds apart; the parts of one must not pass for the other's."""
+    source, dest = "synthetic:?classes=3&per_class=20&seed=", ["--dest", str(tmp_path / "d")]
+    shard.main(["--source", f"{source}7", *dest])
+    assert "belongs to another dataset" in refused(["--source", f"{source}8", *dest], capsys)

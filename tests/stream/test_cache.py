@@ -217,7 +217,9 @@ def test_the_least_recently_used_goes_first(
 
 def test_other_datasets_count_and_go_too(remote: Store, dataset: Dataset, tmp_path: Path) -> None:
     """The limit is the folder's: last week's dataset must make room for today's."""
-    old = tmp_path / "0123456789abcdef" / "train" / "quickdraw-train-000000.tar"
+    old = (
+        tmp_path / "quickdraw-shards" / "0123456789abcdef" / "train" / "quickdraw-train-000000.tar"
+    )
     old.parent.mkdir(parents=True)
     old.write_bytes(bytes(50_000))
     os.utime(old, (1e9, 1e9))
@@ -551,3 +553,18 @@ def test_a_store_that_stops_answering(remote: Store, dataset: Dataset, tmp_path:
         for _ in batches:
             pass
     assert not [t for t in threading.enumerate() if t.name.startswith(("loader", "decode"))]
+
+
+def test_other_files_in_the_folder_are_left_alone(
+    remote: Store, dataset: Dataset, tmp_path: Path
+) -> None:
+    """--stream.cache_folder /scratch must never cost anybody a backup."""
+    mine = [tmp_path / "backup.tar", tmp_path / "deep" / "more.tar", tmp_path / ".photos.tar.gz"]
+    (tmp_path / "deep").mkdir()
+    for path in mine:
+        path.write_bytes(bytes(100_000))
+    shards = shards_of(dataset)[:3]
+    cache = ShardCache(str(tmp_path), dataset.manifest.digest, shards[0].bytes + 10_000)
+    for shard in shards:
+        cache.path(storage.join(URL, shard.name), shard)
+    assert all(path.exists() for path in mine)
