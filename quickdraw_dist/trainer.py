@@ -71,12 +71,12 @@ class Trainer:
         settings, world, stream = self.settings, self.world, self.settings.stream
         lanes: int | str = stream.lanes
         if self.resumed is not None:
-            lanes = int(self.resumed.meta["lanes"])
-        if self.resumed is not None and int(lanes) < world.size:
-            raise RefusedError(
-                f"{self.resumed.url}: this run was begun with {lanes} lanes, and a rank needs one "
-                f"at least; at most {lanes} ranks can go on with it, there are {world.size}"
-            )
+            lanes = begun_with = int(self.resumed.meta["lanes"])
+            if begun_with < world.size:
+                raise RefusedError(
+                    f"{self.resumed.url}: this run was begun with {lanes} lanes, and a rank needs "
+                    f"one at least; at most {lanes} ranks can go on with it, there are {world.size}"
+                )
         self.order = make_order(settings, self.dataset, lanes, world.size)
         self.threads = reader_threads(stream.threads, world.local_size)
         self.loader = TrainLoader(
@@ -100,14 +100,14 @@ class Trainer:
     def run(self) -> int:
         """Train to the end or to a signal; returns the exit code."""
         epochs = self.settings.train.epochs
+        if self.resumed is not None and self.resumed.meta["epoch"] >= epochs:
+            self.log.say(f"{self.settings.output}: this run is finished ({epochs} epochs)")
+            return 0
         with self.goodput.during("compile"):
             start, stop = self.loader.part
             self.learner.warm_up(stop - start)
         if self.resumed is not None:
             self._load(self.resumed)
-            if self.epoch >= epochs:
-                self.log.say(f"{self.settings.output}: this run is finished ({epochs} epochs)")
-                return 0
         self.log.start()
         self.learner.model.train()
         for epoch in range(self.epoch, epochs):
