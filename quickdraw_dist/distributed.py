@@ -90,12 +90,6 @@ def join(world: World) -> None:
         )
 
 
-def leave() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():
