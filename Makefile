@@ -12,7 +12,7 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock shard verify train evaluate bench-real clean
+.PHONY: help install demo test lint format lock shard verify plan train evaluate bench-data bench-growth bench-real clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,11 +54,20 @@ shard: $(INSTALLED) ## shard SOURCE into DEST; restartable (ARGS=--dry-run print
 verify: $(INSTALLED) ## prove the dataset in DEST (ARGS='--source ...' compares every pixel)
 	$(BIN)/python -m jobs.verify '$(DEST)' $(ARGS)
 
+plan: $(INSTALLED) ## what a run will need: ARGS="--official --world-size 64" before any sharding
+	$(BIN)/python -m jobs.plan $(ARGS)
+
 train: $(INSTALLED) ## train on DEST with every GPU, or every core where there is none
 	@PATH="$(abspath $(BIN)):$$PATH" torchrun --nproc_per_node=auto -m quickdraw_dist.train --data '$(DEST)' $(ARGS)
 
 evaluate: $(INSTALLED) ## measure the run in runs/quickdraw on the test split of DEST
 	$(BIN)/python -m jobs.evaluate --data '$(DEST)' $(ARGS)
+
+bench-data: $(INSTALLED) ## the data path beside webdataset, MosaicML and litdata; the last line is JSON
+	$(BIN)/python -m benchmarks.data_path $(ARGS)
+
+bench-growth: $(INSTALLED) ## shard, verify and stream 0.5 to 5 million drawings; the last line is JSON
+	$(BIN)/python -m benchmarks.growth $(ARGS)
 
 bench-real: $(INSTALLED) ## train on 30 real classes; the last line is JSON
 	$(BIN)/python -m benchmarks.real_30 $(ARGS)

@@ -20,8 +20,10 @@ from quickdraw_dist.evaluation import Evaluation, evaluate
 from quickdraw_dist.report import write_report
 from quickdraw_dist.shards import manifest
 from quickdraw_dist.shards.plan import SPLITS
-from quickdraw_dist.stream.loader import Batch, evaluation_batches, reader_threads
+from quickdraw_dist.stream.batch import Batch
+from quickdraw_dist.stream.memory import processor_share
 from quickdraw_dist.stream.reader import SplitReader
+from quickdraw_dist.stream.sequence import evaluation_batches
 
 EPILOG = """\
 Prints the figures as one line of JSON and writes a folder of pictures with an index.html.
@@ -76,7 +78,7 @@ def _measure(
         rank=0,
         world_size=1,
         batch=settings.evaluation.batch,
-        threads=reader_threads(settings.stream.threads, 1),
+        threads=settings.stream.threads or processor_share(1),
     )
     with tqdm(total=dataset.drawings(split), unit=" drawings", unit_scale=True) as bar:
         return evaluate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,9 +11,10 @@ from tqdm import tqdm
 from jobs.command import run, worker_share
 from quickdraw_dist import storage
 from quickdraw_dist.command_line import Parser, load
-from quickdraw_dist.drawings import open_source
+from quickdraw_dist.drawings import Source, open_source
 from quickdraw_dist.errors import RefusedError
-from quickdraw_dist.shards import manifest, writer
+from quickdraw_dist.shards import integrity, manifest, writer
+from quickdraw_dist.shards.manifest import Manifest, Part
 from quickdraw_dist.shards.plan import Plan, describe
 
 OFFICIAL = "gs://quickdraw_dataset/full/numpy_bitmap"
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="local processes [all cores]"
     )
-    parser.add_argument("--merge", action="store_true", help="only merge finished parts")
+    parser.add_argument("--merge", action="store_true", help="merge finished parts, also anew")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     settings, arguments = load(parser, argv, ("data", "shard"))
     dest = arguments.dest or settings.data
@@ -51,29 +52,47 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     source = open_source(arguments.source, settings.shard.classes)
     plan = Plan(source.classes, source.counts, settings.shard, source.identity)
-    print(f"{arguments.source} -> {dest}\n{describe(plan)}")
-    if arguments.dry_run:
-        return
-    done = writer.finished_parts(plan, dest)
-    mine = [group for group in range(worker, plan.groups, of) if group not in done]
-    if not arguments.merge and mine:
-        left = plan.estimated_bytes * len(mine) // plan.groups
-        storage.check_room(dest, left, "free some, or give another DEST")
-        total = int(sum(plan.split_sizes[group].sum() for group in range(worker, plan.groups, of)))
-        before = total - int(sum(plan.split_sizes[group].sum() for group in mine))
-        with tqdm(total=total, initial=before, unit=" drawings", unit_scale=True) as bar:
-            writer.build(plan, mine, source, dest, arguments.processes, bar.update)
-    dataset = writer.merge_if_complete(plan, source, dest)
+    done = {} if arguments.dry_run else writer.finished_parts(plan, dest)
+    dataset = None if arguments.merge else writer.finished_dataset(plan, dest, done)
+    if dataset is None:
+        processes = max(min(arguments.processes, plan.groups), 1)
+        print(f"{arguments.source} -> {dest}\n{describe(plan, processes)}")
+        if arguments.dry_run:
+            return
+        share = range(worker, plan.groups, of)
+        if not arguments.merge and any(group not in done for group in share):
+            _build(plan, share, source, dest, processes, done)
+            done = writer.finished_parts(plan, dest)
+        dataset = _merge(plan, source, dest, done)
     if dataset is not None:
+        print(f"checked   {integrity.summary(dataset.source_files)}")
         print(f"{storage.join(dest, manifest.NAME)}: complete, digest {dataset.digest[:16]}")
         return
-    missing = [g for g in range(plan.groups) if g not in writer.finished_parts(plan, dest)]
-    message = (
-        f"{dest}: {len(missing)} of {plan.groups} groups are not done yet, the first {missing[0]}"
-    )
+    missing = [group for group in range(plan.groups) if group not in done]
+    left = f"{len(missing)} of {plan.groups} groups are not done yet, the first {missing[0]}"
     if arguments.merge:
-        raise RefusedError(f"{message}. Run their workers, then --merge again")
-    print(f"{message}; the worker that finishes last merges")
+        raise RefusedError(f"{dest}: {left}. Run their workers, then --merge again")
+    print(f"{dest}: {left}; the worker that finishes last merges")
+
+
+def _build(
+    plan: Plan, share: range, source: Source, dest: str, processes: int, done: Collection[int]
+) -> None:
+    """Build the groups of this worker's share that are not done."""
+    mine = [group for group in share if group not in done]
+    left = plan.estimated_bytes * len(mine) // plan.groups
+    storage.check_room(dest, left, "free some, or give another DEST")
+    total, to_do = (int(plan.split_sizes[groups].sum()) for groups in (share, mine))
+    with tqdm(total=total, initial=total - to_do, unit=" drawings", unit_scale=True) as bar:
+        writer.build(plan, mine, source, dest, processes, bar.update)
+
+
+def _merge(plan: Plan, source: Source, dest: str, done: dict[int, Part]) -> Manifest | None:
+    """Check the source and write the manifest, when all groups are done."""
+    if len(done) < plan.groups:
+        return None
+    with tqdm(total=len(plan.classes), unit=" files", desc="checksums of the source") as bar:
+        return writer.merge_if_complete(plan, source, dest, done, bar.update)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -27,7 +27,9 @@ from torch import nn
 from quickdraw_dist import models, storage
 from quickdraw_dist.config import Model, Settings
 from quickdraw_dist.errors import CorruptError, RefusedError
-from quickdraw_dist.shards.manifest import Manifest
+
+if TYPE_CHECKING:
+    from quickdraw_dist.stream.feed import Dataset
 
 FORMAT_VERSION = 1
 RASTER = "quickdraw-28x28"
@@ -232,7 +234,7 @@ _FIXED = ("model", "train.global_batch", "train.seed", "stream.window_blocks")
 """Settings that decide the network or the order: another value is another run."""
 
 
-def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Manifest) -> list[str]:
+def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> list[str]:
     """Compare a checkpoint with what is asked for now; returns harmless changes, one line each.
 
     Raises:
@@ -241,8 +243,9 @@ def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Manifest) -> 
     before, now = saved.meta["config"], settings.model_dump(mode="json")
     changes = list(_differences(before, now))
     fixed = [change for change in changes if change.startswith(_FIXED)]
-    if settings.stream.lanes not in ("auto", saved.meta["lanes"]):
-        fixed.append(f"stream.lanes: {saved.meta['lanes']} -> {settings.stream.lanes}")
+    lanes = saved.meta["lanes"]  # 0: a foreign dataset, which has none
+    if lanes and settings.stream.lanes not in ("auto", lanes):
+        fixed.append(f"stream.lanes: {lanes} -> {settings.stream.lanes}")
     if fixed:
         raise RefusedError(
             f"{saved.url}: cannot go on with other settings: {'; '.join(fixed)}. Give the old "

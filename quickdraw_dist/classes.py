@@ -28,6 +28,18 @@ def official() -> tuple[OfficialClass, ...]:
     )
 
 
+def official_class(name: str) -> OfficialClass | None:
+    """The official class of this name; None if there is none."""
+    return next((entry for entry in official() if entry.name == name), None)
+
+
+def official_file(name: str, size: int) -> OfficialClass | None:
+    """What a file of this name and size must be; None where the name or the size is no official
+    one: it is a file of somebody's own, or a part of the official one."""
+    figures = official_class(name)
+    return figures if figures is not None and figures.npy_bytes == size else None
+
+
 def official_names() -> tuple[str, ...]:
     """Their names only, in official order."""
     return tuple(entry.name for entry in official())

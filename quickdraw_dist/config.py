@@ -70,6 +70,16 @@ class Shard(Section):
 class Stream(Section):
     """How shards become batches."""
 
+    reader: Literal["shards", "webdataset"] = "shards"
+    """shards: ours, exactly once and resumed anywhere. webdataset: any WebDataset tars, through
+    the webdataset package; of the settings here it reads memory_bytes and the next three."""
+    epoch_drawings: Natural = 0
+    """webdataset: drawings that count as an epoch; 0: all, counted once by reading everything."""
+    validation_data: str = ""
+    """webdataset: folder or pattern of the tars to validate on; empty: the folder val beside train
+    in data, if there is one."""
+    class_names: tuple[str, ...] = ()
+    """webdataset: name of every label from 0 on; empty: the 345 official ones."""
     lanes: Literal["auto"] | Positive = "auto"
     """Parallel lines through the dataset; divides the global batch. auto: gcd(global batch, 64),
     or 512 beyond 64 ranks."""
@@ -77,8 +87,11 @@ class Stream(Section):
     """Blocks of a lane whose drawings are shuffled together."""
     threads: Natural = 0
     """Threads a rank that read and decompress; 0: the rank's share of the processors, at most 8."""
-    prefetch_batches: Positive = 3
-    """Batches a rank prepares ahead."""
+    memory_bytes: Positive = 1_000_000_000
+    """Most bytes of drawings that a rank's loader holds; depth and threads follow from it."""
+    resident: bool = False
+    """Read a rank's drawings once and keep them in the device's memory (the host's without one);
+    about 800 bytes a drawing."""
     cache_folder: str = "~/.cache/quickdraw_dist"
     """Where the shards of a remote dataset are kept on this node, shared by its ranks."""
     cache_bytes: Natural = 100_000_000_000
@@ -187,7 +200,8 @@ class Settings(BaseSettings):
     )
 
     data: str = "data/shards"
-    """The sharded dataset: a folder or a gs:// address with a manifest.json."""
+    """The sharded dataset: a folder or a gs:// address with a manifest.json. With stream.reader
+    webdataset: a folder of .tar files, or a pattern such as 'data/x-{000..012}.tar'."""
     output: str = "runs/quickdraw"
     """The run: checkpoints, metrics.jsonl and reports; a folder all ranks see, or gs://."""
     shard: Shard = Shard()

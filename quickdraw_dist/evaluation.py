@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from quickdraw_dist.augment import normalise
 from quickdraw_dist.distributed import World, sum_over_ranks
-from quickdraw_dist.stream.loader import Batch
+from quickdraw_dist.stream.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import World
 from quickdraw_dist.hashing import key64
 from quickdraw_dist.optimization import MovingAverage, learning_rate, make_optimizer
-from quickdraw_dist.shards.manifest import Manifest
+from quickdraw_dist.stream.feed import Facts
 
 
 class Learner:
     """Model, optimizer, scaler and average of one rank."""
 
     def __init__(
-        self, settings: Settings, world: World, dataset: Manifest, total_drawings: int
+        self, settings: Settings, world: World, dataset: Facts, total_drawings: int
     ) -> None:
         """`total_drawings` of the whole run is the length of the learning-rate schedule."""
         self.settings, self.world, self.dataset = settings, world, dataset

@@ -65,16 +65,15 @@ class ProgressLog:
         """Say what is about to happen."""
         t = self._trainer
         parameters = sum(p.numel() for p in t.learner.model.parameters())
-        order, train = t.order, t.settings.train
         self.say(
             f"{t.settings.model.name} of {parameters:,} parameters, {len(t.dataset.classes)} "
-            f"classes, {t.world.size} x {t.world.device.type}, {t.learner.precision}\n"
-            f"{order.drawings:,} drawings; an epoch is {order.steps:,} steps of "
-            f"{train.global_batch:,} and leaves out {order.left_out:,}, other ones each time"
+            f"classes, {t.world.size} x {t.world.device.type}, {t.learner.precision}"
         )
+        for line in t.feed.describe(t.step):
+            self.say(line)
         if t.resumed is not None:
             self.say(
-                f"resumed {t.resumed.url}: epoch {t.epoch + 1}, step {t.step:,} of {order.steps:,}"
+                f"resumed {t.resumed.url}: epoch {t.epoch + 1}, step {t.step:,} of {t.feed.steps:,}"
             )
             for change in t.setting_changes:
                 self.say(f"  changed since: {change}")
@@ -126,7 +125,7 @@ class ProgressLog:
         left = (t.total_drawings - t.drawings) / rate
         self._set_gauges(loss, accuracy, norm, steps)
         self.say(
-            f"epoch {t.epoch + 1}/{t.settings.train.epochs}  step {t.step:,}/{t.order.steps:,}  "
+            f"epoch {t.epoch + 1}/{t.settings.train.epochs}  step {t.step:,}/{t.feed.steps:,}  "
             f"{rate:,.0f} drawings/s  loss {loss:.4f}  accuracy {accuracy:.1%}  "
             f"data wait {wait:.1%}  {duration(left)} left"
         )
@@ -151,7 +150,7 @@ class ProgressLog:
         telemetry.LEARNING_RATE.set(t.learner.rate)
         telemetry.STEPS.inc(steps)
         telemetry.DRAWINGS.inc(steps * t.settings.train.global_batch)
-        telemetry.EPOCH.set(t.epoch + t.step / t.order.steps)
+        telemetry.EPOCH.set(t.epoch + t.step / t.feed.steps)
         telemetry.LAST_STEP_TIMESTAMP.set_to_current_time()
         if t.world.device.type == "cuda":
             telemetry.DEVICE_MEMORY_BYTES.set(torch.cuda.max_memory_allocated())
@@ -173,7 +172,7 @@ class ProgressLog:
         t = self._trainer
         if t.run_folder is not None:
             place = {"time": time.time(), "step": t.total_steps, "drawings": t.drawings}
-            t.run_folder.log(place | {"epoch": t.epoch + t.step / t.order.steps} | figures)
+            t.run_folder.log(place | {"epoch": t.epoch + t.step / t.feed.steps} | figures)
 
     def finish(self) -> None:
         """Say where the time went."""

@@ -8,24 +8,20 @@ backoff, a bounded number of times, and counted.
 from __future__ import annotations
 
 import base64
+import hashlib
+import mmap
 import os
-import random
 import shutil
-import sys
-import time
 import uuid
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
 
-import fsspec
 import google_crc32c
+import numpy as np
 
-from quickdraw_dist import telemetry
 from quickdraw_dist.errors import RefusedError
-
-T = TypeVar("T")
+from quickdraw_dist.object_store import DeniedError as DeniedError
+from quickdraw_dist.object_store import ObjectStore, Pace
+from quickdraw_dist.object_store import StorageError as StorageError
 
 ATTEMPTS = 6
 """Tries of one request before it is an error."""
@@ -39,9 +35,8 @@ _TEMPORARY = ".tmp"
 CONNECT_SECONDS, STALL_SECONDS = 10.0, 30.0
 """A connection that takes longer, or a body that stands still for longer, is given up."""
 
-
-class StorageError(Exception):
-    """A store did not answer, or answered wrongly, within the retries; names the object."""
+SLOWEST_BYTES_A_SECOND = 10_000
+"""What comes or goes slower over its whole length, STALL_SECONDS aside, is given up, too."""
 
 
 def is_remote(url: str) -> bool:
@@ -56,7 +51,9 @@ def join(base: str, *parts: str) -> str:
 
 def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
     """CRC-32C of the bytes, going on from that of the bytes before them."""
-    return int(google_crc32c.extend(crc, bytes(data)))
+    # A memoryview is no argument for the library, an array on the same memory is.
+    plain = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)
+    return int(google_crc32c.extend(crc, plain))
 
 
 def read(url: str) -> bytes:
@@ -68,7 +65,7 @@ def read(url: str) -> bytes:
     """
     if not is_remote(url):
         return Path(url).read_bytes()
-    return _request("read", url, lambda fs, path: bytes(fs.cat_file(path)))
+    return _store().read(url)
 
 
 def read_range(url: str, start: int, length: int) -> bytes:
@@ -77,24 +74,36 @@ def read_range(url: str, start: int, length: int) -> bytes:
         with Path(url).open("rb") as file:
             file.seek(start)
             return file.read(length)
-    return _request("read_range", url, lambda fs, path: _cat_range(fs, path, start, length))
+    return _store().read_range(url, start, length)
 
 
-def _cat_range(fs: Any, path: str, start: int, length: int) -> bytes:
-    """A store answers 416 where a file would give nothing: beyond the end of the object."""
+def view(url: str, start: int, length: int) -> memoryview:
+    """Like `read_range`, but a local file is mapped: what copies from it copies once, and page
+    after page as fast as memory (measured here at twice the rate of `read`).
+
+    A map stays good when the file is replaced or removed, as we do. (One that someone else cuts
+    short while it is being copied ends the process with SIGBUS, so hold it only to copy.)
+    """
+    if is_remote(url):
+        return memoryview(read_range(url, start, length))
+    handle = os.open(url, os.O_RDONLY)
     try:
-        return bytes(fs.cat_file(path, start=start, end=start + length)) if length else b""
-    except Exception as error:
-        if _status(error) == 416:
-            return b""
-        raise
+        length = min(length, os.fstat(handle).st_size - start)
+        if length <= 0:
+            return memoryview(b"")
+        first = start - start % mmap.ALLOCATIONGRANULARITY
+        whole = start + length - first
+        mapped = mmap.mmap(handle, whole, access=mmap.ACCESS_READ, offset=first)
+    finally:
+        os.close(handle)
+    return memoryview(mapped)[start - first :]
 
 
 def size(url: str) -> int:
     """Bytes of an object; FileNotFoundError if there is none."""
     if not is_remote(url):
         return Path(url).stat().st_size
-    return _request("stat", url, lambda fs, path: int(fs.info(path)["size"]))
+    return int(_store().stat(url)["size"])
 
 
 def sizes(folder: str, suffix: str) -> dict[str, int]:
@@ -107,8 +116,7 @@ def sizes(folder: str, suffix: str) -> dict[str, int]:
     if not is_remote(folder):
         found = {p.name: p.stat().st_size for p in Path(folder).iterdir() if p.suffix == suffix}
     else:
-        listing = _request("list", folder, lambda fs, path: fs.ls(path, detail=True, refresh=True))
-        found = {Path(e["name"]).name: int(e["size"]) for e in listing}
+        found, _ = _store().listing(folder)
     return {name: found[name] for name in sorted(found) if name.endswith(suffix)}
 
 
@@ -117,23 +125,32 @@ def folders(folder: str) -> list[str]:
     try:
         if not is_remote(folder):
             return sorted(p.name for p in Path(folder).iterdir() if p.is_dir())
-        listing = _request("list", folder, lambda fs, path: fs.ls(path, detail=True, refresh=True))
+        return sorted(_store().listing(folder)[1])
     except FileNotFoundError:
         return []
-    return sorted(Path(e["name"]).name for e in listing if e["type"] == "directory")
 
 
 def own_crc32c(url: str) -> int | None:
     """CRC-32C of a whole object: the one that the store keeps (None if it keeps none), or that of
     a local file, read through."""
     if is_remote(url):
-        kept = _request("stat", url, lambda fs, path: fs.info(path)).get("crc32c")
+        kept = _store().stat(url).get("crc32c")
         return int.from_bytes(base64.b64decode(kept), "big") if kept else None
     crc = 0
     with Path(url).open("rb") as file:
         while chunk := file.read(1 << 24):
             crc = crc32c(chunk, crc)
     return crc
+
+
+def own_md5(url: str) -> str | None:
+    """MD5 of a whole object, hexadecimal: the one that the store keeps (None if it keeps none, as
+    of composed objects), or that of a local file, read through."""
+    if is_remote(url):
+        kept = _store().stat(url).get("md5Hash")
+        return base64.b64decode(kept).hex() if kept else None
+    with Path(url).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def exists(url: str) -> bool:
@@ -148,7 +165,7 @@ def exists(url: str) -> bool:
 def publish(url: str, data: bytes) -> None:
     """Write an object so that readers see all of it or none, also after a crash."""
     if is_remote(url):
-        _request("write", url, lambda fs, path: fs.pipe_file(path, data), sent=len(data))
+        _store().write(url, data)
         return
     path = Path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +195,7 @@ def remove_folder(url: str) -> None:
         shutil.rmtree(url, ignore_errors=True)
         return
     try:
-        _request("remove", url, lambda fs, path: fs.rm(path, recursive=True))
+        _store().remove_folder(url)
     except FileNotFoundError:
         return
 
@@ -198,77 +215,6 @@ def check_room(folder: str, needed_bytes: int, remedy: str) -> None:
         )
 
 
-def _request(operation: str, url: str, call: Callable[[Any, str], T], sent: int = 0) -> T:
-    """One request to a store, repeated while the trouble looks passing."""
-    for attempt in range(1, ATTEMPTS + 1):
-        telemetry.STORE_REQUESTS.labels(operation).inc()
-        try:
-            answer = call(_filesystem(url), url)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            kind = type(error).__name__
-            if attempt == ATTEMPTS or not _passing(error):
-                telemetry.STORE_ERRORS.labels(kind).inc()
-                raise StorageError(
-                    f"{url}: {operation} failed after {attempt} "
-                    f"{'try' if attempt == 1 else 'tries'}: {kind}: {error}"
-                ) from error
-            telemetry.STORE_RETRIES.labels(kind).inc()
-            if attempt > 1:  # one hiccup is not worth a line
-                print(
-                    f"store: {url}: {operation}: {kind}; try {attempt + 1} of {ATTEMPTS}",
-                    file=sys.stderr,
-                )
-            # Jitter keeps the ranks of a big job from coming back all at once.
-            time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1) * (0.5 + random.random()))  # noqa: S311
-        else:
-            received = len(answer) if isinstance(answer, bytes) else 0
-            telemetry.STORE_BYTES.labels(operation).inc(received + sent)
-            return answer
-    raise AssertionError("the loop returns or raises")
-
-
-def _filesystem(url: str) -> Any:
-    if url.startswith(("gs://", "gcs://")):
-        return _gcs(os.environ.get("STORAGE_EMULATOR_HOST"))
-    return fsspec.core.url_to_fs(url)[0]
-
-
-@cache
-def _gcs(endpoint: str | None) -> Any:
-    """A client of GCS, or of the server in STORAGE_EMULATOR_HOST, that tries every request once.
-
-    The class is taken from `gcsfs.core` because the package's default one first probes the bucket
-    over gRPC. It repeats failed requests out of sight, six times; `_request` does that here,
-    where the repetitions are bounded and counted once.
-    """
-    import aiohttp
-    from gcsfs.core import GCSFileSystem
-
-    class Once(GCSFileSystem):  # type: ignore[misc]
-        _request = GCSFileSystem._request.__wrapped__
-
-    timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
-    return Once(
-        token="anon" if endpoint else None,  # a local server has no accounts
-        timeout=timeout,
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
-
-
-def _status(error: Exception) -> int | None:
-    """The HTTP status behind an error of gcsfs or aiohttp, where it tells."""
-    code = getattr(error, "code", None) or getattr(error, "status", None)
-    if code is None and isinstance(error, OSError) and str(error).startswith("Forbidden"):
-        return 403  # gcsfs keeps only the word
-    return int(str(code)) if str(code).isdigit() else None
-
-
-def _passing(error: Exception) -> bool:
-    """Whether the same request may succeed later: not when it is forbidden or malformed."""
-    if isinstance(error, (PermissionError, ImportError, ValueError)):
-        return False
-    status = _status(error)
-    return status is None or status in (408, 429) or status >= 500
+def _store() -> ObjectStore:
+    pace = Pace(CONNECT_SECONDS, STALL_SECONDS, SLOWEST_BYTES_A_SECOND)
+    return ObjectStore(ATTEMPTS, BACKOFF_SECONDS, pace)

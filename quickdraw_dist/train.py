@@ -23,16 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from quickdraw_dist import distributed, telemetry
     from quickdraw_dist.command_line import Parser, load
     from quickdraw_dist.config import Settings
-    from quickdraw_dist.errors import RefusedError, TrainingError
-    from quickdraw_dist.shards import manifest
+    from quickdraw_dist.errors import CorruptError, RefusedError, TrainingError
     from quickdraw_dist.storage import StorageError
+    from quickdraw_dist.stream.feed import open_dataset
     from quickdraw_dist.trainer import Trainer, refuse_impossible
 
     parser = Parser("quickdraw_dist.train", "Train a classifier on a sharded dataset.", EPILOG)
     try:
         sections = [name for name in Settings.model_fields if name != "shard"]
         settings, _ = load(parser, argv, sections)
-        dataset = manifest.read(settings.data)
+        dataset = open_dataset(settings)
         world = distributed.describe(settings.train)
         refuse_impossible(settings, dataset, world.size)
         distributed.join(world)
@@ -40,14 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
         return Trainer(settings, world, dataset).run()
     except RefusedError as error:
-        return _complain(error, 2)
-    except (StorageError, TrainingError, OSError) as error:
+        return _complain(error, 2, alone=isinstance(error, CorruptError))
+    except TrainingError as error:
         return _complain(error, 1)
+    except (StorageError, OSError) as error:
+        return _complain(error, 1, alone=True)
 
 
-def _complain(error: object, code: int) -> int:
-    """Say it once a node, not once a rank."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+def _complain(error: object, code: int, alone: bool = False) -> int:
+    """Say it once a node, not once a rank; what a rank may be `alone` to see, each of them says."""
+    if alone or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr, flush=True)
     return code
 

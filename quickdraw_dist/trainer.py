@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,78 +18,43 @@ from quickdraw_dist.evaluation import evaluate
 from quickdraw_dist.learner import Learner
 from quickdraw_dist.progress import Interval, ProgressLog
 from quickdraw_dist.run_folder import RunFolder
-from quickdraw_dist.shards.manifest import Manifest
 from quickdraw_dist.storage import StorageError
 from quickdraw_dist.stream.device import DeviceBatch, on_device
-from quickdraw_dist.stream.loader import TrainLoader, evaluation_batches, reader_threads
-from quickdraw_dist.stream.order import Order, resolve_lanes
-from quickdraw_dist.stream.reader import SplitReader
+from quickdraw_dist.stream.feed import Dataset, open_feed, refuse_misfit
 
 
-def refuse_impossible(settings: Settings, dataset: Manifest, world_size: int) -> None:
+def refuse_impossible(settings: Settings, dataset: Dataset, world_size: int) -> None:
     """Check what needs no other rank and no data, before any rank waits for another.
 
     Raises:
         RefusedError: naming the setting, its value and what would be right.
     """
     models.check(settings.model)
-    make_order(settings, dataset, settings.stream.lanes, world_size)
-
-
-def make_order(settings: Settings, dataset: Manifest, lanes: int | str, world_size: int) -> Order:
-    """The order of the training split."""
-    batch = settings.train.global_batch
-    return Order(
-        dataset.block_counts("train"),
-        batch,
-        resolve_lanes(lanes, batch, world_size),
-        settings.stream.window_blocks,
-        settings.train.seed,
-    )
+    refuse_misfit(settings, dataset, world_size)
 
 
 class Trainer:
     """One rank of one run. `epoch` and `step` (in the epoch) are the whole position."""
 
-    def __init__(self, settings: Settings, world: World, dataset: Manifest) -> None:
-        """Build everything; no data is read and no state is loaded yet."""
-        self.settings, self.world, self.dataset = settings, world, dataset
+    def __init__(self, settings: Settings, world: World, dataset: Dataset) -> None:
+        """Build everything; no state is loaded yet, and foreign data only read to measure it."""
+        self.settings, self.world = settings, world
         self.goodput = telemetry.Goodput()
         self.run_folder: RunFolder | None = None  # rank 0's
         distributed.from_first_rank(self._take_run_folder)
         self.stop_signal = distributed.StopSignal()
         self.setting_changes: list[str] = []
-        self.resumed = self._find_checkpoint()
-        self._build_data()
-        self.learner = Learner(settings, world, dataset, self.total_drawings)
+        self.resumed = self._find_checkpoint(dataset)
+        saved = self.resumed.meta if self.resumed is not None else None
+        self.feed = open_feed(settings, dataset, world, saved)
+        self.dataset = self.feed.dataset
+        self.total_drawings = settings.train.epochs * self.feed.steps * settings.train.global_batch
+        self.learner = Learner(settings, world, self.dataset, self.total_drawings)
         self.epoch = self.step = self.total_steps = 0
         self.order_digest = 0  # of all drawings delivered up to the last checkpoint, modulo 2^64
         self.new_digest = 0  # of this rank's since then
         self.last_validation: dict[str, Any] | None = None
         self.log = ProgressLog(self)
-
-    def _build_data(self) -> None:
-        settings, world, stream = self.settings, self.world, self.settings.stream
-        lanes: int | str = stream.lanes
-        if self.resumed is not None:
-            lanes = begun_with = int(self.resumed.meta["lanes"])
-            if begun_with < world.size:
-                raise RefusedError(
-                    f"{self.resumed.url}: this run was begun with {lanes} lanes, and a rank needs "
-                    f"one at least; at most {lanes} ranks can go on with it, there are {world.size}"
-                )
-        self.order = make_order(settings, self.dataset, lanes, world.size)
-        self.threads = reader_threads(stream.threads, world.local_size)
-        self.loader = TrainLoader(
-            SplitReader(settings.data, self.dataset, "train", stream),
-            self.order,
-            rank=world.rank,
-            world_size=world.size,
-            threads=self.threads,
-            prefetch=stream.prefetch_batches,
-            pin=world.device.type == "cuda",
-        )
-        self.total_drawings = settings.train.epochs * self.order.steps * self.order.global_batch
 
     @property
     def drawings(self) -> int:
@@ -104,14 +70,16 @@ class Trainer:
             self.log.say(f"{self.settings.output}: this run is finished ({epochs} epochs)")
             return 0
         with self.goodput.during("compile"):
-            start, stop = self.loader.part
+            start, stop = self.feed.part
             self.learner.warm_up(stop - start)
         if self.resumed is not None:
             self._load(self.resumed)
         self.log.start()
         self.learner.model.train()
+        gc.collect()
+        gc.freeze()  # what is here stays: later collections need not look at it again
         for epoch in range(self.epoch, epochs):
-            batches = self.loader.epoch(epoch, self.step)
+            batches = self.feed.epoch(epoch, self.step)
             with contextlib.closing(batches):
                 if not self._train_epoch(on_device(batches, self.world.device)):
                     self._save_for_good()
@@ -146,7 +114,7 @@ class Trainer:
             telemetry.STEP_SECONDS.observe(time.monotonic() - started)
             if self.total_steps % self.settings.train.log_every == 0:
                 self.log.write()
-            last = self.step == self.order.steps  # evaluates and saves after the epoch
+            last = self.step == self.feed.steps  # evaluates and saves after the epoch
             if every_evaluation.passed(before, self.drawings) and not last:
                 self.validate()
             if self.stop_signal.agreed() and not last:
@@ -155,7 +123,10 @@ class Trainer:
                 self.save()
 
     def validate(self) -> None:
-        """Measure the averaged weights with rank 0's statistics on the validation split."""
+        """Measure the averaged weights with rank 0's statistics on the validation split, if any."""
+        batches = self.feed.validation()
+        if batches is None:
+            return
         with self.goodput.during("evaluation"):
             world, settings, dataset = self.world, self.settings, self.dataset
             model = models.build(settings.model, len(dataset.classes)).to(world.device)
@@ -163,13 +134,7 @@ class Trainer:
             distributed.broadcast_tensors(model.state_dict().values())
             result = evaluate(
                 model,
-                evaluation_batches(
-                    SplitReader(settings.data, dataset, "val", settings.stream),
-                    rank=world.rank,
-                    world_size=world.size,
-                    batch=settings.evaluation.batch,
-                    threads=self.threads,
-                ),
+                batches,
                 split="val",
                 classes=dataset.classes,
                 mean=dataset.pixel_mean,
@@ -206,13 +171,13 @@ class Trainer:
             )
         return found.url if found is not None else None
 
-    def _find_checkpoint(self) -> checkpoint.Checkpoint | None:
+    def _find_checkpoint(self, dataset: Dataset) -> checkpoint.Checkpoint | None:
         """The checkpoint to resume: chosen by rank 0, read and checked by all."""
         url = distributed.from_first_rank(self._choose_checkpoint)
         if url is None:
             return None
         loaded = checkpoint.load(url)
-        self.setting_changes = checkpoint.refuse_changes(loaded, self.settings, self.dataset)
+        self.setting_changes = checkpoint.refuse_changes(loaded, self.settings, dataset)
         return loaded
 
     def _load(self, saved: checkpoint.Checkpoint) -> None:
@@ -253,7 +218,8 @@ class Trainer:
             "epoch": self.epoch,
             "step_in_epoch": self.step,
             "drawings": self.drawings,
-            "lanes": self.order.lanes,
+            "lanes": self.feed.lanes,
+            "epoch_drawings": self.feed.drawings,
             "order_digest": f"{self.order_digest:016x}",
             "dataset_digest": dataset.digest,
             "classes": list(dataset.classes),

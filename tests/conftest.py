@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch is loaded: several test processes share the cores, and threads of one that spin
+# while they wait would take them from the others (a tiny training took ten times as long).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import gzip
 import io
 import multiprocessing
-import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ from torch import nn
 
 from quickdraw_dist.distributed import World
 from quickdraw_dist.evaluation import Evaluation, evaluate
-from quickdraw_dist.stream.loader import Batch
+from quickdraw_dist.stream.batch import Batch
 
 ROOT = Path(__file__).parents[1]
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraw_dist import storage
-from quickdraw_dist.classes import official, official_names
-from quickdraw_dist.drawings import PIXELS, SIDE
+from quickdraw_dist.classes import official_class, official_names
+from quickdraw_dist.drawings import PIXELS, SIDE, Source
 from quickdraw_dist.errors import CorruptError, RefusedError, nearest
 
 _FIRST_READ_BYTES = 512
@@ -22,10 +22,8 @@ _FIRST_READ_BYTES = 512
 _BAD_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
 """What numpy's parser of headers raises for bytes that are none."""
 
-_LOGIN = (
-    "Check the network; public buckets need no account, for others: gcloud auth "
-    "application-default login"
-)
+READINGS = 2 * storage.ATTEMPTS
+"""Most readings of a range in doubt: twice the tries of a request, for two may have to agree."""
 
 _OPENERS = 16
 """Headers read at once: over a network each one is a round trip."""
@@ -51,19 +49,23 @@ class Bitmaps:
 
     def checksum(self, label: int) -> int | None:
         """The store's own; of a local file, that of its bytes as they are now."""
-        return storage.own_crc32c(storage.join(self.url, f"{self.classes[label]}.npy"))
+        return storage.own_crc32c(file_url(self, label))
 
     def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
         """Rows of one class by range, (stop - start, 28, 28) uint8."""
-        url = storage.join(self.url, f"{self.classes[label]}.npy")
-        offset = len(self.headers[label]) + start * PIXELS
-        data = storage.read_range(url, offset, (stop - start) * PIXELS)
-        if len(data) != (stop - start) * PIXELS:
+        url, length = file_url(self, label), (stop - start) * PIXELS
+        data = storage.read_range(url, len(self.headers[label]) + start * PIXELS, length)
+        if len(data) != length:
             raise CorruptError(
-                f"{url}: rows {start} to {stop} are {(stop - start) * PIXELS:,} bytes, "
+                f"{url}: rows {start} to {stop} are {length:,} bytes, "
                 f"{len(data):,} came; the file has changed or is truncated"
             )
         return np.frombuffer(data, np.uint8).reshape(-1, SIDE, SIDE)
+
+
+def file_url(source: Source, label: int) -> str:
+    """Where the file of a class is."""
+    return storage.join(source.url, f"{source.classes[label]}.npy")
 
 
 def open_bitmaps(url: str, classes: Sequence[str] = ()) -> Bitmaps:
@@ -72,13 +74,12 @@ def open_bitmaps(url: str, classes: Sequence[str] = ()) -> Bitmaps:
     Raises:
         RefusedError: no such place, no `.npy` there, an unknown or missing class.
         CorruptError: a header, shape, dtype or length that is not a bitmap file's.
+        StorageError: the store did not answer; DeniedError: not to this account.
     """
     try:
         found = {n.removesuffix(".npy"): s for n, s in storage.sizes(url, ".npy").items()}
     except (FileNotFoundError, NotADirectoryError):
         raise RefusedError(_nothing(url, "no such folder")) from None
-    except storage.StorageError as error:
-        raise RefusedError(_nothing(url, f"{error}. {_LOGIN}")) from error
     if not found:
         raise RefusedError(_nothing(url, "no .npy file in it"))
     names = _choose(url, found, classes)
@@ -124,7 +125,7 @@ def _choose(url: str, found: dict[str, int], wanted: Sequence[str]) -> tuple[str
 def _open_one(url: str, size: int) -> tuple[int, bytes]:
     """Rows and header bytes of one file."""
     try:
-        start = storage.read_range(url, 0, _FIRST_READ_BYTES)
+        start = _first_bytes(url, min(size, _FIRST_READ_BYTES))
     except (IsADirectoryError, PermissionError) as error:
         raise RefusedError(f"{url}: {error.strerror}; a readable .npy file is right") from None
     file = io.BytesIO(start)
@@ -152,10 +153,23 @@ def _open_one(url: str, size: int) -> tuple[int, bytes]:
     return int(shape[0]), start[: file.tell()]
 
 
+def _first_bytes(url: str, length: int) -> bytes:
+    """What a file begins with. A range of an object comes without a checksum of its own, so it is
+    read until two readings agree."""
+    seen: set[bytes] = set()
+    for _ in range(READINGS):
+        data = storage.read_range(url, 0, length)
+        if data in seen:
+            return data
+        if len(data) == length:
+            seen.add(data)
+    raise CorruptError(f"{url}: no two readings of its first {length:,} bytes agree")
+
+
 def _compare_with_official(url: str, names: tuple[str, ...], counts: tuple[int, ...]) -> None:
-    figures = {entry.name: entry.drawings for entry in official()}
     for name, count in zip(names, counts, strict=True):
-        if name in figures and count != figures[name]:
+        official = official_class(name)
+        if official is not None and count != official.drawings:
             raise CorruptError(
-                f"{url}/{name}.npy: {count:,} drawings, the official file has {figures[name]:,}"
+                f"{url}/{name}.npy: {count:,} drawings, the official file has {official.drawings:,}"
             )

@@ -1,11 +1,13 @@
 """Synthetic drawings: `synthetic:?classes=345&per_class=2000&seed=7`, no network, no files.
 
-A class is a recipe of strokes, made from the class's own random stream: a body, and features set
-in and around it, many of them in mirrored pairs, as people draw faces, animals and machines. A
-drawing is a distortion of its class's recipe, made from the stream of (seed, label, row) alone.
+A class is a recipe (see `recipes`), made from the stream of (seed, label); a drawing is a
+distortion of it, made from the stream of (seed, label, row) alone. So a drawing's bytes are the
+same on every machine, as those of an official file would be.
 
-All randomness is counter-based and all arithmetic has one correct rounding (see `rendering`), so
-a drawing's bytes are the same on every machine, as those of an official file would be.
+`pool=64` renders only the first 64 drawings of every class; the others are those, each moved to a
+place that its margins leave. It is hundreds of times as fast, for rehearsals at full size, and
+`per_class=official` gives the official counts. A model trained on a pool has seen the drawings it
+is tested on: rehearse with it, measure no accuracy.
 """
 
 from __future__ import annotations
@@ -17,201 +19,32 @@ from functools import lru_cache
 from urllib.parse import parse_qsl
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from quickdraw_dist.drawings import SIDE
+from quickdraw_dist.classes import official
+from quickdraw_dist.drawings import PIXELS, SIDE
 from quickdraw_dist.drawings import rendering as draw
-from quickdraw_dist.drawings.rendering import LONG_SIDE_PX, Line, Points, Segments, Shape
+from quickdraw_dist.drawings.recipes import distort, recipe
 from quickdraw_dist.errors import RefusedError, nearest
-from quickdraw_dist.hashing import Array64, key64, mix64, random64
-
-# The difficulty: how far a drawing strays from its recipe. Each number is the largest stray; the
-# noise is triangular, so half of the drawings stay under 0.3 of it. Chosen so that pixels alone do
-# not give the class away and shapes do: on 20 classes of 1,000 drawings, a tenth held out, seeds 7
-# and 1, logistic regression reaches 63 and 67 %, a CNN of 35,000 weights 96 % in six epochs.
-ROTATION_RADIANS = 0.7
-SHEAR = 0.3
-STRETCH = 0.3
-BEND = 0.25  # how far the ends of an axis leave it sideways, as a share of half the long side
-MIRRORED = 0.5  # people face things left as well as right; one template per class cannot fit both
-STROKE_ROTATION_RADIANS = 0.6
-STROKE_STRETCH = 0.35
-STROKE_SHIFT_PX = 3.5
-WOBBLE_PX = 1.5
-MISSING = 0.2  # the chance of a feature to be left out; the body never is
-REPEATED = 0.08  # the chance of a stroke to be drawn twice
-REPEAT_SHIFT_PX = 4.0
-
-# Ink of a recipe, as length of line: gives the 17 to 26 % of non-zero pixels of real drawings.
-INK_PX = (48.0, 78.0)
-
-# A stroke smaller than this strays in proportion to its size, or small features would be noise.
-_FULL_STRAY_PX = 12.0
-
-# Longer segments mean fewer but larger patches to render: 2.4 was fastest of 1.6, 2.4 and 3.2.
-_SPACING_PX = 2.4
-
-_KNOTS = 4  # of the wobble of a stroke
-_OF_DRAWING = 6  # random numbers of a drawing as a whole
-_OF_STROKE = 6 + 2 * _KNOTS  # and of each of its strokes
+from quickdraw_dist.hashing import key64, random64
 
 # Drawings rendered at a time: about 10 MB of work space, and faster than 256 or 1024.
 _CHUNK = 512
 
-_DEFAULTS = {"classes": 20, "per_class": 1000, "seed": 7}
-# Shards store labels as uint16 and rows as uint32.
-_LIMITS = {"classes": (1, 1 << 16), "per_class": (1, 1 << 32), "seed": (0, 1 << 63)}
+_SHIFT_PX = 3
+"""The farthest that a drawing of a pool is moved, along either side."""
+
+_GAP = _SHIFT_PX * (SIDE + 1)
+"""Blank pixels around every drawing of a pool: what moves in when it moves out."""
+
+_DEFAULTS = {"classes": 20, "per_class": 1000, "seed": 7, "pool": 0}
+# Shards store labels as uint16 and rows as uint32. 345 classes of the largest pool take 1.2 GB.
+_LIMITS = {"classes": (1, 1 << 16), "per_class": (1, 1 << 32), "seed": (0, 1 << 63),
+           "pool": (0, 1 << 12)}  # fmt: skip
+_SUCH_AS = _DEFAULTS | {"pool": 64}
+_OFFICIAL = "official"
 _EXAMPLE = "synthetic:?classes=20&per_class=1000&seed=7"
-
-
-class _Stream:
-    """The random numbers behind one recipe, one after the other."""
-
-    def __init__(self, key: int) -> None:
-        self._key, self._used = key, 0
-
-    def between(self, low: float, high: float) -> float:
-        """The next number, evenly from [low, high)."""
-        bits = int(random64(self._key, 1, self._used)[0]) >> 11
-        self._used += 1
-        return low + (high - low) * (bits * 2.0**-53)
-
-    def below(self, count: int) -> int:
-        """The next number, one of range(count)."""
-        return int(self.between(0, count))
-
-    def shape(self, shapes: Sequence[Shape]) -> Line:
-        """One of these shapes, with proportions of its own."""
-        return shapes[self.below(len(shapes))](self.between(0, 1), self.between(0, 1))
-
-
-_BODIES = (draw.ellipse, draw.ellipse, draw.polygon, draw.polygon, draw.leaf, draw.arc, draw.curve)
-_INSIDE = (draw.ellipse, draw.straight, draw.arc, draw.polygon, draw.wave, draw.leaf)
-_LIMBS = (draw.straight, draw.straight, draw.curve, draw.wave, draw.zigzag, draw.leaf)
-_ON_RIM = (draw.ellipse, draw.polygon, draw.arc, draw.spiral)
-
-
-def _feature(stream: _Stream, half: tuple[float, float]) -> list[Line]:
-    """One feature of a body with these half sides, or a mirrored pair of it."""
-    turns = stream.below(12) / 12 + stream.between(-0.03, 0.03)
-    rim = draw.circle(np.array(turns)) * half
-    role = stream.below(3)
-    if role == 0:  # an eye, a window, a mouth
-        shape, size = stream.shape(_INSIDE), stream.between(0.15, 0.35)
-        centre, tilt = rim * stream.between(0.0, 0.55), stream.below(4) / 4
-    elif role == 1:  # a leg, a tail, an antenna: from the rim outwards
-        shape, size = stream.shape(_LIMBS), stream.between(0.2, 0.5)
-        tilt = turns + stream.between(-0.06, 0.06)
-        centre = rim + draw.circle(np.array(tilt)) * size
-    else:  # a wheel, a hat, an ear
-        shape, size = stream.shape(_ON_RIM), stream.between(0.2, 0.45)
-        centre, tilt = rim * stream.between(0.9, 1.3), stream.below(8) / 8
-    stroke = draw.placed(shape, tilt, (size, size), centre)
-    paired = abs(centre[0]) > 0.2 and stream.below(5) < 3
-    return [stroke, stroke * (-1, 1)] if paired else [stroke]
-
-
-def _compose(stream: _Stream) -> list[Line]:
-    """The strokes of a class, body first, as if it had room and ink without end."""
-    half = (stream.between(0.4, 0.9), stream.between(0.4, 0.9))
-    body = stream.shape(_BODIES)
-    tilt = (0, 0, 0, 0.25, 0.5)[stream.below(5)]
-    strokes = [draw.placed(body, tilt, half, np.zeros(2))]
-    for _ in range(2 + stream.below(3)):
-        strokes += _feature(stream, half)
-    return strokes
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What all drawings of a class share: every stroke, and once more in case it is repeated."""
-
-    around: Points  # (points, 2) pixels from the centre of the point's stroke
-    stroke: NDArray[np.intp]  # (points,) which stroke a point is of
-    knots: Points  # (points, knots) how much of each knot's wobble a point has
-    centres: Points  # (strokes, 2) pixels
-    stray: Points  # (strokes,) how much of the wobble and shift, 0 to 1
-    chance: Points  # (strokes,) of being drawn
-    shift_px: Points  # (strokes,) the largest shift
-    segments: Segments
-
-
-@lru_cache(maxsize=512)
-def recipe(seed: int, label: int) -> Recipe:
-    """The recipe of a class, always the same: the first of its stream with the right ink."""
-    trial, ink_px = 0, 0.0
-    while not INK_PX[0] <= ink_px <= INK_PX[1]:
-        strokes, ink_px = draw.scaled(_compose(_Stream(key64("recipe", seed, label, trial))))
-        trial += 1
-    count = len(strokes)
-    drawn = [draw.resample(stroke, _SPACING_PX) for stroke in strokes] * 2
-    sizes = [len(stroke) for stroke in drawn]
-    stroke = np.repeat(np.arange(2 * count), sizes)
-    low = np.stack([points.min(axis=0) for points in drawn])
-    high = np.stack([points.max(axis=0) for points in drawn])
-    centres = (low + high) / 2
-    at = np.concatenate([draw.even(0, _KNOTS - 1, size) for size in sizes])
-    heads = np.flatnonzero(stroke[1:] == stroke[:-1]) + 1
-    shift = np.repeat([STROKE_SHIFT_PX, REPEAT_SHIFT_PX], count)
-    chance = np.repeat([1 - MISSING, REPEATED], count)
-    chance[0] = 1
-    return Recipe(
-        around=(np.concatenate(drawn) - centres[stroke]).astype(np.float32),
-        stroke=stroke,
-        knots=np.maximum(1 - np.abs(at[:, None] - np.arange(_KNOTS)), 0).astype(np.float32),
-        centres=centres.astype(np.float32),
-        stray=np.minimum((high - low).max(axis=1) / _FULL_STRAY_PX, 1).astype(np.float32),
-        chance=chance.astype(np.float32),
-        shift_px=shift.astype(np.float32),
-        segments=Segments(tails=heads - 1, heads=heads),
-    )
-
-
-def distort(recipe: Recipe, keys: Array64) -> Points:
-    """One distortion of a recipe for each of these (drawings,) random streams.
-
-    Returns (drawings, points, 2) float32, about in pixels, around (0, 0). The points of a stroke
-    that is left out all lie on the first point of the body, where they change nothing.
-    """
-    strokes = len(recipe.centres)
-    bits = mix64(keys[:, None] ^ np.arange(_OF_DRAWING + strokes * _OF_STROKE, dtype=np.uint64))
-    chance = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)  # [0, 1)
-    other = (bits & np.uint64(2**24 - 1)).astype(np.float32) * np.float32(2**-24)
-    noise = chance + other - np.float32(1)  # triangular in [-1, 1)
-    x, y = _stray(recipe, noise[:, _OF_DRAWING:].reshape(len(keys), _OF_STROKE, strokes))
-    # `_stray` leaves the first number of every stroke for this.
-    shown = chance[:, _OF_DRAWING : _OF_DRAWING + strokes] < recipe.chance
-    shown = shown.take(recipe.stroke, axis=1)
-    x, y = np.where(shown, x, x[:, :1]), np.where(shown, y, y[:, :1])
-
-    x = np.where(chance[:, :1] < np.float32(MIRRORED), -x, x)
-    whole = noise[:, :_OF_DRAWING, None]  # (drawings, numbers, 1)
-    bend = whole[:, 1:3] * np.float32(BEND * 2 / LONG_SIDE_PX)
-    x, y = x + bend[:, 0] * y * y, y + bend[:, 1] * x * x
-    x = x * (1 + whole[:, 3] * np.float32(STRETCH)) + y * (whole[:, 4] * np.float32(SHEAR))
-    cos, sin = draw.rotation(whole[:, 5] * np.float32(ROTATION_RADIANS))
-    return np.stack([x * cos - y * sin, x * sin + y * cos], axis=-1)
-
-
-def _stray(recipe: Recipe, noise: Points) -> tuple[Points, Points]:
-    """x and y, each (drawings, points), strayed by noise (drawings, _OF_STROKE, strokes)."""
-    cos, sin = draw.rotation(noise[:, 1] * np.float32(STROKE_ROTATION_RADIANS))
-    wide, high = (1 + noise[:, i] * np.float32(STROKE_STRETCH) for i in (2, 3))
-    shift_px = recipe.shift_px * recipe.stray
-    wobble_px = np.float32(WOBBLE_PX) * recipe.stray
-
-    def of_points(values: Points) -> Points:
-        return values.take(recipe.stroke, axis=1)  # (drawings, strokes) to (drawings, points)
-
-    around_x, around_y = recipe.around[:, 0], recipe.around[:, 1]
-    x = of_points(cos * wide) * around_x - of_points(sin * high) * around_y
-    y = of_points(sin * wide) * around_x + of_points(cos * high) * around_y
-    x += of_points(recipe.centres[:, 0] + noise[:, 4] * shift_px)
-    y += of_points(recipe.centres[:, 1] + noise[:, 5] * shift_px)
-    for knot in range(_KNOTS):
-        x += of_points(noise[:, 6 + knot] * wobble_px) * recipe.knots[:, knot]
-        y += of_points(noise[:, 6 + _KNOTS + knot] * wobble_px) * recipe.knots[:, knot]
-    return x, y
 
 
 @dataclass(frozen=True)
@@ -221,18 +54,14 @@ class SyntheticSource:
     url: str
     classes: tuple[str, ...]
     labels: tuple[int, ...]  # of `classes`, among all classes of the url
-    per_class: int
+    counts: tuple[int, ...]
     seed: int
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Drawings of every class."""
-        return (self.per_class,) * len(self.classes)
+    pool: int  # drawings of a class that are rendered; 0: every one
 
     @property
     def identity(self) -> str:
-        """The seed: another one has other drawings of the same classes."""
-        return f"synthetic, seed {self.seed}"
+        """The seed and the pool: another one has other drawings of the same classes."""
+        return f"synthetic, seed {self.seed}" + (f", pool {self.pool}" if self.pool else "")
 
     def header(self, label: int) -> bytes:
         """Nothing: there is no file."""
@@ -248,30 +77,76 @@ class SyntheticSource:
         Raises:
             IndexError: there are no such rows.
         """
-        if not 0 <= start <= stop <= self.per_class:
-            raise IndexError(f"rows {start} to {stop} of {self.per_class} in {self.url}")
-        of_class = recipe(self.seed, self.labels[label])
-        key = key64("drawings", self.seed, self.labels[label])
-        drawings = np.empty((stop - start, SIDE, SIDE), np.uint8)
-        for first in range(start, stop, _CHUNK):
-            count = min(_CHUNK, stop - first)
-            points = draw.fit(distort(of_class, random64(key, count, first)))
-            drawings[first - start :][:count] = draw.render(points, of_class.segments)
-        return drawings
+        if not 0 <= start <= stop <= self.counts[label]:
+            raise IndexError(f"rows {start} to {stop} of {self.counts[label]} in {self.url}")
+        if self.pool:
+            return _pool(self.seed, self.labels[label], self.pool).read(start, stop)
+        return _render(self.seed, self.labels[label], start, stop)
+
+
+def _render(seed: int, label: int, start: int, stop: int) -> NDArray[np.uint8]:
+    """Rows of a class, each drawn for itself, (stop - start, 28, 28) uint8."""
+    of_class, key = recipe(seed, label), key64("drawings", seed, label)
+    drawings = np.empty((stop - start, SIDE, SIDE), np.uint8)
+    for first in range(start, stop, _CHUNK):
+        count = min(_CHUNK, stop - first)
+        points = draw.fit(distort(of_class, random64(key, count, first)))
+        drawings[first - start :][:count] = draw.render(points, of_class.segments)
+    return drawings
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """A few drawings of one class, and every place that each of them can be moved to."""
+
+    line: NDArray[np.uint8]  # the drawings' pixels, one drawing after the other, gaps between
+    starts: NDArray[np.int64]  # (variants,): 784 pixels of the line from there on are a drawing
+    key: int
+
+    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows of the class, (stop - start, 28, 28) uint8."""
+        chosen = random64(self.key, stop - start, start) % np.uint64(len(self.starts))
+        variants = sliding_window_view(self.line, PIXELS)  # a view: nothing is copied for it
+        drawings: NDArray[np.uint8] = variants[self.starts[chosen]]
+        return drawings.reshape(-1, SIDE, SIDE)
+
+
+@lru_cache(maxsize=512)
+def _pool(seed: int, label: int, count: int) -> _Pool:
+    """The pool of a class. To start d pixels earlier in its line moves a drawing d % 28 pixels to
+    the right and d // 28 down, exactly, while its margins take that."""
+    drawings = _render(seed, label, 0, count)
+    line = np.zeros((count + 1, _GAP + PIXELS), np.uint8)  # the last row ends the last gap
+    line[:count, _GAP:] = drawings.reshape(count, PIXELS)
+    starts = [
+        at * line.shape[1] + _GAP - down * SIDE - right
+        for at, drawing in enumerate(drawings)
+        for down in _moves(drawing.any(axis=1))
+        for right in _moves(drawing.any(axis=0))
+    ]
+    return _Pool(line.ravel(), np.array(starts), key64("pool", seed, label))
+
+
+def _moves(inked: NDArray[np.bool_]) -> range:
+    """How far ink can move along one side and stay off the outer ring: `inked` is where it is."""
+    ink = np.flatnonzero(inked)
+    before, after = int(ink[0]) - 1, SIDE - 2 - int(ink[-1])
+    return range(-min(before, _SHIFT_PX), min(after, _SHIFT_PX) + 1)
 
 
 def open_synthetic(url: str, classes: Sequence[str] = ()) -> SyntheticSource:
     """The source behind `synthetic:?classes=20&per_class=1000&seed=7`.
 
     Args:
-        url: what the user typed; a setting left out has the value above.
+        url: what the user typed; a setting left out has the value above. `per_class=official`
+            has the official number of drawings of each of 345 classes; `pool=N` see above.
         classes: only these, in this order; empty for all.
 
     Raises:
         RefusedError: a setting or a class is unknown, or a value is not a number it can be.
     """
-    settings = _settings(url)
-    names = tuple(f"synthetic-{label:03d}" for label in range(settings["classes"]))
+    settings, all_counts = _settings(url)
+    names = tuple(f"synthetic-{label:03d}" for label in range(len(all_counts)))
     labels = {name: label for label, name in enumerate(names)}
     for name in classes:
         if name not in labels:
@@ -283,25 +158,45 @@ def open_synthetic(url: str, classes: Sequence[str] = ()) -> SyntheticSource:
     if len(set(chosen)) < len(chosen):
         raise RefusedError(f"a class of {url} is asked for twice: {', '.join(chosen)}.")
     chosen_labels = tuple(labels[name] for name in chosen)
-    return SyntheticSource(url, chosen, chosen_labels, settings["per_class"], settings["seed"])
+    counts = tuple(all_counts[label] for label in chosen_labels)
+    return SyntheticSource(url, chosen, chosen_labels, counts, settings["seed"], settings["pool"])
 
 
-def _settings(url: str) -> dict[str, int]:
+def _settings(url: str) -> tuple[dict[str, int], tuple[int, ...]]:
+    """The settings in an address, and the drawings of each of its classes."""
     head, _, query = url.partition("?")
     if head != "synthetic:":
         raise RefusedError(f"{url!r} should look like {_EXAMPLE}")
-    settings: dict[str, int] = {}
+    typed: dict[str, str] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
-        if name not in _LIMITS or name in settings:
-            problem = "is there twice" if name in settings else "is not a setting"
+        if name not in _LIMITS or name in typed:
+            problem = "is there twice" if name in typed else "is not a setting"
             raise RefusedError(
                 f"{url}: {name}={text}: {name!r} {problem}; it should look like {_EXAMPLE}."
                 + ("" if name in _LIMITS else nearest(name, _LIMITS))
             )
-        low, high = _LIMITS[name]
-        value = int(text) if re.fullmatch("[0-9]{1,20}", text) else -1
-        if not low <= value <= high:
-            right = f"a whole number from {low} to {high}, such as {name}={_DEFAULTS[name]}"
-            raise RefusedError(f"{url}: {name}={text} should be {right}.")
-        settings[name] = value
-    return _DEFAULTS | settings
+        typed[name] = text
+    counts: tuple[int, ...] = ()
+    if typed.get("per_class") == _OFFICIAL:
+        del typed["per_class"]
+        counts = tuple(entry.drawings for entry in official())
+        typed.setdefault("classes", str(len(counts)))
+    settings = _DEFAULTS | {name: _number(url, name, text) for name, text in typed.items()}
+    counts = counts or (settings["per_class"],) * settings["classes"]
+    if settings["classes"] != len(counts):
+        raise RefusedError(
+            f"{url}: classes={settings['classes']}: the official counts are those of "
+            f"{len(counts)} classes; leave it out, or choose some with --shard.classes"
+        )
+    return settings, counts
+
+
+def _number(url: str, name: str, text: str) -> int:
+    low, high = _LIMITS[name]
+    value = int(text) if re.fullmatch("[0-9]{1,20}", text) else -1
+    if not low <= value <= high:
+        right = f"a whole number from {low} to {high}, such as {name}={_SUCH_AS[name]}"
+        if name == "per_class":
+            right += f", or per_class={_OFFICIAL}"
+        raise RefusedError(f"{url}: {name}={text} should be {right}.")
+    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -72,6 +72,8 @@ class SourceFile(_Stored):
     drawings: Count
     bytes: Count
     crc32c: Count
+    checked: tuple[str, ...] = ()
+    """What the file was compared with, of `integrity.CHECKS`."""
 
 
 class Manifest(_Stored):
@@ -115,36 +117,31 @@ def part_name(group: int) -> str:
     return f"parts/group-{group:06d}.json"
 
 
-def merge(plan: Plan, parts: list[Part], source: str, headers: tuple[bytes, ...]) -> Manifest:
+def shards_of(parts: Mapping[int, Part]) -> dict[str, tuple[ShardEntry, ...]]:
+    """The shards of each split, in order, of the parts of all groups."""
+    in_order = [parts[group] for group in sorted(parts)]
+    return {
+        split: tuple(shard for part in in_order for shard in part.shards[split]) for split in SPLITS
+    }
+
+
+def merge(
+    plan: Plan, parts: Mapping[int, Part], source: str, source_files: tuple[SourceFile, ...]
+) -> Manifest:
     """The manifest of a plan whose every group is done; pure, the same whoever merges."""
-    splits = {
-        split: tuple(shard for part in parts for shard in part.shards[split]) for split in SPLITS
-    }
-    per_class = {
-        split: tuple(
-            int(n) for n in np.sum([part.per_class[split] for part in parts], axis=0, dtype=int)
-        )
-        for split in SPLITS
-    }
-    files = []
-    for label, (name, count) in enumerate(zip(plan.classes, plan.counts, strict=True)):
-        header = headers[label]
-        crc, length = storage.crc32c(header), len(header)
-        for part in parts:
-            piece = part.ranges[label]
-            crc = combine_crc32c(crc, piece.crc32c, piece.bytes)
-            length += piece.bytes
-        files.append(SourceFile(name=name, drawings=count, bytes=length, crc32c=crc))
+    splits = shards_of(parts)
+    counts = {split: [part.per_class[split] for part in parts.values()] for split in SPLITS}
+    per_class = {split: tuple(np.sum(counts[split], axis=0).tolist()) for split in SPLITS}
     mean, std = normalisation(
-        sum(part.pixel_sum for part in parts),
-        sum(part.pixel_square_sum for part in parts),
+        sum(part.pixel_sum for part in parts.values()),
+        sum(part.pixel_square_sum for part in parts.values()),
         sum(per_class["train"]),
     )
     return Manifest(
         format_version=FORMAT_VERSION,
         classes=plan.classes,
         source=source,
-        source_files=tuple(files),
+        source_files=source_files,
         settings=plan.settings,
         splits=splits,
         per_class=per_class,
@@ -171,42 +168,6 @@ def digest(classes: tuple[str, ...], splits: dict[str, tuple[ShardEntry, ...]]) 
         for split in SPLITS
     }
     return hashlib.sha256(json.dumps([classes, blocks]).encode()).hexdigest()
-
-
-def combine_crc32c(first: int, second: int, second_bytes: int) -> int:
-    """CRC-32C of a concatenation from those of its two parts and the length of the second.
-
-    Appending n zero bytes to a message is a linear map of its CRC over GF(2); squaring the map
-    for one zero byte gives those for 2, 4, 8 ... (the method of zlib's crc32_combine).
-    """
-    for bit, columns in enumerate(_zero_bytes_maps()):
-        if second_bytes >> bit & 1:
-            first = _apply(columns, first)
-    return first ^ second
-
-
-@cache
-def _zero_bytes_maps() -> tuple[list[int], ...]:
-    """The maps of 1, 2, 4 ... 2^47 zero bytes, each as the images of the 32 bits."""
-    # That of one zero bit: shift right, and fold a one that falls out into the polynomial.
-    columns = [0x82F63B78] + [1 << n for n in range(31)]
-    for _ in range(3):
-        columns = [_apply(columns, column) for column in columns]
-    maps = [columns]
-    for _ in range(47):
-        maps.append([_apply(maps[-1], column) for column in maps[-1]])
-    return tuple(maps)
-
-
-def _apply(columns: list[int], vector: int) -> int:
-    result = 0
-    for column in columns:
-        if vector & 1:
-            result ^= column
-        vector >>= 1
-        if not vector:
-            break
-    return result
 
 
 def read(folder: str) -> Manifest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -13,37 +13,41 @@ from pydantic import ValidationError
 
 from quickdraw_dist import storage
 from quickdraw_dist.drawings import SIDE, Source
-from quickdraw_dist.errors import CorruptError, RefusedError
+from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.orphans import die_with_parent
-from quickdraw_dist.shards import blocks, manifest
+from quickdraw_dist.shards import blocks, integrity, manifest
 from quickdraw_dist.shards.manifest import BlockEntry, Part, RangeRead, ShardEntry
 from quickdraw_dist.shards.plan import SPLITS, Plan, ShardPlace
 
 Progress = Callable[[int], object]
 """Called with the number of drawings just written."""
 
-_READERS = 8
-"""Ranges of the source read at once: over a network each one waits for a round trip."""
-
 
 def build_group(
-    plan: Plan, group: int, source: Source, dest: str, progress: Progress = lambda _: None
+    plan: Plan,
+    group: int,
+    source: Source,
+    dest: str,
+    progress: Progress = lambda _: None,
+    true_crcs: Sequence[int] | None = None,
 ) -> Part:
-    """Read a group's rows, publish its shards, then its part file. Memory: the group's pixels."""
-    pixels, ranges = read_rows(plan, group, source)
+    """Read a group's rows, publish its shards, then its part file. Memory: the group's pixels.
+
+    `true_crcs` are the CRC-32C of its ranges, class by class, where they are known already: a
+    range that comes with another one is read again.
+    """
+    pixels, ranges = read_rows(plan, group, source, true_crcs)
     labels, rows = plan.identities(group)
     shards: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
     per_class = {split: np.zeros(len(plan.classes), np.int64) for split in SPLITS}
     sums = np.zeros(2, np.int64)
     for place in plan.shards(group):
         members = plan.members(group, place)
-        contents = (
-            blocks.Block(pixels[piece], labels[piece], rows[piece])
-            for piece in _pieces(members, plan.settings.block)
-        )
-        shards[place.split].append(
-            _publish_shard(plan, group, place, contents, dest, per_class[place.split], sums)
-        )
+        contents = _blocks(members, plan.settings.block, pixels, labels, rows)
+        entry, pixel_sums = _publish_shard(plan, group, place, contents, dest)
+        shards[place.split].append(entry)
+        per_class[place.split] += np.bincount(labels[members], minlength=len(plan.classes))
+        sums += pixel_sums
         progress(len(members))
     part = Part(
         fingerprint=plan.fingerprint,
@@ -59,7 +63,7 @@ def build_group(
 
 
 def read_rows(
-    plan: Plan, group: int, source: Source
+    plan: Plan, group: int, source: Source, true_crcs: Sequence[int] | None = None
 ) -> tuple[NDArray[np.uint8], tuple[RangeRead, ...]]:
     """A group's pixels (n, 28, 28), class after class, and the checksum of every range."""
     slices = [plan.rows(group, label) for label in range(len(plan.classes))]
@@ -68,31 +72,37 @@ def read_rows(
 
     def fetch(label: int) -> RangeRead:
         start, stop = slices[label]
-        target = pixels[ends[label] - (stop - start) : ends[label]]
-        if stop > start:
-            target[:] = source.read(label, start, stop)
-        return RangeRead(bytes=target.nbytes, crc32c=storage.crc32c(target.tobytes()))
+        true_crc = None if true_crcs is None else true_crcs[label]
+        rows, crc = integrity.read(source, label, start, stop, true_crc)
+        pixels[ends[label] - len(rows) : ends[label]] = rows
+        return RangeRead(bytes=rows.nbytes, crc32c=crc)
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(integrity.READERS) as pool:
         return pixels, tuple(pool.map(fetch, range(len(slices))))
 
 
-def _pieces(members: NDArray[np.int64], block: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, len(members), block):
-        yield members[start : start + block]
+def _blocks(
+    members: NDArray[np.int64],
+    size: int,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.uint16],
+    rows: NDArray[np.uint32],
+) -> Iterator[blocks.Block]:
+    """A shard's blocks. Each is overwritten by the next one."""
+    buffer = np.empty((size, SIDE, SIDE), np.uint8)
+    for start in range(0, len(members), size):
+        piece = members[start : start + size]
+        # 'clip' spares a copy; there is nothing to clip.
+        drawings = np.take(pixels, piece, axis=0, out=buffer[: len(piece)], mode="clip")
+        yield blocks.Block(drawings, labels[piece], rows[piece])
 
 
 def _publish_shard(
-    plan: Plan,
-    group: int,
-    place: ShardPlace,
-    contents: Iterable[blocks.Block],
-    dest: str,
-    per_class: NDArray[np.int64],
-    sums: NDArray[np.int64],
-) -> ShardEntry:
-    """Encode and publish one shard; adds to the counts and, for train, to the pixel sums."""
+    plan: Plan, group: int, place: ShardPlace, contents: Iterable[blocks.Block], dest: str
+) -> tuple[ShardEntry, NDArray[np.int64]]:
+    """Encode and publish one shard; its entry, and for train its pixel sums, for others zeros."""
     chunks, entries, offset = [], [], 0
+    sums = np.zeros(2, np.int64)
     for number, block in enumerate(contents):
         if plan.settings.layout == "per_drawing":
             data = blocks.encode_per_drawing(block)
@@ -102,12 +112,11 @@ def _publish_shard(
         entries.append(BlockEntry(offset, len(data), len(block.labels), block.crc))
         chunks.append(data)
         offset += len(data)
-        per_class += np.bincount(block.labels, minlength=len(per_class))
         if place.split == "train":
             sums += block.pixel_sums()
     data = b"".join([*chunks, blocks.END_OF_TAR])
     storage.publish(storage.join(dest, place.name), data)
-    return ShardEntry(
+    entry = ShardEntry(
         name=place.name,
         group=group,
         drawings=sum(entry.drawings for entry in entries),
@@ -115,6 +124,7 @@ def _publish_shard(
         crc32c=storage.crc32c(data),
         blocks=tuple(entries),
     )
+    return entry, sums
 
 
 def finished_parts(plan: Plan, dest: str) -> dict[int, Part]:
@@ -153,70 +163,54 @@ def _sizes(folder: str, suffix: str) -> dict[str, int]:
         return {}
 
 
-def merge_if_complete(plan: Plan, source: Source, dest: str) -> manifest.Manifest | None:
+def finished_dataset(plan: Plan, dest: str, parts: dict[int, Part]) -> manifest.Manifest | None:
+    """The manifest, if it is there and holds the shards of these parts of all groups."""
+    if len(parts) < plan.groups:
+        return None
+    try:
+        stored = manifest.read(dest)
+    except RefusedError:
+        return None  # none yet, or a damaged one: the merge writes it anew
+    return stored if stored.splits == manifest.shards_of(parts) else None
+
+
+def merge_if_complete(
+    plan: Plan,
+    source: Source,
+    dest: str,
+    parts: dict[int, Part] | None = None,
+    progress: Progress = lambda _: None,
+) -> manifest.Manifest | None:
     """Publish the manifest when every group is done; None when some are missing.
 
     Groups that read something else than what the source's own checksums vouch for are built
-    again, once.
+    again before.
+
+    Args:
+        plan: the dataset's.
+        source: its source.
+        dest: its folder.
+        parts: what `finished_parts` has just given; None to look for them.
+        progress: called with 1 for every file of the source that was checked.
 
     Raises:
-        CorruptError: the source still is not what its checksum says.
+        CorruptError: the source is not what its checksum says, or not the official one.
+        StorageError: the store failed.
     """
-    headers = tuple(source.header(label) for label in range(len(plan.classes)))
-    for attempt in range(2):
-        parts = finished_parts(plan, dest)
-        if len(parts) < plan.groups:
-            return None
-        done = [parts[group] for group in range(plan.groups)]
-        merged = manifest.merge(plan, done, source.url, headers)
-        suspects = _suspects(merged, source)
-        if not suspects:
-            storage.publish(storage.join(dest, manifest.NAME), manifest.to_json(merged))
-            for folder in (*SPLITS, "parts"):
-                storage.sweep(storage.join(dest, folder))
-            return merged
-        if attempt == 0:
-            groups = _differing(plan, done, source, suspects)
-            names = ", ".join(plan.classes[label] for label in suspects)
-            print(
-                f"source: {names}: not what its checksum says; building {len(groups)} of "
-                f"{plan.groups} groups again",
-                file=sys.stderr,
-            )
-            for group in groups:
-                build_group(plan, group, source, dest)
-    label = suspects[0]
-    start, stop = len(headers[label]), merged.source_files[label].bytes
-    raise CorruptError(
-        f"{source.url}: {plan.classes[label]!r}: bytes {start:,} to {stop:,} as read have crc32c "
-        f"{merged.source_files[label].crc32c:08x} with the header, the file's own is "
-        f"{source.checksum(label) or 0:08x}; it changes, or the store is damaged"
-    )
-
-
-def _suspects(merged: manifest.Manifest, source: Source) -> list[int]:
-    """Labels whose ranges do not add up to the checksum that the source has of the file."""
-
-    def differs(label: int) -> bool:
-        own = source.checksum(label)
-        return own is not None and own != merged.source_files[label].crc32c
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        answers = list(pool.map(differs, range(len(merged.classes))))
-    return [label for label, wrong in enumerate(answers) if wrong]
-
-
-def _differing(plan: Plan, parts: list[Part], source: Source, labels: Iterable[int]) -> list[int]:
-    """Groups whose range of one of these classes reads differently now."""
-    groups = []
-    for part in parts:
-        for label in labels:
-            start, stop = plan.rows(part.group, label)
-            now = storage.crc32c(source.read(label, start, stop).tobytes()) if stop > start else 0
-            if now != part.ranges[label].crc32c:
-                groups.append(part.group)
-                break
-    return groups
+    done = dict(finished_parts(plan, dest) if parts is None else parts)
+    if len(done) < plan.groups:
+        return None
+    files, crcs = integrity.check(plan, source, [done[g] for g in range(plan.groups)], progress)
+    wrong = [g for g, true in enumerate(crcs) if [r.crc32c for r in done[g].ranges] != true]
+    if wrong:
+        print(f"source: building {len(wrong)} of {plan.groups} groups again", file=sys.stderr)
+    for group in wrong:
+        done[group] = build_group(plan, group, source, dest, true_crcs=crcs[group])
+    merged = manifest.merge(plan, done, source.url, files)
+    storage.publish(storage.join(dest, manifest.NAME), manifest.to_json(merged))
+    for folder in ("", *SPLITS, "parts"):
+        storage.sweep(storage.join(dest, folder))
+    return merged
 
 
 _worker: tuple[Plan, Source, str] | None = None

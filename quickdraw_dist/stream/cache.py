@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 import tempfile
+import threading
+from collections import defaultdict
 from pathlib import Path
 
 from filelock import FileLock
@@ -39,6 +42,11 @@ _WITHOUT = {
 """A cache folder that is full or no good: the run goes on without it and says so."""
 
 
+def _say_damaged(target: Path) -> None:
+    """A disk that does this once may do it again: whoever reads the log should know."""
+    print(f"cache: {target}: not what the manifest says; fetched again", file=sys.stderr)
+
+
 class ShardCache:
     """A folder of shards with a size limit, shared by all ranks and runs of this node."""
 
@@ -49,6 +57,8 @@ class ShardCache:
         self.home = self.folder / copy[:16]
         self.limit_bytes = limit_bytes
         self._full = False
+        # Threads of one process wait here: the lock between processes is one that has to be polled.
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def path(self, url: str, shard: ShardEntry) -> Path | None:
         """The local copy of a shard, fetched if need be; None when the cache cannot hold it.
@@ -63,8 +73,10 @@ class ShardCache:
             if self._hit(target, shard):
                 return target
             target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{target}.lock"):
+            with self._locks[shard.name], FileLock(f"{target}.lock"):
                 if not self._hit(target, shard):
+                    if target.exists():
+                        _say_damaged(target)
                     telemetry.CACHE_MISSES.inc()
                     self._fetch(url, shard, target)
         except FileNotFoundError:
@@ -93,13 +105,16 @@ class ShardCache:
 
     def forget(self, shard: ShardEntry) -> None:
         """Drop a local copy that turned out wrong."""
-        (self.home / shard.name).unlink(missing_ok=True)
+        target = self.home / shard.name
+        with contextlib.suppress(FileNotFoundError):  # another thread was faster
+            target.unlink()
+            _say_damaged(target)
 
     def _fetch(self, url: str, shard: ShardEntry, target: Path) -> None:
         data = fetch_verified(url, shard)
         target.parent.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned up meanwhile
         # One writes at a time, or two that each made room would go over the limit together.
-        with FileLock(str(self.folder / "write.lock")):
+        with self._locks["write"], FileLock(str(self.folder / "write.lock")):
             self._evict(shard.bytes)
             handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
             try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quickdraw_dist.stream.loader import Batch
+from quickdraw_dist.stream.batch import Batch
 
 
 @dataclass

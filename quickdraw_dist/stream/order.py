@@ -113,7 +113,7 @@ def mix_identities(
     return int(np.add.reduce(mixed, dtype=np.uint64))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one of 45,000 blocks takes a millisecond to hash or compare
 class Order:
     """The order of one split for one run.
 
@@ -159,11 +159,10 @@ class Order:
         """Drawings of one lane in a global batch."""
         return self.global_batch // self.lanes
 
-    @property
-    def window_capacity(self) -> int:
-        """Most drawings that any window of any lane can hold."""
-        longest_block = max(max(blocks) for blocks in self.shards)
-        return min(self.window_blocks * longest_block, -(-self.drawings // self.lanes))
+    @cached_property
+    def longest_block(self) -> int:
+        """Most drawings in any block."""
+        return max(max(blocks) for blocks in self.shards)
 
     @cached_property
     def _line(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from concurrent.futures import Future
+import sys
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,100 +10,89 @@ from numpy.typing import NDArray
 from quickdraw_dist import storage
 from quickdraw_dist.config import Stream
 from quickdraw_dist.errors import CorruptError
-from quickdraw_dist.shards.blocks import Block, decode
+from quickdraw_dist.shards import blocks
 from quickdraw_dist.shards.manifest import Manifest
 from quickdraw_dist.stream.cache import ShardCache
-from quickdraw_dist.stream.order import Piece
-
-_SHARED_BLOCKS = 32
-"""Decoded blocks kept for the next lane that begins in them; 26 MB at 1,024 drawings."""
 
 
 class SplitReader:
     """Thread-safe access to the blocks of one split."""
 
-    def __init__(self, folder: str, dataset: Manifest, split: str, stream: Stream) -> None:
-        """`folder` is where the manifest lies."""
+    def __init__(
+        self, folder: str, dataset: Manifest, split: str, stream: Stream, shards_at_once: int = 1
+    ) -> None:
+        """`folder` is where the manifest lies. `shards_at_once` are read in turns on this node: a
+        cache with less room would fetch the same shard again for every block, so it is not used.
+        """
         self.shards = dataset.splits[split]
         self.block_counts = dataset.block_counts(split)
-        self._folder = folder
-        self._cache = (
-            ShardCache(stream.cache_folder, dataset.copy_id, stream.cache_bytes)
-            if storage.is_remote(folder)
-            else None
-        )
-        self._lock = threading.Lock()
-        self._shared: OrderedDict[tuple[int, int], Future[Block]] = OrderedDict()
+        self.remote = storage.is_remote(folder)
+        self._urls = [storage.join(folder, shard.name) for shard in self.shards]
+        self.cache: ShardCache | None = None
+        if self.remote and stream.cache_bytes:
+            needed = min(shards_at_once, len(self.shards)) * self.largest_shard_bytes
+            if needed <= stream.cache_bytes:
+                self.cache = ShardCache(stream.cache_folder, dataset.copy_id, stream.cache_bytes)
+            else:
+                print(
+                    f"cache: --stream.cache_bytes {stream.cache_bytes:,} does not hold the "
+                    f"{shards_at_once:,} shards that this node reads at once ({needed:,} bytes); "
+                    "streaming without it, one request a block",
+                    file=sys.stderr,
+                )
+
+    @property
+    def largest_shard_bytes(self) -> int:
+        """Bytes of the largest shard."""
+        return max(shard.bytes for shard in self.shards)
+
+    def url(self, shard: int) -> str:
+        """Where a shard lies."""
+        return self._urls[shard]
 
     def read(
-        self, piece: Piece, drawings: NDArray[np.uint8], labels: NDArray[np.uint16],
+        self, shard: int, number: int, drawings: NDArray[np.uint8], labels: NDArray[np.uint16],
         rows: NDArray[np.uint32],
     ) -> None:  # fmt: skip
-        """Decode a piece into preallocated arrays, (n, 28, 28), (n,) and (n,)."""
-        if len(piece) == self.shards[piece.shard].blocks[piece.block].drawings:
-            block = self._decode(piece.shard, piece.block, drawings)
-            labels[:], rows[:] = block.labels, block.rows
-            return
-        block = self._shared_block(piece.shard, piece.block)
-        part = slice(piece.start, piece.stop)
-        drawings[:], labels[:], rows[:] = block.drawings[part], block.labels[part], block.rows[part]
+        """Decode a block into arrays of its size, (n, 28, 28), (n,) and (n,); read it afresh when
+        it is not what the manifest says.
 
-    def _shared_block(self, shard: int, number: int) -> Block:
-        """A block that several lanes begin or end in, decoded once for all of them."""
-        key = (shard, number)
-        with self._lock:
-            future = self._shared.get(key)
-            mine = future is None
-            if future is None:
-                future = self._shared[key] = Future()
-                while len(self._shared) > _SHARED_BLOCKS:
-                    self._shared.popitem(last=False)
-        if mine:
-            try:
-                future.set_result(self._decode(shard, number))
-            except BaseException as error:
-                with self._lock:
-                    self._shared.pop(key, None)
-                future.set_exception(error)
-        return future.result()
-
-    def _decode(self, shard: int, number: int, into: NDArray[np.uint8] | None = None) -> Block:
-        """One block, checked against the manifest; read afresh once when it is wrong."""
+        Raises:
+            CorruptError: it stays wrong, or its shard is missing.
+            storage.StorageError: the store does not answer.
+        """
         entry = self.shards[shard].blocks[number]
+        # A range has no checksum of its own on the way, a file or a cached shard had one.
+        attempts = storage.ATTEMPTS if self.remote and self.cache is None else 2
         trouble = ""
-        for attempt in range(2):
-            data = self._bytes(shard, entry.offset, entry.size)
+        for _ in range(attempts):
+            data = self._view(shard, entry.offset, entry.size)
             try:
-                block = decode(data, entry.drawings, into)
+                block = blocks.decode(data, entry.drawings, drawings)
                 if block.crc == entry.crc32c:
-                    return block
+                    labels[:], rows[:] = block.labels, block.rows
+                    return
                 trouble = f"contents crc32c {block.crc:08x}, the manifest says {entry.crc32c:08x}"
             except CorruptError as error:
                 trouble = str(error)
-            if attempt == 0 and self._cache is not None:
-                self._cache.forget(self.shards[shard])
-        url = storage.join(self._folder, self.shards[shard].name)
+            if self.cache is not None:
+                self.cache.forget(self.shards[shard])
         raise CorruptError(
-            f"{url}: block {number}: {trouble}; remove that shard and run make shard: it "
-            "builds again what is missing"
+            f"{self.url(shard)}: block {number}: {trouble}; remove that shard and run make shard: "
+            "it builds again what is missing"
         )
 
-    def _bytes(self, shard: int, offset: int, size: int) -> bytes:
-        url = storage.join(self._folder, self.shards[shard].name)
+    def _view(self, shard: int, offset: int, size: int) -> memoryview:
+        """Bytes of a shard from wherever it is nearest."""
+        url, entry = self.url(shard), self.shards[shard]
+        while self.cache is not None and (path := self.cache.path(url, entry)) is not None:
+            try:
+                return storage.view(str(path), offset, size)
+            except FileNotFoundError:
+                continue  # evicted between the look and the opening
         try:
-            return self._read_range(shard, url, offset, size)
+            return storage.view(url, offset, size)
         except FileNotFoundError:
             raise CorruptError(
                 f"{url}: missing, though the manifest names it; run make shard again"
             ) from None
-
-    def _read_range(self, shard: int, url: str, offset: int, size: int) -> bytes:
-        entry = self.shards[shard]
-        if self._cache is None:
-            return storage.read_range(url, offset, size)
-        while (path := self._cache.path(url, entry)) is not None:
-            try:
-                return storage.read_range(str(path), offset, size)
-            except FileNotFoundError:
-                continue  # evicted between the look and the opening
-        return storage.read_range(url, offset, size)

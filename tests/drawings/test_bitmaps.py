@@ -15,6 +15,8 @@ from quickdraw_dist import storage
 from quickdraw_dist.drawings import bitmaps, open_source
 from quickdraw_dist.drawings.bitmaps import open_bitmaps
 from quickdraw_dist.errors import CorruptError, RefusedError
+from quickdraw_dist.storage import DeniedError, StorageError
+from tests.gcs_server import Request, Response
 
 if TYPE_CHECKING:
     from tests.conftest import Store
@@ -236,3 +238,45 @@ def test_a_bucket_is_read_by_range(store: Store) -> None:
     assert isinstance(source, bitmaps.Bitmaps)
     assert source.counts == (50,)
     assert np.array_equal(source.read(0, 7, 9), pixels(50)[7:9].reshape(2, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(503, StorageError), (401, DeniedError), (403, DeniedError)],
+)
+def test_a_store_in_trouble_is_not_a_wrong_source(
+    store: Store, status: int, kind: type[Exception]
+) -> None:
+    """A scheduler tries again what ends with 1, and never what was refused: an outage is no reason
+    to give a sharding up, a missing login is."""
+    store.intercept = lambda request: Response(status)
+    with pytest.raises(StorageError) as caught:
+        open_source("gs://bucket/bitmaps")
+    assert caught.type is kind
+    assert "gs://bucket/bitmaps" in str(caught.value)
+    assert ("gcloud auth application-default login" in str(caught.value)) == (kind is DeniedError)
+
+
+def test_a_header_that_never_comes_twice_alike_is_corrupt(store: Store) -> None:
+    """A bit that flips on the way to a header would shift every pixel, or end a long run late."""
+    url = "gs://bucket/bitmaps"
+    storage.publish(f"{url}/cat.npy", npy(FIELDS % "50, 784", pixels(50).tobytes()))
+    tries = iter(range(100))
+
+    def flip(request: Request) -> Response | None:
+        if "Range" not in request.headers:
+            return None
+        reply = store.server.gcs.answer(request)
+        body = bytearray(reply.body)
+        at = next(tries)
+        if at != last_good - 3 and at != last_good:
+            body[at] ^= 1
+        reply.body = bytes(body)
+        return reply
+
+    last_good = 11
+    store.intercept = flip
+    assert open_source(url).header(0) == npy(FIELDS % "50, 784", b"")
+    tries, last_good = iter(range(100)), 12
+    with pytest.raises(CorruptError, match=r"cat\.npy: no two readings of its first 512 bytes"):
+        open_source(url)

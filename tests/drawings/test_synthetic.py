@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from quickdraw_dist.classes import official
 from quickdraw_dist.drawings import Source, open_source, synthetic
 from quickdraw_dist.errors import RefusedError
 
@@ -112,14 +114,6 @@ def test_345_classes_look_like_real_drawings() -> None:
     assert np.std(inks) > 0.015  # classes differ in how much there is to draw
 
 
-def test_345_recipes_are_all_different() -> None:
-    recipes = [synthetic.recipe(7, label) for label in range(345)]
-    assert len({recipe.around.tobytes() for recipe in recipes}) == 345
-    for recipe in recipes:
-        assert recipe.chance[0] == 1  # the body is always drawn
-        assert 3 <= len(recipe.centres) // 2 <= 9
-
-
 def test_drawings_are_fitted_and_centred() -> None:
     """Ink reaches the official margin on both ends of the longer side, and only there."""
     drawings = synthetic.open_synthetic("synthetic:").read(0, 0, 200)
@@ -144,6 +138,90 @@ def test_pixels_give_a_class_away_only_in_part() -> None:
     assert 0.25 < right < 0.70
 
 
+POOL = "synthetic:?classes=3&per_class=4000&pool=16"
+
+
+def _moved(drawing: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
+    """Moved by at most 3 pixels each way; what goes over an edge is lost."""
+    return np.pad(drawing, 3)[3 - down : 31 - down, 3 - right : 31 - right]
+
+
+@pytest.mark.parametrize("label", [0, 2])
+def test_a_pool_is_the_first_drawings_moved_within_their_margins(label: int) -> None:
+    originals = synthetic.open_synthetic("synthetic:?classes=3").read(label, 0, 16)
+    copies = [
+        _moved(drawing, down, right)
+        for drawing in originals
+        for down in range(-3, 4)
+        for right in range(-3, 4)
+        if _moved(drawing, down, right)[1:-1, 1:-1].sum() == drawing.sum()  # all ink, off the ring
+    ]
+    drawings = synthetic.open_synthetic(POOL).read(label, 0, 4000)
+    assert drawings.shape == (4000, 28, 28)
+    assert drawings.dtype == np.uint8
+    # None other, and with 4,000 rows for about 100 copies all of them.
+    assert {drawing.tobytes() for drawing in drawings} == {copy.tobytes() for copy in copies}
+    assert 16 < len(copies) < 16 * 7**2
+
+
+@settings(max_examples=15)
+@given(
+    label=st.integers(0, 2),
+    cuts=st.lists(st.integers(0, 4000), min_size=2, max_size=4).map(sorted),
+)
+def test_a_slice_of_a_pool_is_its_rows(label: int, cuts: list[int]) -> None:
+    source = synthetic.open_synthetic(POOL)
+    pieces = [source.read(label, a, b) for a, b in pairwise(cuts)]
+    assert np.array_equal(source.read(label, cuts[0], cuts[-1]), np.concatenate(pieces))
+
+
+def test_a_pool_is_counter_based_as_the_rest() -> None:
+    few = synthetic.open_synthetic(POOL)
+    many = synthetic.open_synthetic(
+        "synthetic:?classes=50&per_class=4294967296&pool=16", ["synthetic-049", "synthetic-001"]
+    )
+    assert np.array_equal(few.read(1, 3, 90), many.read(1, 3, 90))
+    assert many.read(0, 2**32 - 2, 2**32).any(axis=(1, 2)).all()
+    other_seed = synthetic.open_synthetic(POOL + "&seed=8")
+    other_pool = synthetic.open_synthetic(POOL.replace("16", "17"))
+    sources = (few, other_seed, other_pool, synthetic.open_synthetic("synthetic:"))
+    assert len({source.identity for source in sources}) == 4
+    assert len({source.read(1, 0, 9).tobytes() for source in sources}) == 4
+    assert pickle.loads(pickle.dumps(few)) == few
+
+
+def test_a_pool_renders_once_and_no_more_than_it_has() -> None:
+    """One drawing for ever when there is one, and that without another look at the recipe."""
+    synthetic._pool.cache_clear()
+    source = synthetic.open_synthetic("synthetic:?classes=2&per_class=100000&pool=1&seed=91")
+    for start in range(0, 100_000, 10_000):
+        source.read(1, start, start + 100)
+    assert synthetic._pool.cache_info().misses == 1
+    assert synthetic._pool(91, 1, 1).line.nbytes < 2 * (784 + 100)
+
+
+def test_the_bytes_of_a_pool_never_change() -> None:
+    source = synthetic.open_synthetic("synthetic:?classes=345&per_class=official&seed=7&pool=64")
+    crc = 0
+    for label in (0, 19, 344):
+        crc = zlib.crc32(source.read(label, 100_000, 100_064).tobytes(), crc)
+    assert crc == 0x3504704D
+
+
+def test_the_official_counts() -> None:
+    source = open_source("synthetic:?per_class=official&pool=8")
+    assert source.classes[0] == "synthetic-000"  # nobody takes it for real drawings
+    assert source.counts == tuple(entry.drawings for entry in official())
+    assert sum(source.counts) == 50_426_266
+    assert source.identity == "synthetic, seed 7, pool 8"
+    some = open_source("synthetic:?per_class=official", ["synthetic-344", "synthetic-002"])
+    assert some.counts == (source.counts[344], source.counts[2])
+    last = source.counts[344]
+    assert some.read(0, last - 1, last).any()
+    with pytest.raises(IndexError, match=f"of {last}"):
+        some.read(0, last, last + 1)
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
@@ -154,6 +232,13 @@ def test_pixels_give_a_class_away_only_in_part() -> None:
         ("synthetic:?per_class=1e3", ["per_class=1e3", "whole number"]),
         ("synthetic:?per_class=", ["per_class= should be"]),
         ("synthetic:?per_class=1.5", ["per_class=1.5"]),
+        ("synthetic:?per_class=oficial", ["per_class=oficial", "per_class=official"]),
+        ("synthetic:?classes=official", ["classes=official should be a whole number"]),
+        ("synthetic:?classes=20&per_class=official", ["classes=20", "345", "--shard.classes"]),
+        ("synthetic:?per_class=official&per_class=3", ["'per_class' is there twice"]),
+        ("synthetic:?pool=-1", ["pool=-1", "from 0 to 4096", "pool=64"]),
+        ("synthetic:?pool=5000", ["pool=5000"]),
+        ("synthetic:?pol=64", ["Did you mean 'pool'"]),
         ("synthetic:?seed=x", ["seed=x", "seed=7"]),
         ("synthetic:?seed=²", ["seed=²"]),
         ("synthetic:?seed=" + "9" * 5000, ["seed=999"]),

@@ -116,12 +116,14 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_dry_run_writes_nothing(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The plan in words, and not even a folder."""
+    """The plan in words, with the memory of so many processes as have work; not even a folder."""
+    arguments[arguments.index("--processes") + 1] = "64"
     shard.main([*arguments, "--dry-run"])
     assert not (tmp_path / "dataset").exists()
     text = capsys.readouterr().out
     assert "classes   5" in text
     assert "drawings  2,000" in text
+    assert "memory    about 0.2 GB a process, 0.8 GB for 4" in text
 
 
 def test_the_destination_is_the_setting_data(
@@ -137,7 +139,7 @@ def test_the_destination_is_the_setting_data(
 def test_the_same_command_again_does_nothing(
     dataset: Dataset, arguments: list[str], tmp_path: Path
 ) -> None:
-    """A finished group is skipped, also when the manifest was lost."""
+    """A finished group is skipped, also when the manifest was lost or damaged."""
     shard.main(arguments)
     folder = tmp_path / "dataset"
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")}
@@ -145,6 +147,49 @@ def test_the_same_command_again_does_nothing(
     shard.main(arguments)
     assert tree(folder) == tree(dataset.folder)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.tar")} == times
+    (folder / "manifest.json").write_text("{")
+    shard.main(arguments)
+    assert tree(folder) == tree(dataset.folder)
+
+
+def test_a_finished_dataset_says_so(
+    dataset: Dataset, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the plan of what is done already; --dry-run and --merge do what they say."""
+    folder = tmp_path / "dataset"
+    shard.main(arguments)
+    first = capsys.readouterr().out
+    assert "drawings  2,000" in first
+    lines = [
+        "checked   of 5 source files: crc32c of 5, official size of 0, official md5 of 0",
+        f"{folder}/manifest.json: complete, digest {dataset.manifest.digest[:16]}",
+    ]
+    assert first.splitlines()[-2:] == lines
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    shard.main(arguments)
+    assert capsys.readouterr().out.splitlines() == lines
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+    shard.main([*arguments, "--dry-run"])
+    assert "complete" not in capsys.readouterr().out
+    shard.main([*arguments, "--merge"])
+    assert capsys.readouterr().out.splitlines()[-2:] == lines
+    assert (folder / "manifest.json").stat().st_mtime_ns > before
+
+
+def test_a_manifest_of_other_shards_is_not_complete(
+    dataset: Dataset, arguments: list[str], tmp_path: Path
+) -> None:
+    """Groups that were built again since: the manifest beside them is of what is no more."""
+    folder = tmp_path / "dataset"
+    shard.main(arguments)
+    stored = manifest.read(str(folder))
+    changed = stored.splits["val"][0].model_copy(update={"crc32c": 7})
+    splits = stored.splits | {"val": (changed, *stored.splits["val"][1:])}
+    (folder / "manifest.json").write_bytes(
+        manifest.to_json(stored.model_copy(update={"splits": splits}))
+    )
+    shard.main(arguments)
+    assert tree(folder) == tree(dataset.folder)
 
 
 def test_workers_by_flags_share_the_groups(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.shards import manifest
@@ -18,36 +15,6 @@ from quickdraw_dist.shards.manifest import BlockEntry, ShardEntry
 
 if TYPE_CHECKING:
     from tests.conftest import Dataset
-
-
-@settings(max_examples=80)
-@given(parts=st.lists(st.binary(max_size=80), max_size=6))
-@example(parts=[])
-@example(parts=[b"", b""])
-@example(parts=[bytes(1_000_003), b"x", bytes(range(256)) * 4099])
-def test_a_concatenations_checksum_follows_from_its_parts(parts: list[bytes]) -> None:
-    """Groups read ranges on different machines; their checksums must add up to the file's."""
-    combined = reduce(
-        lambda crc, part: manifest.combine_crc32c(crc, google_crc32c.value(part), len(part)),
-        parts,
-        0,
-    )
-    assert combined == google_crc32c.value(b"".join(parts))
-
-
-@settings(max_examples=20)
-@given(
-    lengths=st.tuples(*[st.integers(1, 2**40)] * 3),
-    crcs=st.tuples(*[st.integers(0, 2**32 - 1)] * 3),
-)
-def test_combining_is_associative_at_any_length(
-    lengths: tuple[int, int, int], crcs: tuple[int, int, int]
-) -> None:
-    """Lengths beyond any test's memory: (a + b) + c and a + (b + c) are one file."""
-    combine = manifest.combine_crc32c
-    left = combine(combine(crcs[0], crcs[1], lengths[1]), crcs[2], lengths[2])
-    right = combine(crcs[0], combine(crcs[1], crcs[2], lengths[2]), lengths[1] + lengths[2])
-    assert left == right
 
 
 def test_a_manifest_comes_back_as_it_was_written(own: Dataset) -> None:

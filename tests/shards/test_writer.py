@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
+import os
+import signal
 import sys
 import tarfile
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +24,15 @@ from quickdraw_dist.errors import CorruptError, RefusedError
 from quickdraw_dist.hashing import random64
 from quickdraw_dist.shards import blocks, manifest, writer
 from quickdraw_dist.shards.plan import SPLITS, Plan
+from tests.conftest import use_store
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.conftest import Dataset, Store
+    from tests.gcs_server import Request, Response
 
     PlanOf = Callable[[Dataset], Plan]
     Tree = Callable[[str | Path], dict[str, bytes]]
     GoOn = Callable[..., tuple[list[int], manifest.Manifest]]
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_shards_hold_the_drawings_of_the_plan(dataset: Dataset, plan_of: PlanOf) -> None:
@@ -204,95 +206,93 @@ def test_a_missing_group_keeps_the_dataset_unfinished(
     assert tree(own.folder) == before
 
 
-WORKER = """
-import sys
-from quickdraw_dist.config import Shard
-from quickdraw_dist.drawings import open_source
-from quickdraw_dist.shards import writer
-from quickdraw_dist.shards.plan import Plan
+def build_and_die(made: Dataset, dest: str, server: str | None, last: int) -> None:
+    """A worker that is killed just before it renames its file number `last` into place; of a
+    store, the server does it."""
+    renamed = 0
 
-where, calls, source, dest, settings = sys.argv[1:]
-left = int(calls)
+    def on_event(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal renamed
+        if event == "os.rename" and str(arguments[1]).startswith(dest):
+            renamed += 1
+            if renamed == last:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-def wait_for_the_end():
-    global left
-    left -= 1
-    if not left:
-        print("here", flush=True)
-        sys.stdin.read()
-
-def on_event(event, arguments):
-    if event == "os.rename" and str(arguments[1]).startswith(dest):
-        wait_for_the_end()
-
-source, settings = open_source(source), Shard.model_validate_json(settings)
-plan = Plan(source.classes, source.counts, settings)
-if where == "before a file is published":
-    sys.addaudithook(on_event)
-after_shard = wait_for_the_end if where == "after a shard" else lambda: None
-writer.build(plan, list(range(plan.groups)), source, dest, 1, lambda _: after_shard())
-"""
+    if server is None:
+        sys.addaudithook(on_event)
+    else:
+        use_store(server)
+    plan = Plan(made.manifest.classes, made.source.counts, made.manifest.settings)
+    writer.build(plan, list(range(plan.groups)), made.source, dest, 1, lambda _: None)
+    writer.merge_if_complete(plan, made.source, dest)
 
 
-def _kill(made: Dataset, dest: Path, where: str, calls: int) -> None:
-    """Build in a process of its own and end it by SIGKILL at its n-th time at this point."""
-    arguments = [where, str(calls), made.source.url, str(dest)]
-    settings = made.manifest.settings.model_dump_json()
-    with subprocess.Popen(
-        [sys.executable, "-c", WORKER, *arguments, settings],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as worker:
-        assert worker.stdout is not None
-        reached = worker.stdout.readline()
-        worker.kill()
-    assert reached == b"here\n", "the worker ended before it was killed"
-    assert worker.returncode == -9
-
-
-@pytest.mark.parametrize(
-    ("where", "calls", "done"),
-    [
-        ("after a shard", 1, 0),
-        ("after a shard", 9, 2),
-        ("before a file is published", 1, 0),
-        ("before a file is published", 12, 2),
-    ],
-)
-def test_a_killed_build_goes_on_to_the_same_bytes(
-    dataset: Dataset,
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "gs"])
+def test_a_worker_killed_at_any_file_is_refused_and_finished_to_the_same_bytes(
+    make_dataset: Callable[..., Dataset],
     tmp_path: Path,
-    plan_of: PlanOf,
+    request: pytest.FixtureRequest,
+    processes: ForkServerContext,
     tree: Tree,
     go_on: GoOn,
-    where: str,
-    calls: int,
-    done: int,
+    remote: bool,
 ) -> None:
-    """Preemption at any point costs the group in hand, never the exactness of the dataset."""
-    dest = tmp_path / "dataset"
-    _kill(dataset, dest, where, calls)
-    with pytest.raises(RefusedError):
-        manifest.read(str(dest))
-    for name, data in tree(dest).items():
-        if not Path(name).name.startswith("."):
-            assert data == tree(dataset.folder)[name], f"{name} is published but not whole"
-    rebuilt, merged = go_on(dataset, dest)
-    assert rebuilt == list(range(done, plan_of(dataset).groups))
-    assert merged.digest == dataset.manifest.digest
-    published = {n: d for n, d in tree(dest).items() if not Path(n).name.startswith(".")}
-    assert published == tree(dataset.folder)
+    """Preemption costs the group in hand, never the exactness of the dataset: before every shard,
+    part file and manifest in turn. Readers refuse what it leaves; a restart leaves nothing else."""
+    made = make_dataset(classes=("dog", "zigzag"), drawings_per_shard=160)
+    whole = tree(made.folder)
+    assert len(whole) == 2 * (2 + 1 + 1) + 2 + 1  # two groups, and the manifest
+    store: Store | None = request.getfixturevalue("store") if remote else None
+    for last in range(1, len(whole) + 1):
+        dest = f"gs://bucket/{last}" if store else str(tmp_path / str(last))
+        arguments = (made, dest, store.server.url if store else None, last)
+        worker = processes.Process(target=build_and_die, args=arguments)
+        if store:
+            store.intercept = kill_at_upload(worker, last)
+        worker.start()
+        worker.join()
+        assert worker.exitcode == -signal.SIGKILL, last
+        if store:
+            store.intercept = None
+        for name, data in published(dest, store, tree).items():
+            assert data == whole[name], f"{name} is published but not whole"
+        with pytest.raises(RefusedError, match=r"no dataset there|not finished"):
+            manifest.read(dest)
+        assert go_on(made, dest)[1].digest == made.manifest.digest
+        if store:
+            assert published(dest, store, tree) == whole, last
+        else:
+            assert tree(dest) == whole, last  # no half-written file is left either
 
 
-def test_a_killed_build_leaves_nothing_behind(
-    dataset: Dataset, tmp_path: Path, tree: Tree, go_on: GoOn
-) -> None:
-    """A shard's worth of hidden bytes a kill, and `gcloud storage cp -r` copies them."""
-    dest = tmp_path / "dataset"
-    _kill(dataset, dest, "before a file is published", 3)
-    go_on(dataset, dest)
-    assert tree(dest) == tree(dataset.folder)
+def kill_at_upload(worker: ForkServerProcess, last: int) -> Callable[[Request], Response | None]:
+    """A server that kills its client at an upload, and takes nothing of it."""
+    uploads = 0
+
+    def intercept(request: Request) -> Response | None:
+        nonlocal uploads
+        if request.path.startswith("/upload"):
+            uploads += 1
+            if uploads == last:
+                worker.kill()
+                raise ConnectionResetError
+        return None
+
+    return intercept
+
+
+def published(dest: str, store: Store | None, tree: Tree) -> dict[str, bytes]:
+    """What readers can see of a dataset, by its name below the folder."""
+    if store is None:
+        everything = tree(dest) if Path(dest).exists() else {}
+        return {n: data for n, data in everything.items() if not Path(n).name.startswith(".")}
+    below = dest.removeprefix("gs://bucket/") + "/"
+    bucket = store.server.gcs.store
+    return {
+        name.removeprefix(below): bytes(bucket.read("bucket", name, {})[1])
+        for name in bucket.bucket("bucket")
+        if name.startswith(below)
+    }
 
 
 @pytest.mark.parametrize(

@@ -9,29 +9,33 @@ import numpy as np
 import pytest
 import torch
 
-from quickdraw_dist.config import Stream
+from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.device import on_device
-from quickdraw_dist.stream.loader import Batch, TrainLoader
+from quickdraw_dist.stream.loader import TrainLoader
+from quickdraw_dist.stream.memory import LoaderMemory
 from quickdraw_dist.stream.order import Order
-from quickdraw_dist.stream.reader import SplitReader
 from tests.conftest import Dataset
+from tests.stream.delivery import open_local
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
 
 
-def make_loader(dataset: Dataset, pin: bool, prefetch: int = 1) -> TrainLoader:
-    reader = SplitReader(dataset.folder, dataset.manifest, "train", Stream())
+def make_loader(dataset: Dataset, pin: bool, windows_a_lane: int = 2) -> TrainLoader:
+    reader = open_local(dataset)
     order = Order(reader.block_counts, global_batch=64, lanes=8, window_blocks=2, seed=1)
-    return TrainLoader(reader, order, rank=0, world_size=1, threads=2, prefetch=prefetch, pin=pin)
+    memory = LoaderMemory(8 * 2 * windows_a_lane, threads=2, fetchers=0, bytes=0)
+    return TrainLoader(reader, order, memory, rank=0, world_size=1, pin=pin)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("prefetch", [1, 3])
-def test_batches_arrive_whole_and_in_order(dataset: Dataset, device: str, prefetch: int) -> None:
+@pytest.mark.parametrize("windows_a_lane", [1, 2])
+def test_batches_arrive_whole_and_in_order(
+    dataset: Dataset, device: str, windows_a_lane: int
+) -> None:
     """A copy that runs beside the loop must not meet the next batch in its buffer."""
-    loader = make_loader(dataset, pin=device == "cuda", prefetch=prefetch)
+    loader = make_loader(dataset, pin=device == "cuda", windows_a_lane=windows_a_lane)
     for epoch in (0, 1):
         steps = []
         for batch in on_device(loader.epoch(epoch), torch.device(device)):

@@ -1,27 +1,22 @@
-"""Blocks as the loader gets them: any layout, pieces of blocks, damage, and decoding only once."""
+"""Blocks as the loader gets them: any layout, damage, and a second look at what is wrong."""
 
 from __future__ import annotations
 
 import shutil
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quickdraw_dist.config import Stream
+from quickdraw_dist import storage
 from quickdraw_dist.errors import CorruptError
-from quickdraw_dist.shards.blocks import Block, decode
-from quickdraw_dist.stream import reader as reader_module
-from quickdraw_dist.stream.loader import TrainLoader
-from quickdraw_dist.stream.order import Order, Piece
 from quickdraw_dist.stream.reader import SplitReader
-from tests.conftest import Dataset, DatasetMaker
+from tests.conftest import Dataset, DatasetMaker, Store
+from tests.gcs_server import Request, Response
+from tests.stream.delivery import Shape, make_loader, open_local, open_reader
 
 LAYOUTS = {
     "gzip": {"compression": "gzip"},
@@ -37,26 +32,14 @@ def layouts(make_dataset: DatasetMaker) -> dict[str, Dataset]:
     return {name: make_dataset(classes=classes, **how) for name, how in LAYOUTS.items()}
 
 
-def open_reader(dataset: Dataset, split: str = "train") -> SplitReader:
-    return SplitReader(dataset.folder, dataset.manifest, split, Stream())
-
-
 def read(
-    reader: SplitReader, piece: Piece
+    reader: SplitReader, shard: int, number: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint32]]:
-    count = len(piece)
+    count = reader.block_counts[shard][number]
     drawings = np.zeros((count, 28, 28), np.uint8)
     labels, rows = np.zeros(count, np.uint16), np.zeros(count, np.uint32)
-    reader.read(piece, drawings, labels, rows)
+    reader.read(shard, number, drawings, labels, rows)
     return drawings, labels, rows
-
-
-def whole_blocks(reader: SplitReader) -> list[Piece]:
-    return [
-        Piece(shard, block, 0, count)
-        for shard, blocks in enumerate(reader.block_counts)
-        for block, count in enumerate(blocks)
-    ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -66,28 +49,17 @@ def test_every_layout_gives_the_sources_drawings(
 ) -> None:
     """Shards for other readers are this trainer's too: same drawings, labels and rows."""
     dataset = layouts[layout]
-    reader = open_reader(dataset, split)
-    parts = [read(reader, piece) for piece in whole_blocks(reader)]
+    reader = open_local(dataset, split)
+    parts = [
+        read(reader, shard, number)
+        for shard, counts in enumerate(reader.block_counts)
+        for number in range(len(counts))
+    ]
     drawings, labels, rows = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     assert np.array_equal(drawings, dataset.pixels(labels, rows))
     identities = list(zip(labels.tolist(), rows.tolist(), strict=True))
     assert len(identities) == len(set(identities)) == dataset.manifest.drawings(split)
     assert set(identities) == dataset.identities(split)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_pieces_of_a_block_make_up_the_block(layouts: dict[str, Dataset], layout: str) -> None:
-    """Lanes begin and end inside blocks: the cut must fall on the right drawing."""
-    reader = open_reader(layouts[layout])
-    for whole in whole_blocks(reader)[:3]:
-        expected = read(reader, whole)
-        cuts = [0, 1, 7, len(whole) - 1, len(whole)]
-        parts = [
-            read(reader, Piece(whole.shard, whole.block, start, stop))
-            for start, stop in pairwise(cuts)
-        ]
-        for mine, theirs in zip(expected, zip(*parts, strict=True), strict=True):
-            assert np.array_equal(mine, np.concatenate(theirs))
 
 
 def test_layouts_are_the_same_dataset(layouts: dict[str, Dataset]) -> None:
@@ -96,73 +68,15 @@ def test_layouts_are_the_same_dataset(layouts: dict[str, Dataset]) -> None:
     assert len({dataset.manifest.splits["train"][0].crc32c for dataset in layouts.values()}) == 3
 
 
-class Counting:
-    """The real `decode`, counted by the bytes of the block."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[bytes] = Counter()
-        self.lock = threading.Lock()
-
-    def __call__(self, data: bytes, *args: Any) -> Block:
-        with self.lock:
-            self.counts[bytes(data)] += 1
-        return decode(data, *args)
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> Counting:
-    counting = Counting()
-    monkeypatch.setattr(reader_module, "decode", counting)
-    return counting
-
-
-def test_threads_that_meet_in_a_block_decode_it_once(dataset: Dataset, decoded: Counting) -> None:
-    """Lanes meet in blocks, and begin them at the same time: one must decode, all must get it."""
-    reader = open_reader(dataset)
-    together = threading.Barrier(8)
-
-    def read_part(at: int) -> tuple[NDArray[np.uint8], ...]:
-        together.wait()
-        return read(reader, Piece(1, 2, at * 4, at * 4 + 4))
-
-    with ThreadPoolExecutor(8) as pool:
-        parts = list(pool.map(read_part, range(8)))
-    assert sum(decoded.counts.values()) == 1
-    labels = np.concatenate([part[1] for part in parts])
-    rows = np.concatenate([part[2] for part in parts])
-    assert np.array_equal(np.concatenate([part[0] for part in parts]), dataset.pixels(labels, rows))
-
-
-@pytest.mark.parametrize("threads", [1, 4])
-def test_an_epoch_decodes_no_block_twice(dataset: Dataset, decoded: Counting, threads: int) -> None:
-    """Decoding is most of the loader's work: 19 lanes that meet in 18 blocks must not add to it."""
-    reader = open_reader(dataset)
-    order = Order(reader.block_counts, global_batch=19 * 8, lanes=19, window_blocks=2, seed=3)
-    loader = TrainLoader(
-        reader, order, rank=0, world_size=1, threads=threads, prefetch=2, pin=False
-    )
-    for _ in loader.epoch(0):
-        pass
-    assert len(decoded.counts) > 50
-    assert max(decoded.counts.values()) == 1
-
-
 def damage(dataset: Dataset, tmp_path: Path) -> tuple[SplitReader, Path]:
     """A copy of a dataset whose first training shard may be written to."""
     folder = tmp_path / "copy"
     shutil.copytree(dataset.folder, folder)
     copy = Dataset(str(folder), dataset.manifest, dataset.source)
-    return open_reader(copy), folder / dataset.manifest.splits["train"][0].name
+    return open_local(copy), folder / dataset.manifest.splits["train"][0].name
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        "gzip",
-        "none",
-        "per_drawing",
-    ],
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_flipped_bit_is_found_or_harmless(
     layouts: dict[str, Dataset], layout: str, tmp_path: Path
 ) -> None:
@@ -170,8 +84,7 @@ def test_a_flipped_bit_is_found_or_harmless(
     exactly what it was; never other drawings and never an error of some library below."""
     reader, path = damage(layouts[layout], tmp_path)
     entry = reader.shards[0].blocks[1]
-    piece = Piece(0, 1, 0, entry.drawings)
-    right = read(reader, piece)
+    right = read(reader, 0, 1)
     found, stride = 0, entry.size // 300 | 1
     with path.open("r+b", buffering=0) as file:
         for number, offset in enumerate(range(entry.offset, entry.offset + entry.size, stride)):
@@ -180,7 +93,7 @@ def test_a_flipped_bit_is_found_or_harmless(
             file.seek(offset)
             file.write(bytes([before[0] ^ 1 << number % 8]))
             try:
-                for mine, theirs in zip(read(reader, piece), right, strict=True):
+                for mine, theirs in zip(read(reader, 0, 1), right, strict=True):
                     assert np.array_equal(mine, theirs)
             except CorruptError as error:
                 assert reader.shards[0].name in str(error)
@@ -189,7 +102,7 @@ def test_a_flipped_bit_is_found_or_harmless(
             file.seek(offset)
             file.write(before)
     assert found > 50
-    for mine, theirs in zip(read(reader, piece), right, strict=True):
+    for mine, theirs in zip(read(reader, 0, 1), right, strict=True):
         assert np.array_equal(mine, theirs)
 
 
@@ -204,24 +117,114 @@ def test_swapped_blocks_are_found(dataset: Dataset, tmp_path: Path) -> None:
     data[first.offset : first.offset + len(other)] = other
     path.write_bytes(data)
     with pytest.raises(CorruptError, match=reader.shards[0].name):
-        read(reader, Piece(0, 0, 0, first.drawings))
+        read(reader, 0, 0)
 
 
-def test_all_who_wait_for_a_damaged_block_hear_of_it(dataset: Dataset, tmp_path: Path) -> None:
-    """Only one thread decodes a shared block; if it fails, none may wait forever, and once the
-    shard is repaired it must be read again."""
+def test_all_threads_hear_of_a_damaged_block(dataset: Dataset, tmp_path: Path) -> None:
+    """Whoever asks gets the error; once the shard is repaired it is read again."""
     reader, path = damage(dataset, tmp_path)
     good = path.read_bytes()
     path.write_bytes(good[: reader.shards[0].blocks[3].offset + 100])
-    together = threading.Barrier(4)
 
-    def read_part(at: int) -> None:
-        together.wait()
-        with pytest.raises(CorruptError, match=reader.shards[0].name):
-            read(reader, Piece(0, 3, at, at + 4))
+    def read_damaged(_: int) -> None:
+        with pytest.raises(CorruptError, match=f"{reader.shards[0].name}: block 3"):
+            read(reader, 0, 3)
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(read_part, range(4)))
+        list(pool.map(read_damaged, range(8)))
     path.write_bytes(good)
-    drawings, labels, rows = read(reader, Piece(0, 3, 0, 4))
+    drawings, labels, rows = read(reader, 0, 3)
     assert np.array_equal(drawings, dataset.pixels(labels, rows))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_an_epoch_decodes_a_block_once_a_lane(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Decoding is most of the loader's work: a block is decoded by each lane that owns some of
+    it, and by nobody else."""
+    reader, asked = open_local(dataset), list[tuple[int, int]]()
+    plain = reader.read
+
+    def noted(shard: int, number: int, *arrays: NDArray[np.uint32]) -> None:
+        asked.append((shard, number))
+        plain(shard, number, *arrays)
+
+    monkeypatch.setattr(reader, "read", noted)
+    loader = make_loader(reader, Shape(19 * 94, 19, 2).order(reader.block_counts), threads=threads)
+    for _ in loader.epoch(0):
+        pass
+    assert loader.order.left_out < 19  # so that every lane's last window is needed
+    pieces = [piece for lane in range(19) for piece in loader.order.lane_pieces(lane)]
+    assert Counter(asked) == Counter((piece.shard, piece.block) for piece in pieces)
+    assert max(Counter(asked).values()) == 2
+
+
+# -- a second look ---------------------------------------------------------------------------------
+
+URL = "gs://bucket/data"
+
+
+@pytest.mark.parametrize("wrong", [1, storage.ATTEMPTS - 1, storage.ATTEMPTS])
+def test_a_range_that_comes_wrong_is_asked_for_again(
+    store: Store, dataset: Dataset, wrong: int
+) -> None:
+    """A range has no checksum of its own on the way: the block's tells, after the fact."""
+    store.upload(dataset.folder, URL)
+    reader = open_reader(URL, dataset.manifest, cache=Path("none"), cache_bytes=0)
+    asked: list[str] = []
+
+    def intercept(request: Request) -> Response | None:
+        if "Range" not in request.headers or len(asked) == wrong:
+            return None
+        asked.append(request.headers["Range"])
+        reply = store.server.gcs.answer(request)
+        body = bytearray(reply.body)
+        body[len(body) // 2] ^= 0x10
+        return Response(reply.status, reply.headers, bytes(body))
+
+    store.intercept = intercept
+    if wrong < storage.ATTEMPTS:
+        drawings, labels, rows = read(reader, 1, 2)
+        assert np.array_equal(drawings, dataset.pixels(labels, rows))
+    else:
+        with pytest.raises(CorruptError, match=f"{reader.url(1)}: block 2: "):
+            read(reader, 1, 2)
+    assert len(asked) == wrong
+    assert len(set(asked)) == 1
+
+
+def test_a_file_is_looked_at_twice(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a disk or a network file system gives wrong once may be right the second time."""
+    reader, path = damage(dataset, tmp_path)
+    looks, view = list[str](), storage.view
+
+    def wrong_at_first(url: str, start: int, length: int) -> memoryview:
+        looks.append(url)
+        return memoryview(bytes(length)) if len(looks) == 1 else view(url, start, length)
+
+    monkeypatch.setattr(storage, "view", wrong_at_first)
+    drawings, labels, rows = read(reader, 0, 1)
+    assert np.array_equal(drawings, dataset.pixels(labels, rows))
+    assert looks == [str(path)] * 2
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_missing_shard_is_named(
+    store: Store, dataset: Dataset, tmp_path: Path, cached: bool
+) -> None:
+    """With what to do about it, with and without a cache, here and in a store."""
+    store.upload(dataset.folder, URL)
+    gone = dataset.manifest.splits["train"][1].name
+    store.server.gcs.store.delete("bucket", f"data/{gone}", {})
+    remote = open_reader(
+        URL, dataset.manifest, cache=tmp_path / "cache", cache_bytes=10**9 * cached
+    )
+    local, path = damage(dataset, tmp_path)
+    path.unlink()
+    for reader, shard in ((remote, 1), (local, 0)):
+        wanted = f"{reader.url(shard)}: missing, though the manifest names it; run make shard"
+        with pytest.raises(CorruptError, match=wanted):
+            read(reader, shard, 0)

@@ -1,0 +1,82 @@
+"""The results of `data_path` as a page and a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.measure import Figures, facts, table
+
+PACKAGES = ("numpy", "torch", "webdataset", "isal", "deflate", "gcsfs")
+
+_PARTS = (
+    ("read", "Reading from warm local disk"),
+    ("write", "Writing"),
+    ("store", "From an object store on the same machine"),
+)
+
+
+def page(
+    about: str, rounds: int, results: dict[str, Figures], limits: dict[str, int], figures: Figures
+) -> str:
+    """Markdown with every figure of the run."""
+    known = facts(*PACKAGES)
+    lines = [
+        "# The data path, side by side",
+        "",
+        f"`make bench-data ARGS=--page`, {known['date']}, n = {rounds} rounds of all cases in "
+        "turn; medians, with the slowest and fastest round. Every case is one process.",
+        "",
+        table(
+            [
+                ("", ""),
+                ("drawings", about),
+                ("hardware", known["hardware"]),
+                ("versions", f"{known['versions']}; mosaicml-streaming 0.13.0, litdata 0.2.76"),
+            ]
+        ),
+    ]
+    for part, title in _PARTS:
+        rows = [("case", "drawings/s", "range", "bytes a drawing", "peak memory")]
+        for name, result in results.items():
+            if name.startswith(part):
+                rows.append(_row(name.partition(": ")[2], result))
+        lines += ["", f"## {title}", "", table(rows)]
+    rows = [("one thread of this machine", "drawings/s")]
+    rows += [(name, f"{rate:,}") for name, rate in limits.items()]
+    lines += ["", "## The limits", "", table(rows), "", "![the same as a plot](data_path.svg)"]
+    lines += ["", "## The figures", ""]
+    lines += [table([("figure", "value"), *((k, f"{v:,}") for k, v in figures.items())]), ""]
+    return "\n".join(lines)
+
+
+def _row(name: str, result: Figures) -> tuple[str, ...]:
+    stored = result.get("bytes_a_drawing")
+    return (
+        name,
+        f"{result['per_second']:,}",
+        f"{result['slowest']:,} to {result['fastest']:,}",
+        f"{stored:,}" if stored else "",
+        f"{result['peak_rss_bytes'] / 1e6:,.0f} MB",
+    )
+
+
+def plot(results: dict[str, Figures], limits: dict[str, int], path: Path) -> None:
+    """Bars on a logarithmic scale: readers, writers, and the machine's limits."""
+    from matplotlib.figure import Figure
+
+    bars = [(name, result["per_second"]) for name, result in results.items()]
+    bars += [(f"limit: {name}", rate) for name, rate in limits.items()]
+    bars.sort(key=lambda bar: (bar[0].split(":")[0], bar[1]))
+    figure = Figure(figsize=(9, 0.26 * len(bars) + 1), layout="constrained")
+    axes = figure.add_subplot()
+    for at, (name, rate) in enumerate(bars):
+        part, _, what = name.partition(": ")
+        colour = "#bbbbbb" if part == "limit" else "#1f77b4" if "ours" in what else "#e0a458"
+        axes.barh(at, rate, color=colour)
+        axes.text(rate, at, f" {rate:,.0f}", va="center", fontsize=7)
+    axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("drawings a second")
+    axes.margins(x=0.12, y=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,99 @@
+"""What a run will need: python -m jobs.plan --data D --world-size 16 --nodes 2."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+
+from jobs.command import run
+from jobs.shard import OFFICIAL
+from quickdraw_dist import storage
+from quickdraw_dist.capacity import SHARD_DRAWINGS_PER_SECOND, Cluster, capacity
+from quickdraw_dist.capacity_text import describe
+from quickdraw_dist.command_line import Parser, load
+from quickdraw_dist.config import Settings
+from quickdraw_dist.drawings import open_source
+from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.shards import manifest, outline
+from quickdraw_dist.shards.plan import Plan
+
+EPILOG = """\
+From the manifest of a dataset, or before there is one from a source or the official counts: then
+bytes are those that official drawings take, and the dataset is taken to be in a bucket.
+What the run would refuse is refused. Requests are counted; a price list tells what they cost.
+
+  python -m jobs.plan --official --world-size 16 --nodes 2 --drawings-per-second 40000
+  python -m jobs.plan --data gs://B/quickdraw --world-size 8 --stream.resident true --gpu-bytes 80e9
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, compute, print."""
+    parser = Parser("python -m jobs.plan", "What a run will need.", EPILOG)
+    before = parser.add_mutually_exclusive_group()
+    before.add_argument("--official", action="store_true", help="plan for the official drawings")
+    before.add_argument("--source", help="plan for these drawings, as in jobs.shard")
+    rate = f"[{SHARD_DRAWINGS_PER_SECOND:,.0f}]"
+    numbers = {
+        "--world-size": (_whole, 1, "ranks (GPUs) [1]"),
+        "--nodes": (_whole, 1, "machines that the ranks are on [1]"),
+        "--gpu-bytes": (_whole, None, "memory of one GPU, such as 80e9"),
+        "--drawings-per-second": (_real, None, "that one rank, not all of them, trains"),
+        "--shard-workers": (_whole, 1, "processes that shard [1]"),
+        "--shard-drawings-per-second": (_real, SHARD_DRAWINGS_PER_SECOND, f"of one {rate}"),
+    }
+    for name, (kind, default, text) in numbers.items():
+        parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
+    parser.add_argument("--json", action="store_true", help="print all figures as one JSON line")
+    settings, given = load(parser, argv, ("data", "shard", "stream", "train", "evaluation"))
+    dataset, where = _outline(settings, given)
+    planned = given.official or given.source is not None
+    own = [field.name for field in fields(Cluster) if field.name != "remote"]
+    cluster = Cluster(
+        remote=planned or storage.is_remote(settings.data),
+        **{name: getattr(given, name) for name in own},
+    )
+    needs = capacity(dataset, cluster, settings)
+    if given.json:
+        print(json.dumps(asdict(needs)))
+    else:
+        print(f"dataset   {len(dataset.plan.classes):,} classes, {where}\n{describe(needs)}")
+
+
+def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Outline, str]:
+    """What to plan for, and where that is known from."""
+    if given.official:
+        plan = outline.official_plan(settings.shard)
+        return outline.of_plan(plan, OFFICIAL), "planned from the official counts"
+    if given.source is not None:
+        source = open_source(given.source, settings.shard.classes)
+        plan = Plan(source.classes, source.counts, settings.shard, source.identity)
+        return outline.of_plan(plan, given.source), f"planned from {given.source}"
+    try:
+        dataset = manifest.read(settings.data)
+    except RefusedError as error:
+        raise RefusedError(f"{error}. To plan before that: --official or --source") from None
+    return outline.of_manifest(dataset), f"as sharded in {settings.data}"
+
+
+def _real(text: str) -> float:
+    """A number above 0."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: a number above 0 is right")
+
+
+def _whole(text: str) -> int:
+    """A whole one, 80e9 included."""
+    if not _real(text).is_integer():
+        raise argparse.ArgumentTypeError(f"{text}: a whole number is right")
+    return int(float(text))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,217 @@
+"""Resident mode: a rank's lanes stay in memory, and from then on an epoch is one gather a step.
+
+On CUDA the drawings lie in device memory: the host only says which. The order is the same, from
+the same `Order`, and proved by the same digest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from quickdraw_dist.drawings import SIDE
+from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.stream.ahead import ShardsAhead
+from quickdraw_dist.stream.batch import Batch, room
+from quickdraw_dist.stream.memory import BATCHES, RESIDENT_BYTES, resident_drawings
+from quickdraw_dist.stream.order import Order, Piece, mix_identities, rank_part
+from quickdraw_dist.stream.reader import SplitReader
+
+_USABLE = 0.8
+"""Share of the memory there is that drawings may take: the model and the rest need some."""
+
+_FETCHERS = 4
+
+_Plan = tuple[NDArray[np.int64], list[int]]
+"""Of an epoch: places of its drawings, (steps, n), and the order digest of every step."""
+
+
+class ResidentLoader:
+    """Like `TrainLoader`, from drawings that are read once, before the first batch."""
+
+    def __init__(
+        self, reader: SplitReader, order: Order, *, rank: int, world_size: int,
+        local_world_size: int, threads: int, device: torch.device,
+    ) -> None:  # fmt: skip
+        """Nothing is read yet.
+
+        Raises:
+            RefusedError: the rank's lanes do not fit, with the arithmetic.
+        """
+        self.order, self.part = order, rank_part(order.global_batch, rank, world_size)
+        self._reader, self._threads, self._device = reader, threads, device
+        self._show = rank == 0
+        self._count = resident_drawings(order, *self.part)
+        needed, room = self._count * RESIDENT_BYTES, _room_bytes(device, local_world_size)
+        if needed > room:
+            raise RefusedError(
+                f"--stream.resident true: this rank's lanes hold {self._count:,} drawings = "
+                f"{needed / 1e9:.2f} GB, and {room / 1e9:.2f} GB may be used ({_USABLE:.0%} of "
+                f"what a rank has on {device.type}); more ranks, or --stream.resident false, is "
+                "right"
+            )
+        self._filled = False
+        self._first: dict[tuple[int, int], int] = {}  # place of a block's first drawing
+        self._drawings = torch.empty(0)
+        self._labels = np.empty(0, np.uint16)
+        self._rows = np.empty(0, np.uint32)
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
+        self._plans: dict[int, Future[_Plan]] = {}
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
+        """Batches from `first_step` to the end of an epoch; reads all drawings the first time.
+
+        Raises:
+            CorruptError, StorageError: from a shard that could not be read; never skipped.
+        """
+        if not self._filled:
+            self._fill()
+        places, digests = self._plan(epoch).result()
+        self._plans = {epoch + 1: self._plan(epoch + 1)}
+        drawings = self._on_device if self._device.type != "cpu" else self._on_host
+        for step, batch in zip(
+            range(first_step, self.order.steps), drawings(places[first_step:]), strict=True
+        ):
+            labels = torch.from_numpy(self._labels[places[step]].astype(np.int64))
+            yield Batch(step, batch, labels, self._rows[places[step]], digests[step])
+
+    def _on_device(self, places: NDArray[np.int64]) -> Iterator[torch.Tensor]:
+        """The drawings of every step, (n, 28, 28) uint8."""
+        index = torch.from_numpy(places).to(self._device)  # one copy an epoch, none a step
+        for at in index:
+            yield torch.index_select(self._drawings, 0, at)
+
+    def _on_host(self, places: NDArray[np.int64]) -> Iterator[torch.Tensor]:
+        """The same, gathered by threads a little ahead into memory that is used again: fresh pages
+        would cost more than the copy."""
+        drawings = self._drawings.numpy()
+        ring = [room(places.shape[1], pin=False)[0] for _ in range(BATCHES)]
+
+        def gather(step: int) -> torch.Tensor:
+            batch = ring[step % BATCHES]
+            np.take(drawings, places[step], axis=0, out=batch.numpy(), mode="clip")
+            return batch
+
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="gather")
+        try:
+            ahead = deque(pool.submit(gather, s) for s in range(min(BATCHES - 1, len(places))))
+            for step in range(len(places)):
+                yield ahead.popleft().result()
+                if step + BATCHES - 1 < len(places):
+                    ahead.append(pool.submit(gather, step + BATCHES - 1))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fill(self) -> None:
+        """Read the rank's lanes from end to end."""
+        self._drawings = torch.empty(
+            (self._count, SIDE, SIDE), dtype=torch.uint8, device=self._device
+        )
+        self._labels = np.empty(self._count, np.uint16)
+        self._rows = np.empty(self._count, np.uint32)
+        lanes = [lane for lane, _, _ in self.order.segments(0, *self.part)]
+        pieces = [piece for lane in lanes for piece in self.order.lane_pieces(lane)]
+        bar = tqdm(
+            total=self._count, unit=" drawings", unit_scale=True, desc="resident",
+            disable=None if self._show else True, leave=False,
+        )  # fmt: skip
+        with bar:
+            for piece in self._read(pieces):
+                bar.update(len(piece))
+        self._filled = True
+
+    def _read(self, pieces: list[Piece]) -> Iterator[Piece]:
+        """Every piece, as soon as it and those before it are in place."""
+        ahead = None
+        if (cache := self._reader.cache) is not None:
+            shards = (piece.shard for piece in pieces)
+            ahead = ShardsAhead(self._reader, cache, shards, _FETCHERS, _FETCHERS)
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        reading: deque[tuple[Piece, Future[None]]] = deque()
+        place = 0
+        try:
+            for piece in pieces:
+                if ahead is not None:
+                    ahead.reach(piece.shard)
+                # A lane that begins inside a block has a place for its part of it only.
+                self._first.setdefault((piece.shard, piece.block), place - piece.start)
+                reading.append((piece, pool.submit(self._load, piece, place, ahead)))
+                place += len(piece)
+                if len(reading) > 2 * self._threads:
+                    done, future = reading.popleft()
+                    future.result()
+                    yield done
+            for done, future in reading:
+                future.result()
+                yield done
+        finally:
+            if ahead is not None:
+                ahead.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _load(self, piece: Piece, place: int, ahead: ShardsAhead | None) -> None:
+        if ahead is not None:
+            ahead.wait(piece.shard)
+        count = self._reader.block_counts[piece.shard][piece.block]
+        drawings = np.empty((count, SIDE, SIDE), np.uint8)
+        labels, rows = np.empty(count, np.uint16), np.empty(count, np.uint32)
+        self._reader.read(piece.shard, piece.block, drawings, labels, rows)
+        part, target = slice(piece.start, piece.stop), slice(place, place + len(piece))
+        self._drawings[target] = torch.from_numpy(drawings[part])
+        self._labels[target], self._rows[target] = labels[part], rows[part]
+
+    def _plan(self, epoch: int) -> Future[_Plan]:
+        """Places of an epoch's drawings, (steps, drawings of this rank in a batch)."""
+        return self._plans.get(epoch) or self._planner.submit(self._make_plan, epoch)
+
+    def _make_plan(self, epoch: int) -> _Plan:
+        places, start = self._places(epoch), self.part[0]
+        digests = [
+            mix_identities(
+                epoch, step * self.order.global_batch + start, self._labels[at], self._rows[at]
+            )
+            for step, at in enumerate(places)
+        ]
+        return places, digests
+
+    def _places(self, epoch: int) -> NDArray[np.int64]:
+        order, (start, stop) = self.order, self.part
+        places = np.empty((order.steps, stop - start), np.int64)
+        at = 0
+        for lane, low, high in order.segments(0, start, stop):
+            line = np.concatenate(
+                [
+                    np.concatenate(
+                        [
+                            self._first[piece.shard, piece.block]
+                            + np.arange(piece.start, piece.stop)
+                            for piece in window.pieces
+                        ]
+                    )[window.shuffled()]
+                    for window in order.windows(epoch, lane)
+                ]
+            )
+            shares = line[: order.steps * order.lane_batch].reshape(order.steps, order.lane_batch)
+            places[:, at : at + high - low] = shares[:, low:high]
+            at += high - low
+        return places
+
+
+def _room_bytes(device: torch.device, local_world_size: int) -> int:
+    """Memory that a rank's drawings may take."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * _USABLE)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's; where there is one
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        there = min(there, int(text))
+    return int(there * _USABLE) // local_world_size

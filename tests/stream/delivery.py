@@ -1,0 +1,178 @@
+"""What the tests of the stream share: ways to cut an epoch, and what ranks are given of one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quickdraw_dist.config import Stream
+from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.shards.manifest import Manifest
+from quickdraw_dist.stream.batch import Batch
+from quickdraw_dist.stream.loader import TrainLoader
+from quickdraw_dist.stream.memory import LoaderMemory
+from quickdraw_dist.stream.order import Order, mix_identities, rank_part
+from quickdraw_dist.stream.reader import SplitReader
+from tests.conftest import Dataset
+
+WORLDS = (1, 2, 3, 4, 7, 8)
+
+Identity = tuple[int, int]
+"""(label, row)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How an epoch of the small dataset's 1,800 training drawings is cut."""
+
+    global_batch: int
+    lanes: int
+    window_blocks: int
+
+    def order(self, block_counts: tuple[tuple[int, ...], ...]) -> Order:
+        return Order(block_counts, self.global_batch, self.lanes, self.window_blocks, seed=5)
+
+
+USUAL = Shape(global_batch=96, lanes=8, window_blocks=2)
+"""A step is a small part of a window of 64; the epoch leaves 72 drawings out."""
+
+LONG_STEPS = Shape(global_batch=800, lanes=8, window_blocks=1)
+"""A step takes 100 drawings of a lane, over several windows of at most 32."""
+
+UNEVEN = Shape(global_batch=133, lanes=19, window_blocks=3)
+"""Nothing divides: parts differ in size, and ranks share lanes."""
+
+SHAPES = {"usual": USUAL, "long": LONG_STEPS, "uneven": UNEVEN}
+
+
+def least_bytes(error: RefusedError) -> int:
+    """The memory that a refusal says is enough."""
+    (number,) = re.findall(r" ([\d,]+) bytes at least; that much, ", str(error))
+    return int(number.replace(",", ""))
+
+
+# -- what has to come ----------------------------------------------------------------------------
+
+
+@cache
+def line(dataset: Dataset, shape: Shape, epoch: int) -> list[Identity]:
+    """An epoch as `locate` has it, looked up in shards that tarfile and numpy alone have read."""
+    order, stored = shape.order(dataset.manifest.block_counts("train")), dataset.stored("train")
+    positions = range(order.steps * order.global_batch)
+    return [stored[order.locate(epoch, position)] for position in positions]
+
+
+def digest_of(identities: list[Identity], epoch: int, first: int = 0) -> int:
+    """Of drawings delivered from a position on."""
+    labels, rows = zip(*identities, strict=True) if identities else ((), ())
+    return mix_identities(epoch, first, np.array(labels, np.uint16), np.array(rows, np.uint32))
+
+
+# -- what comes ----------------------------------------------------------------------------------
+
+
+class Loader(Protocol):
+    """One rank's: streamed, resident, or a feed of either."""
+
+    @property
+    def part(self) -> tuple[int, int]: ...
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]: ...
+
+
+def pairs(batch: Batch) -> list[Identity]:
+    """The identities in a batch."""
+    return list(zip(batch.labels.tolist(), batch.rows.tolist(), strict=True))
+
+
+@dataclass
+class Delivered:
+    """What ranks got in some steps of an epoch, copied out."""
+
+    digest: int = 0
+    identities: dict[tuple[int, int], list[Identity]] = field(default_factory=dict)
+    pixels: dict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=dict)
+
+    def in_order(self) -> list[Identity]:
+        """Step after step, in each one rank after rank."""
+        return [identity for key in sorted(self.identities) for identity in self.identities[key]]
+
+    def pixels_in_order(self) -> NDArray[np.uint8]:
+        return np.concatenate([self.pixels[key] for key in sorted(self.pixels)])
+
+
+def deliver(
+    make: Callable[[int], Loader], order: Order, world_size: int, epoch: int = 0,
+    first_step: int = 0, last_step: int | None = None,
+) -> Delivered:  # fmt: skip
+    """Run all ranks of a world, one after the other, over the steps [first, last) of an epoch."""
+    result = Delivered()
+    for rank in range(world_size):
+        loader = make(rank)
+        start, stop = rank_part(order.global_batch, rank, world_size)
+        assert loader.part == (start, stop)
+        step = first_step
+        batches = loader.epoch(epoch, first_step)
+        while step != last_step and (batch := next(batches, None)) is not None:
+            assert batch.step == step
+            assert batch.drawings.shape == (stop - start, 28, 28)
+            assert batch.drawings.dtype == torch.uint8
+            assert batch.labels.shape == (stop - start,)
+            assert batch.labels.dtype == torch.int64
+            result.identities[step, rank] = pairs(batch)
+            result.pixels[step, rank] = batch.drawings.cpu().numpy().copy()
+            result.digest = (result.digest + batch.digest) % 2**64
+            step += 1
+        batches.close()
+        assert step == (order.steps if last_step is None else last_step)
+    return result
+
+
+# -- the loader ----------------------------------------------------------------------------------
+
+
+def open_reader(
+    folder: str, dataset: Manifest, split: str = "train", cache: Path | None = None,
+    cache_bytes: int = 10**9,
+) -> SplitReader:  # fmt: skip
+    """A split of a dataset, through a node cache of that size where one is named."""
+    stream = Stream() if cache is None else Stream(cache_folder=str(cache), cache_bytes=cache_bytes)
+    return SplitReader(folder, dataset, split, stream)
+
+
+def open_local(dataset: Dataset, split: str = "train") -> SplitReader:
+    return open_reader(dataset.folder, dataset.manifest, split)
+
+
+def make_loader(
+    reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, *, threads: int = 2,
+    windows_a_lane: int = 2, shards_ahead: int = 2,
+) -> TrainLoader:  # fmt: skip
+    """A loader with room for that many windows of each of the rank's lanes."""
+    part = rank_part(order.global_batch, rank, world_size)
+    buffers = windows_a_lane * len(order.segments(0, *part)) * order.window_blocks
+    memory = LoaderMemory(buffers, threads, fetchers=2, bytes=0)
+    return TrainLoader(
+        reader, order, memory, rank=rank, world_size=world_size, pin=False,
+        shards_ahead=shards_ahead,
+    )  # fmt: skip
+
+
+def identities_of(loader: Loader, epoch: int = 0, first_step: int = 0) -> list[Identity]:
+    """All that one rank gets of the rest of an epoch."""
+    return [pair for batch in loader.epoch(epoch, first_step) for pair in pairs(batch)]
+
+
+def flip_a_byte(path: Path) -> None:
+    """One bit of it, in the middle of some block's pixels."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)

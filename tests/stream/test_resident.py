@@ -1,0 +1,161 @@
+"""Resident drawings come in the streamed order, are read once, and are refused when too many."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from quickdraw_dist.errors import CorruptError, RefusedError
+from quickdraw_dist.stream import resident
+from quickdraw_dist.stream.memory import RESIDENT_BYTES, resident_drawings
+from quickdraw_dist.stream.order import Order
+from quickdraw_dist.stream.reader import SplitReader
+from quickdraw_dist.stream.resident import ResidentLoader
+from tests.conftest import Dataset
+from tests.stream.delivery import (
+    SHAPES,
+    USUAL,
+    Shape,
+    deliver,
+    digest_of,
+    flip_a_byte,
+    identities_of,
+    line,
+    open_local,
+)
+
+pytestmark = pytest.mark.usefixtures("no_thread_left")
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
+
+
+def make_resident(
+    reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, device: str = "cpu",
+    threads: int = 3,
+) -> ResidentLoader:  # fmt: skip
+    return ResidentLoader(
+        reader, order, rank=rank, world_size=world_size, local_world_size=world_size,
+        threads=threads, device=torch.device(device),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("world_size", [1, 3, 8])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_order_is_the_streamed_one(
+    dataset: Dataset, shape: Shape, world_size: int, device: str
+) -> None:
+    """Epoch after epoch, from any step on, pixels and all: resident or not is no setting of the
+    order."""
+    reader = open_local(dataset)
+    order = shape.order(reader.block_counts)
+    loaders = [make_resident(reader, order, rank, world_size, device) for rank in range(world_size)]
+    for epoch, first in ((0, 0), (1, 0), (3, order.steps // 2), (2, order.steps - 1)):
+        got = deliver(loaders.__getitem__, order, world_size, epoch, first)
+        want = line(dataset, shape, epoch)[first * shape.global_batch :]
+        assert got.in_order() == want
+        assert got.digest == digest_of(want, epoch, first * shape.global_batch)
+        labels, rows = np.array(want).T
+        assert np.array_equal(got.pixels_in_order(), dataset.pixels(labels, rows))
+
+
+@pytest.mark.parametrize("world_size", [1, 5])
+def test_drawings_are_read_once(dataset: Dataset, tmp_path: Path, world_size: int) -> None:
+    """That is what the mode is for: after the first pass the disk may be gone."""
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset.folder, folder)
+    reader = open_local(Dataset(str(folder), dataset.manifest, dataset.source))
+    order = USUAL.order(reader.block_counts)
+    asked: list[tuple[int, int]] = []
+    plain = reader.read
+
+    def noted(shard: int, number: int, *arrays: NDArray[np.uint32]) -> None:
+        asked.append((shard, number))
+        plain(shard, number, *arrays)
+
+    reader.read = noted  # type: ignore[method-assign, assignment]
+    loaders = [make_resident(reader, order, rank, world_size) for rank in range(world_size)]
+    assert asked == []
+    deliver(loaders.__getitem__, order, world_size)
+    pieces: list[tuple[int, int]] = []
+    for loader in loaders:
+        for lane, _, _ in order.segments(0, *loader.part):
+            pieces += ((piece.shard, piece.block) for piece in order.lane_pieces(lane))
+    assert Counter(asked) == Counter(pieces)
+    shutil.rmtree(folder)
+    assert deliver(loaders.__getitem__, order, world_size, 1).in_order() == line(dataset, USUAL, 1)
+    assert len(asked) == len(pieces)
+
+
+def test_a_pass_that_failed_is_made_again(dataset: Dataset, tmp_path: Path) -> None:
+    """Half of the drawings read are not all of them: what is missing must never be delivered."""
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset.folder, folder)
+    path = folder / dataset.manifest.splits["train"][3].name
+    good = path.read_bytes()
+    flip_a_byte(path)
+    reader = open_local(Dataset(str(folder), dataset.manifest, dataset.source))
+    loader = make_resident(reader, USUAL.order(reader.block_counts))
+    for _ in range(2):
+        with pytest.raises(CorruptError, match=path.name):
+            next(loader.epoch(0))
+    path.write_bytes(good)
+    assert identities_of(loader) == line(dataset, USUAL, 0)
+
+
+@pytest.mark.parametrize("local_size", [1, 3])
+@pytest.mark.parametrize("limited", [False, True], ids=["machine", "container"])
+def test_what_does_not_fit_is_refused(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_size: int,
+    limited: bool,
+) -> None:  # fmt: skip
+    """With the arithmetic, before a drawing is read; the ranks of a node share its memory."""
+    reader = open_local(dataset)
+    order = USUAL.order(reader.block_counts)
+    count = resident_drawings(order, 0, 96)
+    assert count == 1800
+    enough = -(-count * RESIDENT_BYTES * local_size * 10 // 8) + 8
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(resident, "Path", lambda _: limit)
+
+    def room(total: int) -> None:
+        pages = 10**12 if limited else total
+        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": pages}.get)
+        limit.write_text(f"{total}\n" if limited else "max\n")
+
+    def make() -> ResidentLoader:
+        return ResidentLoader(
+            reader, order, rank=0, world_size=1, local_world_size=local_size, threads=1,
+            device=torch.device("cpu"),
+        )  # fmt: skip
+
+    room(enough)
+    make()
+    room(enough * 99 // 100)
+    threads = threading.active_count()
+    with pytest.raises(RefusedError) as refused:
+        make()
+    assert threading.active_count() == threads
+    message = str(refused.value)
+    assert message.startswith("--stream.resident true: ")
+    for word in (f"{count:,} drawings", "80%", "more ranks", "--stream.resident false"):
+        assert word in message
+
+
+def test_more_ranks_hold_less() -> None:
+    """What the refusal suggests: a rank holds the lanes that it reads from, and only those."""
+    order = Order(((40,) * 10,), global_batch=40, lanes=8, window_blocks=2, seed=1)
+    assert resident_drawings(order, 0, 40) == 400
+    assert resident_drawings(order, 0, 5) == 50
+    assert resident_drawings(order, 4, 11) == 150  # the end of one, all of the next, and some
+    assert sum(resident_drawings(order, at, at + 10) for at in range(0, 40, 10)) == 400
