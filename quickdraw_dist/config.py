@@ -176,7 +176,7 @@ class EvaluationSettings(Section):
     every_drawings: Natural = 0
     """Drawings between two evaluations on the validation split; 0: only at the end of an epoch."""
     batch: Positive = 2_048
-    """Most drawings a rank evaluates at once; a batch never spans two blocks."""
+    """Drawings that a rank evaluates at once."""
 
 
 class Metrics(Section):

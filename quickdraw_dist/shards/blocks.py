@@ -9,6 +9,7 @@ hide the offsets that the manifest needs.)
 from __future__ import annotations
 
 import io
+import math
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ def _read_npy(
 ) -> NDArray[Any]:
     """An array whose header is known beforehand; comparing it is both check and parser."""
     header, dtype = _npy_header(kind, shape), _DTYPES[kind]
-    expected = len(header) + int(np.prod(shape)) * dtype.itemsize
+    expected = len(header) + math.prod(shape) * dtype.itemsize
     data = payload
     if gzipped:
         # Its last four bytes are the size that the decoder makes room for.

@@ -191,7 +191,8 @@ class ShardFeed:
             threads=self._threads,
             shard_bytes=shard_bytes,
         )
-        room = stream.cache_bytes // max(shard_bytes, 1) - node_lanes
+        in_use = min(node_lanes, len(reader.shards))
+        room = stream.cache_bytes // max(shard_bytes, 1) - in_use
         return TrainLoader(
             reader,
             self.order,

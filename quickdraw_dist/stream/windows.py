@@ -24,9 +24,7 @@ class OpenWindow:
     start: int  # position in the lane of the first drawing
     stop: int
     buffers: list[int]
-    decoding: list[Future[None]]
-    ordering: Future[NDArray[np.int64]]
-    order: NDArray[np.int64] | None = None  # (stop - start,), once all of it is there
+    order: Future[NDArray[np.int64]]  # (stop - start,) places in the arena, once all is decoded
 
     def places(self, first: int, last: int) -> NDArray[np.int64]:
         """Where in the arena the drawings at lane positions [first, last) are; waits for them.
@@ -34,11 +32,7 @@ class OpenWindow:
         Raises:
             CorruptError, StorageError: from a block that could not be read.
         """
-        if self.order is None:
-            for future in self.decoding:
-                future.result()
-            self.order = self.ordering.result()
-        return self.order[first - self.start : last - self.start]
+        return self.order.result()[first - self.start : last - self.start]
 
 
 class Windows:
@@ -82,25 +76,20 @@ class Windows:
                     start,
                     start + need.window.count,
                     buffers,
-                    [
-                        self._pool.submit(self._decode, piece.shard, piece.block, buffer)
-                        for piece, buffer in zip(need.window.pieces, buffers, strict=True)
-                    ],
-                    self._pool.submit(self._places, need.window, buffers),
+                    self._pool.submit(self._decode, need.window, buffers),
                 )
             )
 
-    def _decode(self, shard: int, block: int, buffer: int) -> None:
-        if self._ahead is not None:
-            self._ahead.wait(shard)
-        count = self._reader.block_counts[shard][block]
-        self._reader.read(shard, block, *self._arena.views(buffer, count))
-
-    def _places(self, window: Window, buffers: list[int]) -> NDArray[np.int64]:
-        """The window's order of delivery, (count,), as places in the arena. A lane that begins or
-        ends inside a block decodes it whole and delivers its own part."""
-        lying = [
-            buffer * self._arena.capacity + np.arange(piece.start, piece.stop, dtype=np.int64)
-            for piece, buffer in zip(window.pieces, buffers, strict=True)
-        ]
+    def _decode(self, window: Window, buffers: list[int]) -> NDArray[np.int64]:
+        """Decode a window, a task of its own: one a block wakes threads four times as often.
+        Returns its order of delivery, (count,), as places in the arena. A lane that begins or ends
+        inside a block decodes it whole and delivers its own part."""
+        lying = []
+        for piece, buffer in zip(window.pieces, buffers, strict=True):
+            if self._ahead is not None:
+                self._ahead.wait(piece.shard)
+            count = self._reader.block_counts[piece.shard][piece.block]
+            self._reader.read(piece.shard, piece.block, *self._arena.views(buffer, count))
+            first = buffer * self._arena.capacity
+            lying.append(np.arange(first + piece.start, first + piece.stop, dtype=np.int64))
         return np.asarray(np.concatenate(lying)[window.shuffled()])
