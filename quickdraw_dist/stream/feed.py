@@ -172,6 +172,7 @@ class ShardFeed:
         self.lanes = self.order.lanes
         self.part = rank_part(self.order.global_batch, world.rank, world.size)
         self._threads = stream.threads or processor_share(world.local_size)
+        self._validation: SplitReader | None = None
         self._loader = self._resident() if stream.resident else self._streamed()
 
     def _reader(self, split: str, shards_at_once: int) -> SplitReader:
@@ -229,8 +230,10 @@ class ShardFeed:
 
     def validation(self) -> Iterator[Batch]:
         """This rank's contiguous share of the validation split, every drawing once."""
+        if self._validation is None:  # kept: what it found out about its cache holds
+            self._validation = self._reader("val", self._world.local_size)
         return evaluation_batches(
-            self._reader("val", self._world.local_size),
+            self._validation,
             rank=self._world.rank,
             world_size=self._world.size,
             batch=self._settings.evaluation.batch,

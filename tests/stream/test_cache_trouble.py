@@ -38,8 +38,9 @@ from tests.stream.delivery import make_loader
 
 
 @pytest.fixture
-def unwritable() -> Iterator[Path]:
+def unwritable(dataset: Dataset) -> Iterator[Path]:
     """A folder that this process may read but not write; root gives up its rights for it."""
+    all_of(dataset)  # kept from here on: nobody else may read what root has made
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home, "cache")
         folder.mkdir()
