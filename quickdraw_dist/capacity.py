@@ -14,15 +14,15 @@ from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.shards.costs import Requests, Sharding, sharding
 from quickdraw_dist.shards.outline import Outline
 from quickdraw_dist.shards.plan import SPLITS
-from quickdraw_dist.stream.memory import RESIDENT_BYTES, plan_memory, resident_drawings
+from quickdraw_dist.stream.memory import (
+    MOST_THREADS,
+    RESIDENT_BYTES,
+    RESIDENT_SHARE,
+    plan_memory,
+    resident_drawings,
+)
 from quickdraw_dist.stream.order import Order, rank_part, resolve_lanes
 from quickdraw_dist.stream.traffic import NodeReads, epoch_requests, node_reads
-
-RESIDENT_SHARE = 0.8
-"""Of a GPU's memory, what `stream.resident` lets drawings take: the rest needs some."""
-
-THREADS = 8
-"""Decoding threads of a rank where `stream.threads` leaves them to the machine: at most so many."""
 
 SHARD_DRAWINGS_PER_SECOND = 200_000.0
 """Of a process that shards with gzip to a local disk: 249,000 were measured for drawings that cost
@@ -259,7 +259,7 @@ def _rank(order: Order, cluster: Cluster, stream: Stream, shard_bytes: int, rank
             start,
             stop,
             memory_bytes=stream.memory_bytes,
-            threads=stream.threads or THREADS,
+            threads=stream.threads or MOST_THREADS,
             shard_bytes=shard_bytes,
         ).bytes
     lanes = len(order.segments(0, start, stop))

@@ -134,7 +134,7 @@ def test_resident() -> None:
     with pytest.raises(RefusedError, match=r"--stream.resident true: .* 20 drawings.*--gpu-bytes"):
         capacity(by_hand(), less, settings(resident=True))
     assert capacity(by_hand(), Cluster(2), settings(resident=True)).resident_fits is None
-    assert module.RESIDENT_SHARE == resident._USABLE
+    assert module.RESIDENT_SHARE == resident.RESIDENT_SHARE
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,16 @@ from quickdraw_dist.stream.order import Order
 BATCHES = 4
 """Batches made ahead, the one in use included: more only hides what the windows already hide."""
 
-RESIDENT_BYTES = 784 + 6 + 2 * 8
+RESIDENT_BYTES = arena.BYTES_A_DRAWING + 2 * 8
 """Of a drawing in resident mode: pixels, label, row, and its place in this epoch and the next."""
 
-_MOST_THREADS, _MOST_FETCHERS = 8, 8
+RESIDENT_SHARE = 0.8
+"""Of the memory there is, what resident drawings may take: the model and the rest need some."""
+
+MOST_THREADS = 8
+"""Decoding threads of a rank where the setting does not say."""
+
+_MOST_FETCHERS = 8
 
 _SCRATCH_BLOCKS = 2
 """Blocks' worth of bytes that a decoding thread works on: compressed, and decoded once more."""
@@ -36,7 +42,7 @@ class LoaderMemory:
 
 def processor_share(local_world_size: int) -> int:
     """Threads that decode where the setting does not say: the rank's share of the processors."""
-    return max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // local_world_size))
+    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // local_world_size))
 
 
 def plan_memory(

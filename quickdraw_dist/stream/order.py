@@ -14,7 +14,7 @@ run can stop on 3 machines and go on on 8.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -56,6 +56,15 @@ class Window:
     def shuffled(self) -> NDArray[np.int64]:
         """Order of delivery, (count,): indices into the pieces laid end to end."""
         return permutation(self.count, self.key)
+
+    def places(self, blocks: Iterable[int]) -> NDArray[np.int64]:
+        """Where the window's drawings lie, (count,), in order of delivery; `blocks` are the places
+        of the first drawing of every piece's block."""
+        lying = [
+            np.arange(first + piece.start, first + piece.stop, dtype=np.int64)
+            for piece, first in zip(self.pieces, blocks, strict=True)
+        ]
+        return np.asarray(np.concatenate(lying)[self.shuffled()])
 
 
 def resolve_lanes(lanes: int | str, global_batch: int, world_size: int) -> int:

@@ -21,12 +21,14 @@ from quickdraw_dist.drawings import SIDE
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.stream.ahead import ShardsAhead
 from quickdraw_dist.stream.batch import Batch, room
-from quickdraw_dist.stream.memory import BATCHES, RESIDENT_BYTES, resident_drawings
+from quickdraw_dist.stream.memory import (
+    BATCHES,
+    RESIDENT_BYTES,
+    RESIDENT_SHARE,
+    resident_drawings,
+)
 from quickdraw_dist.stream.order import Order, Piece, mix_identities, rank_part
 from quickdraw_dist.stream.reader import SplitReader
-
-_USABLE = 0.8
-"""Share of the memory there is that drawings may take: the model and the rest need some."""
 
 _FETCHERS = 4
 
@@ -50,13 +52,13 @@ class ResidentLoader:
         self._reader, self._threads, self._device = reader, threads, device
         self._show = rank == 0
         self._count = resident_drawings(order, *self.part)
-        needed, room = self._count * RESIDENT_BYTES, _room_bytes(device, local_world_size)
-        if needed > room:
+        needed, usable = self._count * RESIDENT_BYTES, _room_bytes(device, local_world_size)
+        if needed > usable:
             raise RefusedError(
                 f"--stream.resident true: this rank's lanes hold {self._count:,} drawings = "
-                f"{needed / 1e9:.2f} GB, and {room / 1e9:.2f} GB may be used ({_USABLE:.0%} of "
-                f"what a rank has on {device.type}); more ranks, or --stream.resident false, is "
-                "right"
+                f"{needed / 1e9:.2f} GB, and {usable / 1e9:.2f} GB may be used "
+                f"({RESIDENT_SHARE:.0%} of what a rank has on {device.type}); more ranks, or "
+                "--stream.resident false, is right"
             )
         self._filled = False
         self._first: dict[tuple[int, int], int] = {}  # place of a block's first drawing
@@ -189,13 +191,7 @@ class ResidentLoader:
         for lane, low, high in order.segments(0, start, stop):
             line = np.concatenate(
                 [
-                    np.concatenate(
-                        [
-                            self._first[piece.shard, piece.block]
-                            + np.arange(piece.start, piece.stop)
-                            for piece in window.pieces
-                        ]
-                    )[window.shuffled()]
+                    window.places(self._first[p.shard, p.block] for p in window.pieces)
                     for window in order.windows(epoch, lane)
                 ]
             )
@@ -209,9 +205,9 @@ def _room_bytes(device: torch.device, local_world_size: int) -> int:
     """Memory that a rank's drawings may take."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _USABLE)
+        return int(free * RESIDENT_SHARE)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")  # a container's; where there is one
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         there = min(there, int(text))
-    return int(there * _USABLE) // local_world_size
+    return int(there * RESIDENT_SHARE) // local_world_size

@@ -84,12 +84,9 @@ class Windows:
         """Decode a window, a task of its own: one a block wakes threads four times as often.
         Returns its order of delivery, (count,), as places in the arena. A lane that begins or ends
         inside a block decodes it whole and delivers its own part."""
-        lying = []
         for piece, buffer in zip(window.pieces, buffers, strict=True):
             if self._ahead is not None:
                 self._ahead.wait(piece.shard)
             count = self._reader.block_counts[piece.shard][piece.block]
             self._reader.read(piece.shard, piece.block, *self._arena.views(buffer, count))
-            first = buffer * self._arena.capacity
-            lying.append(np.arange(first + piece.start, first + piece.stop, dtype=np.int64))
-        return np.asarray(np.concatenate(lying)[window.shuffled()])
+        return window.places(buffer * self._arena.capacity for buffer in buffers)
