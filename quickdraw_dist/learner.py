@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +15,25 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from quickdraw_dist import models
+from quickdraw_dist import distributed, models
 from quickdraw_dist.augment import normalise, random_affine
 from quickdraw_dist.checkpoint import Checkpoint
 from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import World
+from quickdraw_dist.errors import TrainingError
 from quickdraw_dist.hashing import key64
 from quickdraw_dist.optimization import MovingAverage, learning_rate, make_optimizer
 from quickdraw_dist.stream.feed import Facts
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What training did since the last look, over all ranks."""
+
+    loss: float  # mean of a drawing, nats
+    accuracy: float  # share of the drawings that were recognised
+    gradient_norm: float  # of the last step, before clipping
+    learning_rate: float  # of the last step
 
 
 class Learner:
@@ -95,6 +108,24 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.model, batch, (number + 1) * batch)
+
+    def read_counts(self, steps: int) -> Counts:
+        """The counts of the `steps` since the last call. Waits for the device and the other ranks,
+        so it is called only every few steps.
+
+        Raises:
+            TrainingError: the loss is not a number any more.
+        """
+        loss, right = distributed.sum_over_ranks(self.counts.clone()).tolist()
+        self.counts.zero_()
+        drawings = steps * self.settings.train.global_batch
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} within the last {steps:,} steps; the last checkpoint "
+                "stands. A lower --optimizer.learning_rate, or --train.precision fp32, may help"
+            )
+        norm = float(self.gradient_norm)
+        return Counts(loss / drawings, right / drawings, norm, self.rate)
 
     def _parts(self, drawings: int) -> int:
         """Forward passes that this rank needs for its part of a batch; others may need one more."""

@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
-from quickdraw_dist import distributed, telemetry
-from quickdraw_dist.errors import TrainingError
+from quickdraw_dist import telemetry
 from quickdraw_dist.evaluation import Evaluation
+from quickdraw_dist.learner import Counts
+from quickdraw_dist.run_folder import RunFolder
+from quickdraw_dist.telemetry import Goodput
 
-if TYPE_CHECKING:
-    from quickdraw_dist.trainer import Trainer
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is."""
+
+    epoch: int  # whole ones behind it
+    epochs: int
+    step: int  # in this epoch
+    epoch_steps: int
+    total_steps: int  # in all epochs so far
+    global_batch: int
+
+    @property
+    def drawings(self) -> int:
+        """Drawings trained on so far, over all ranks."""
+        return self.total_steps * self.global_batch
+
+    @property
+    def total_drawings(self) -> int:
+        """Drawings of the whole run."""
+        return self.epochs * self.epoch_steps * self.global_batch
+
+    @property
+    def passes(self) -> float:
+        """Epochs so far, with the fraction of this one."""
+        return self.epoch + self.step / self.epoch_steps
 
 
 class Interval:
@@ -35,150 +63,100 @@ def duration(seconds: float) -> str:
 
 
 class ProgressLog:
-    """Reads the trainer's counters every `train.log_every` steps; rank 0 prints and writes."""
+    """Rank 0 prints what it is told and writes metrics.jsonl; every rank sets its metrics."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        """The clock starts with `start`."""
-        self._trainer = trainer
-        self._since = time.monotonic()
-        self._waited = 0.0
-        self._idle = 0.0
+    def __init__(self, goodput: Goodput, folder: RunFolder | None) -> None:
+        """`folder` is rank 0's; the others have none and say nothing."""
+        self._goodput, self._folder = goodput, folder
+        self._shown_steps = 0
+        self._loop_seconds = self._waited = 0.0
         self.restarts = 0
 
     def say(self, line: str) -> None:
         """A line from the first rank."""
-        if self._trainer.world.is_first:
+        if self._folder is not None:
             print(line, flush=True)
 
-    def resume(self, meta: dict[str, Any]) -> None:
+    def resume(self, meta: Mapping[str, Any]) -> None:
         """Go on from a checkpoint's counters."""
-        trainer = self._trainer
         self.restarts = meta["restarts"] + 1
-        trainer.goodput.resume(meta["goodput_seconds"])
+        self._goodput.resume(meta["goodput_seconds"])
         telemetry.RESTARTS.inc(self.restarts)
         telemetry.STEPS.inc(meta["step"])
         telemetry.DRAWINGS.inc(meta["drawings"])
-        if trainer.run_folder is not None:
-            trainer.run_folder.resume_log(meta["step"])
+        if self._folder is not None:
+            self._folder.resume_log(meta["step"])
 
-    def start(self) -> None:
-        """Say what is about to happen."""
-        t = self._trainer
-        parameters = sum(p.numel() for p in t.learner.model.parameters())
-        self.say(
-            f"{t.settings.model.name} of {parameters:,} parameters, {len(t.dataset.classes)} "
-            f"classes, {t.world.size} x {t.world.device.type}, {t.learner.precision}"
+    def start(self, position: Position) -> None:
+        """From here on steps are counted and timed."""
+        self._shown_steps = position.total_steps
+        self._loop_seconds, self._waited = self._clocks()
+
+    def _clocks(self) -> tuple[float, float]:
+        """Seconds of the loop so far, and of its waiting for batches; evaluating and saving are
+        not its speed."""
+        seconds = self._goodput.now()
+        return seconds["train"] + seconds["data_wait"], seconds["data_wait"]
+
+    def new_steps(self, position: Position) -> int:
+        """Steps that were not shown yet."""
+        return position.total_steps - self._shown_steps
+
+    def training(self, position: Position, counts: Counts) -> None:
+        """The figures of the steps since the last look; there must be some."""
+        steps = self.new_steps(position)
+        loop_seconds, waited = self._clocks()
+        seconds = max(loop_seconds - self._loop_seconds, 1e-9)
+        rate = steps * position.global_batch / seconds
+        wait = (waited - self._waited) / seconds
+        left = (position.total_drawings - position.drawings) / rate
+        self._shown_steps, self._loop_seconds, self._waited = (
+            position.total_steps,
+            loop_seconds,
+            waited,
         )
-        for line in t.feed.describe(t.step):
-            self.say(line)
-        if t.resumed is not None:
-            self.say(
-                f"resumed {t.resumed.url}: epoch {t.epoch + 1}, step {t.step:,} of {t.feed.steps:,}"
-            )
-            for change in t.setting_changes:
-                self.say(f"  changed since: {change}")
-        self._reset()
-
-    def _reset(self) -> None:
-        self._since = time.monotonic()
-        self._waited = self._trainer.goodput.seconds["data_wait"]
-        self._idle = self._off_loop()
-        self._steps = self._trainer.total_steps
-
-    def _off_loop(self) -> float:
-        """Seconds of evaluating and saving so far: not the loop's speed."""
-        seconds = self._trainer.goodput.seconds
-        return seconds["evaluation"] + seconds["checkpoint"]
-
-    def read_counts(self) -> tuple[float, float, float]:
-        """Loss and accuracy since the last look, over all ranks, and the gradient's norm.
-
-        Waits for the device, so it is called only every few steps.
-
-        Raises:
-            TrainingError: the loss is not a number any more.
-        """
-        t = self._trainer
-        loss, right = distributed.sum_over_ranks(t.learner.counts.clone()).tolist()
-        t.learner.counts.zero_()
-        drawings = (t.total_steps - self._steps) * t.settings.train.global_batch
-        mean = loss / drawings
-        if not torch.isfinite(torch.tensor(mean)):
-            raise TrainingError(
-                f"the loss became {mean} between steps {self._steps:,} and {t.total_steps:,}; the "
-                "last checkpoint stands. A lower --optimizer.learning_rate, or --train.precision "
-                "fp32, may help"
-            )
-        return mean, right / drawings, float(t.learner.gradient_norm)
-
-    def write(self) -> None:
-        """The progress line of the steps since the last one, if there were any."""
-        t = self._trainer
-        if t.total_steps == self._steps:
-            return
-        loss, accuracy, norm = self.read_counts()
-        steps = t.total_steps - self._steps
-        t.goodput.switch("train")  # bring the stopwatch up to now
-        seconds = time.monotonic() - self._since - (self._off_loop() - self._idle)
-        rate = steps * t.settings.train.global_batch / max(seconds, 1e-9)
-        wait = (t.goodput.seconds["data_wait"] - self._waited) / max(seconds, 1e-9)
-        left = (t.total_drawings - t.drawings) / rate
-        self._set_gauges(loss, accuracy, norm, steps)
-        self.say(
-            f"epoch {t.epoch + 1}/{t.settings.train.epochs}  step {t.step:,}/{t.feed.steps:,}  "
-            f"{rate:,.0f} drawings/s  loss {loss:.4f}  accuracy {accuracy:.1%}  "
-            f"data wait {wait:.1%}  {duration(left)} left"
-        )
-        self._record(
-            {
-                "kind": "train",
-                "loss": loss,
-                "accuracy": accuracy,
-                "gradient_norm": norm,
-                "learning_rate": t.learner.rate,
-                "drawings_per_second": rate,
-                "data_wait_share": wait,
-            }
-        )
-        self._reset()
-
-    def _set_gauges(self, loss: float, accuracy: float, norm: float, steps: int) -> None:
-        t = self._trainer
-        telemetry.LOSS.set(loss)
-        telemetry.ACCURACY.set(accuracy)
-        telemetry.GRADIENT_NORM.set(norm)
-        telemetry.LEARNING_RATE.set(t.learner.rate)
+        telemetry.LOSS.set(counts.loss)
+        telemetry.ACCURACY.set(counts.accuracy)
+        telemetry.GRADIENT_NORM.set(counts.gradient_norm)
+        telemetry.LEARNING_RATE.set(counts.learning_rate)
         telemetry.STEPS.inc(steps)
-        telemetry.DRAWINGS.inc(steps * t.settings.train.global_batch)
-        telemetry.EPOCH.set(t.epoch + t.step / t.feed.steps)
+        telemetry.DRAWINGS.inc(steps * position.global_batch)
+        telemetry.EPOCH.set(position.passes)
         telemetry.LAST_STEP_TIMESTAMP.set_to_current_time()
-        if t.world.device.type == "cuda":
+        if torch.cuda.is_available():
             telemetry.DEVICE_MEMORY_BYTES.set(torch.cuda.max_memory_allocated())
+        self.say(
+            f"epoch {position.epoch + 1}/{position.epochs}  "
+            f"step {position.step:,}/{position.epoch_steps:,}  {rate:,.0f} drawings/s  "
+            f"loss {counts.loss:.4f}  accuracy {counts.accuracy:.1%}  data wait {wait:.1%}  "
+            f"{duration(left)} left"
+        )
+        speed = {"drawings_per_second": rate, "data_wait_share": wait}
+        self._record(position, {"kind": "train"} | asdict(counts) | speed)
 
-    def evaluation(self, result: Evaluation) -> None:
-        """A line for an evaluation."""
-        t = self._trainer
+    def evaluation(self, position: Position, result: Evaluation) -> None:
+        """The figures of a validation."""
         for metric in ("top1", "top3", "map3", "mean_class_accuracy"):
             value = result.figures()[metric]
             telemetry.EVALUATION_ACCURACY.labels(result.split, metric).set(float(value))
         self.say(
-            f"validation after {t.drawings:,} drawings: top-1 {result.top1:.2%}, top-3 "
+            f"validation after {position.drawings:,} drawings: top-1 {result.top1:.2%}, top-3 "
             f"{result.top3:.2%}, MAP@3 {result.map3:.4f}, mean per class "
             f"{result.mean_class_accuracy:.2%}, loss {result.loss:.4f}"
         )
-        self._record({"kind": "validation", **result.figures()})
+        self._record(position, {"kind": "validation", **result.figures()})
 
-    def _record(self, figures: dict[str, Any]) -> None:
-        t = self._trainer
-        if t.run_folder is not None:
-            place = {"time": time.time(), "step": t.total_steps, "drawings": t.drawings}
-            t.run_folder.log(place | {"epoch": t.epoch + t.step / t.feed.steps} | figures)
+    def _record(self, position: Position, figures: dict[str, Any]) -> None:
+        if self._folder is not None:
+            place = {"time": time.time(), "step": position.total_steps}
+            place |= {"drawings": position.drawings, "epoch": position.passes}
+            self._folder.log(place | figures)
 
-    def finish(self) -> None:
+    def finish(self, position: Position) -> None:
         """Say where the time went."""
-        t = self._trainer
-        t.goodput.switch("train")
-        total = sum(t.goodput.seconds.values())
-        shares = ", ".join(f"{c} {s / total:.1%}" for c, s in t.goodput.seconds.items() if s)
-        self.say(f"finished {t.drawings:,} drawings in {duration(total)}: {shares}")
-        self.say(f"checkpoints and metrics.jsonl are in {t.settings.output}")
+        seconds = self._goodput.now()
+        total = sum(seconds.values())
+        shares = ", ".join(f"{cause} {s / total:.1%}" for cause, s in seconds.items() if s)
+        self.say(f"finished {position.drawings:,} drawings in {duration(total)}: {shares}")
+        if self._folder is not None:
+            self.say(f"checkpoints and metrics.jsonl are in {self._folder.url}")

@@ -47,7 +47,7 @@ class Saver:
     def save(self) -> bool:
         """Write a checkpoint; a failure is reported and counted, and False on every rank."""
         t = self._trainer
-        t.log.write()  # looks at the loss: what is not a number is never saved
+        t.look()  # at the loss: what is not a number is never saved
         with t.goodput.during("checkpoint"):
             # int64 addition wraps, which is addition modulo 2^64.
             signed = self._new_digest - (self._new_digest >> 63 << 64)
@@ -95,7 +95,7 @@ class Saver:
             "raster": checkpoint.RASTER,
             "config": t.settings.model_dump(mode="json"),
             "validation": t.last_validation,
-            "goodput_seconds": t.goodput.seconds,
+            "goodput_seconds": t.goodput.now(),
             "restarts": t.log.restarts,
             "versions": checkpoint.versions(),
         }

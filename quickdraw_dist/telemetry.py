@@ -35,6 +35,9 @@ def _gauge(name: str, text: str, *labels: str) -> Gauge:
 
 DRAWINGS = _counter("drawings", "Drawings trained on, over all ranks.")
 STEPS = _counter("steps", "Optimizer steps.")
+SKIPPED_STEPS = _counter(
+    "skipped_steps", "Steps left out by all ranks, for a loss or gradient that was not finite."
+)
 RESTARTS = _counter("restarts", "Starts that resumed a checkpoint.")
 EPOCH = _gauge("epoch", "Passes over the training split so far, with the fraction of this one.")
 LOSS = _gauge("loss", "Mean training loss since the last log line, nats.")
@@ -86,6 +89,11 @@ class Goodput:
         GOODPUT_SECONDS.labels(self._cause).inc(elapsed)
         self._cause = cause
         return elapsed
+
+    def now(self) -> dict[str, float]:
+        """Seconds of every cause up to this moment."""
+        self.switch(self._cause)
+        return dict(self.seconds)
 
     @contextmanager
     def during(self, cause: str) -> Iterator[None]:

@@ -14,7 +14,7 @@ from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import SAVED_EXIT_CODE, World
 from quickdraw_dist.evaluation import evaluate
 from quickdraw_dist.learner import Learner
-from quickdraw_dist.progress import Interval, ProgressLog
+from quickdraw_dist.progress import Interval, Position, ProgressLog
 from quickdraw_dist.run_folder import RunFolder
 from quickdraw_dist.saving import Saver
 from quickdraw_dist.stream.device import DeviceBatch, on_device
@@ -45,11 +45,10 @@ class Trainer:
         saved = self.resumed.meta if self.resumed is not None else None
         self.feed = open_feed(settings, dataset, world, saved)
         self.dataset = self.feed.dataset
-        self.total_drawings = settings.train.epochs * self.feed.steps * settings.train.global_batch
-        self.learner = Learner(settings, world, self.dataset, self.total_drawings)
         self.epoch = self.step = self.total_steps = 0
+        self.learner = Learner(settings, world, self.dataset, self.position.total_drawings)
         self.last_validation: dict[str, Any] | None = None
-        self.log = ProgressLog(self)
+        self.log = ProgressLog(self.goodput, self.run_folder)
         self.saver = Saver(self)
 
     def _take_run_folder(self) -> None:
@@ -64,9 +63,22 @@ class Trainer:
         self.log.resume(meta)
 
     @property
+    def position(self) -> Position:
+        """How far the run is."""
+        train = self.settings.train
+        return Position(
+            self.epoch,
+            train.epochs,
+            self.step,
+            self.feed.steps,
+            self.total_steps,
+            train.global_batch,
+        )
+
+    @property
     def drawings(self) -> int:
         """Drawings trained on so far, over all ranks."""
-        return self.total_steps * self.settings.train.global_batch
+        return self.position.drawings
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -81,7 +93,8 @@ class Trainer:
             self.learner.warm_up(stop - start)
         if self.resumed is not None:
             self._go_on_from(self.resumed)
-        self.log.start()
+        self._introduce()
+        self.log.start(self.position)
         self.learner.model.train()
         gc.collect()
         gc.freeze()  # what is here stays: later collections need not look at it again
@@ -93,15 +106,32 @@ class Trainer:
                     self.stop_signal.close()
                     self.log.say("stopped by a signal; saved. The same command goes on from here")
                     return SAVED_EXIT_CODE
-            self.log.write()
+            self.look()
             self.epoch, self.step = epoch + 1, 0
             self.validate()
             if self.epoch < epochs:
                 self.saver.save()
         self.saver.save_for_good()
         self.stop_signal.close()
-        self.log.finish()
+        self.log.finish(self.position)
         return 0
+
+    def _introduce(self) -> None:
+        """Say what is about to happen."""
+        learner, position = self.learner, self.position
+        parameters = sum(p.numel() for p in learner.model.parameters())
+        self.log.say(
+            f"{self.settings.model.name} of {parameters:,} parameters, "
+            f"{len(self.dataset.classes)} classes, {self.world.size} x {self.world.device.type}, "
+            f"{learner.precision}"
+        )
+        for line in self.feed.describe(self.step):
+            self.log.say(line)
+        if self.resumed is not None:
+            place = f"epoch {self.epoch + 1}, step {self.step:,} of {position.epoch_steps:,}"
+            self.log.say(f"resumed {self.resumed.url}: {place}")
+            for change in self.setting_changes:
+                self.log.say(f"  changed since: {change}")
 
     def _train_epoch(self, batches: Iterator[DeviceBatch]) -> bool:
         """The rest of the current epoch; False when a signal ended it early."""
@@ -120,7 +150,7 @@ class Trainer:
             self.total_steps += 1
             telemetry.STEP_SECONDS.observe(time.monotonic() - started)
             if self.total_steps % self.settings.train.log_every == 0:
-                self.log.write()
+                self.look()
             last = self.step == self.feed.steps  # evaluates and saves after the epoch
             if every_evaluation.passed(before, self.drawings) and not last:
                 self.validate()
@@ -128,6 +158,11 @@ class Trainer:
                 return False
             if every_checkpoint.passed(before, self.drawings) and not last:
                 self.saver.save()
+
+    def look(self) -> None:
+        """Read, show and record what the steps since the last look did, if there were any."""
+        if steps := self.log.new_steps(self.position):
+            self.log.training(self.position, self.learner.read_counts(steps))
 
     def validate(self) -> None:
         """Measure the averaged weights with rank 0's statistics on the validation split, if any."""
@@ -150,4 +185,4 @@ class Trainer:
                 autocast=self.learner.autocast,
             )
             self.last_validation = result.figures() | {"step": self.total_steps}
-            self.log.evaluation(result)
+            self.log.evaluation(self.position, result)

@@ -1,14 +1,23 @@
-"""Progress: durations as people read them, and intervals that a restart does not shift."""
+"""Progress: durations as people read them, intervals that a restart does not shift, and what is
+said and written of the loop."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quickdraw_dist.progress import Interval, duration
+from quickdraw_dist import telemetry
+from quickdraw_dist.learner import Counts
+from quickdraw_dist.progress import Interval, Position, ProgressLog, duration
+from quickdraw_dist.run_folder import RunFolder
+from quickdraw_dist.telemetry import Goodput
 
 
 @pytest.mark.parametrize(
@@ -77,3 +86,103 @@ def test_interval_includes_its_end() -> None:
     assert interval.passed(50, 100)
     assert not interval.passed(100, 150)
     assert not interval.passed(0, 99)
+
+
+# -- the log ---------------------------------------------------------------------------------------
+
+COUNTS = Counts(loss=1.25, accuracy=0.625, gradient_norm=0.5, learning_rate=1e-3)
+
+
+def at(total_steps: int) -> Position:
+    """A run of two epochs of 50 steps, 10 drawings each."""
+    return Position(total_steps // 50, 2, total_steps % 50, 50, total_steps, 10)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    folder = RunFolder(str(tmp_path / "run"))
+    yield folder
+    folder.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The stopwatch's clock, moved by hand."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(telemetry, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def records(folder: RunFolder) -> list[dict[str, object]]:
+    text = Path(folder.url, "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_speed_is_the_loops(
+    folder: RunFolder, clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """20 steps of 10 drawings in 8 s, 2 of them waiting; start, evaluation and checkpoint aside."""
+    goodput = Goodput()
+    log = ProgressLog(goodput, folder)
+    clock.now += 100  # starting
+    goodput.switch("train")
+    log.start(at(0))
+    clock.now += 6
+    with goodput.during("data_wait"):
+        clock.now += 2
+    with goodput.during("evaluation"):
+        clock.now += 1000
+    with goodput.during("checkpoint"):
+        clock.now += 1000
+    assert log.new_steps(at(20)) == 20
+    log.training(at(20), COUNTS)
+    assert log.new_steps(at(20)) == 0
+    line = capsys.readouterr().out
+    assert line == (
+        "epoch 1/2  step 20/50  25 drawings/s  loss 1.2500  accuracy 62.5%  data wait 25.0%  "
+        "0:32 left\n"
+    )
+    clock.now += 1  # the second look has clocks of its own
+    log.training(at(60), COUNTS)
+    assert "epoch 2/2  step 10/50  400 drawings/s" in capsys.readouterr().out
+    first, second = records(folder)
+    assert first | {"time": 0} == {
+        "time": 0,
+        "kind": "train",
+        "step": 20,
+        "drawings": 200,
+        "epoch": 0.4,
+        "loss": 1.25,
+        "accuracy": 0.625,
+        "gradient_norm": 0.5,
+        "learning_rate": 1e-3,
+        "drawings_per_second": 25.0,
+        "data_wait_share": 0.25,
+    }
+    assert (second["epoch"], second["data_wait_share"]) == (1.2, 0)
+
+
+def test_other_ranks_count_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only rank 0 has a folder; every rank's endpoint has the figures."""
+    steps = telemetry.REGISTRY.get_sample_value("quickdraw_steps_total") or 0
+    drawings = telemetry.REGISTRY.get_sample_value("quickdraw_drawings_total") or 0
+    log = ProgressLog(Goodput(), None)
+    log.start(at(10))
+    log.training(at(13), COUNTS)
+    log.finish(at(13))
+    assert capsys.readouterr().out == ""
+    assert telemetry.REGISTRY.get_sample_value("quickdraw_steps_total") == steps + 3
+    assert telemetry.REGISTRY.get_sample_value("quickdraw_drawings_total") == drawings + 30
+    assert telemetry.REGISTRY.get_sample_value("quickdraw_epoch") == pytest.approx(0.26)
+
+
+def test_goes_on_from_a_checkpoint(folder: RunFolder) -> None:
+    """Counters that belong to the run, and the log without what is done again."""
+    lines = [json.dumps({"kind": "train", "step": step}) + "\n" for step in (20, 40)]
+    Path(folder.url, "metrics.jsonl").write_text("".join(lines))
+    before = telemetry.REGISTRY.get_sample_value("quickdraw_restarts_total") or 0
+    log = ProgressLog(Goodput(), folder)
+    log.resume({"restarts": 2, "step": 30, "drawings": 300, "goodput_seconds": {"train": 5.0}})
+    assert log.restarts == 3
+    assert telemetry.REGISTRY.get_sample_value("quickdraw_restarts_total") == before + 3
+    assert [record["step"] for record in records(folder)] == [20]
