@@ -12,7 +12,7 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock shard verify plan train evaluate bench-data bench-growth bench-real clean
+.PHONY: help install demo test lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train full-size clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ bench-growth: $(INSTALLED) ## shard, verify and stream 0.5 to 5 million drawings
 
 bench-real: $(INSTALLED) ## train on 30 real classes; the last line is JSON
 	$(BIN)/python -m benchmarks.real_30 $(ARGS)
+
+bench-train: $(INSTALLED) ## training speed, what each setting is worth, the limits; the last line is JSON
+	$(BIN)/python -m benchmarks.train_speed $(ARGS)
+
+full-size: $(INSTALLED) ## shard, verify and train on 50,426,266 drawings (ARGS='--fraction 0.001'); the last line is JSON
+	$(BIN)/python -m benchmarks.full_size $(ARGS)
 
 lock: ## write constraints.txt anew: the newest versions allowed beside the pinned torch
 	@rm -rf .lock && $(PYTHON) -m venv .lock

@@ -6,8 +6,9 @@ same on every machine, as those of an official file would be.
 
 `pool=64` renders only the first 64 drawings of every class; the others are those, each moved to a
 place that its margins leave. It is hundreds of times as fast, for rehearsals at full size, and
-`per_class=official` gives the official counts. A model trained on a pool has seen the drawings it
-is tested on: rehearse with it, measure no accuracy.
+`per_class=official` gives the official counts, `per_class=official*0.01` a hundredth of each. A
+model trained on a pool has seen the drawings it is tested on: rehearse with it, measure no
+accuracy.
 """
 
 from __future__ import annotations
@@ -139,7 +140,8 @@ def open_synthetic(url: str, classes: Sequence[str] = ()) -> SyntheticSource:
 
     Args:
         url: what the user typed; a setting left out has the value above. `per_class=official`
-            has the official number of drawings of each of 345 classes; `pool=N` see above.
+            has the official number of drawings of each of 345 classes, `official*0.01` a
+            hundredth, rounded, one at the least; `pool=N` see above.
         classes: only these, in this order; empty for all.
 
     Raises:
@@ -177,9 +179,9 @@ def _settings(url: str) -> tuple[dict[str, int], tuple[int, ...]]:
             )
         typed[name] = text
     counts: tuple[int, ...] = ()
-    if typed.get("per_class") == _OFFICIAL:
-        del typed["per_class"]
-        counts = tuple(entry.drawings for entry in official())
+    if typed.get("per_class", "").startswith(_OFFICIAL):
+        share = _share(url, typed.pop("per_class"))
+        counts = tuple(max(1, round(entry.drawings * share)) for entry in official())
         typed.setdefault("classes", str(len(counts)))
     settings = _DEFAULTS | {name: _number(url, name, text) for name, text in typed.items()}
     counts = counts or (settings["per_class"],) * settings["classes"]
@@ -189,6 +191,18 @@ def _settings(url: str) -> tuple[dict[str, int], tuple[int, ...]]:
             f"{len(counts)} classes; leave it out, or choose some with --shard.classes"
         )
     return settings, counts
+
+
+def _share(url: str, text: str) -> float:
+    """Of the official counts: 1 for 'official', 0.01 for 'official*0.01'."""
+    found = re.fullmatch(_OFFICIAL + r"(?:\*(1|0?\.[0-9]{1,9}))?", text)
+    share = float(found[1] or 1) if found else 0.0
+    if not share:
+        raise RefusedError(
+            f"{url}: per_class={text} should be {_OFFICIAL}, or a share of it above 0 and up to 1 "
+            f"such as {_OFFICIAL}*0.01."
+        )
+    return share
 
 
 def _number(url: str, name: str, text: str) -> int:

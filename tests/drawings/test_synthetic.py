@@ -222,6 +222,14 @@ def test_the_official_counts() -> None:
         some.read(0, last, last + 1)
 
 
+def test_a_share_of_the_official_counts() -> None:
+    whole = open_source("synthetic:?per_class=official").counts
+    assert open_source("synthetic:?per_class=official*1").counts == whole
+    hundredth = open_source("synthetic:?per_class=official*0.01").counts
+    assert hundredth == tuple(round(count / 100) for count in whole)
+    assert set(open_source("synthetic:?per_class=official*.000001").counts) == {1}
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
@@ -233,6 +241,9 @@ def test_the_official_counts() -> None:
         ("synthetic:?per_class=", ["per_class= should be"]),
         ("synthetic:?per_class=1.5", ["per_class=1.5"]),
         ("synthetic:?per_class=oficial", ["per_class=oficial", "per_class=official"]),
+        ("synthetic:?per_class=official*2", ["per_class=official*2", "official*0.01"]),
+        ("synthetic:?per_class=official*0.0", ["per_class=official*0.0"]),
+        ("synthetic:?per_class=official*", ["per_class=official*"]),
         ("synthetic:?classes=official", ["classes=official should be a whole number"]),
         ("synthetic:?classes=20&per_class=official", ["classes=20", "345", "--shard.classes"]),
         ("synthetic:?per_class=official&per_class=3", ["'per_class' is there twice"]),

@@ -1,0 +1,77 @@
+"""All processes of a run, found by a mark in the environment that they were started with (Linux).
+
+A mark survives what a process group or a parent does not: a launcher that is killed, a worker that
+becomes init's child, a session of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_SAMPLE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Process:
+    """One that lives."""
+
+    pid: int
+    command: str  # arguments, joined by spaces
+    environment: dict[str, str]
+
+
+def marked(variable: str, value: str) -> list[Process]:
+    """The living processes that have this environment variable; zombies live no more."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            pairs = (folder / "environ").read_bytes().split(b"\0")
+            if f"{variable}={value}".encode() not in pairs:
+                continue
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        except (OSError, UnicodeDecodeError):
+            continue  # another user's, or it has just ended
+        texts = (pair.decode(errors="replace").partition("=") for pair in pairs)
+        found.append(Process(int(folder.name), command, {name: text for name, _, text in texts}))
+    return found
+
+
+@dataclass
+class Peak:
+    """What `memory_of` found so far."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def memory_of(variable: str, value: str) -> Iterator[Peak]:
+    """Watch the memory of all marked processes together, every half second; pages that several
+    of them share count once."""
+    peak, done = Peak(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_SAMPLE_SECONDS):
+            now = sum(_proportional_bytes(process.pid) for process in marked(variable, value))
+            peak.bytes = max(peak.bytes, now)
+
+    thread = threading.Thread(target=watch, daemon=True, name="memory")
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0  # it has just ended
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))

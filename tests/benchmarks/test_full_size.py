@@ -1,0 +1,37 @@
+"""The rehearsal at full size, very small."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.full_size import source
+from quickdraw_dist.classes import official
+from quickdraw_dist.drawings import open_source
+from quickdraw_dist.shards import manifest
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.01, 0.0001])
+def test_the_source_has_that_fraction(fraction: float) -> None:
+    whole = sum(entry.drawings for entry in official())
+    assert sum(open_source(source(fraction)).counts) == pytest.approx(whole * fraction, rel=0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_all_phases(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.full_size", "--folder", str(tmp_path / "full")]
+    small = ["--fraction", "0.00002", "--model.width", "2", "--train.global_batch", "256"]
+    done = subprocess.run([*command, *small], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    drawings = sum(open_source(source(0.00002)).counts)
+    assert figures["shard"]["drawings"] == figures["verify"]["drawings"] == drawings
+    train = manifest.read(str(tmp_path / "full" / "shards")).drawings("train")
+    assert figures["train"]["drawings"] == train // 256 * 256
+    for phase in ("shard", "verify", "train"):
+        assert figures[phase]["peak_memory_bytes"] > 10**7
+    assert figures["shard"]["bytes_written"] == figures["verify"]["bytes_read"] > 0
