@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from quickdraw_dist import telemetry
+from quickdraw_dist import distributed, telemetry
 from quickdraw_dist.evaluation import Evaluation
 from quickdraw_dist.learner import Counts
 from quickdraw_dist.run_folder import RunFolder
@@ -77,20 +77,34 @@ class ProgressLog:
         if self._folder is not None:
             print(line, flush=True)
 
-    def resume(self, meta: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint's counters."""
-        self.restarts = meta["restarts"] + 1
-        self._goodput.resume(meta["goodput_seconds"])
-        telemetry.RESTARTS.inc(self.restarts)
-        telemetry.STEPS.inc(meta["step"])
-        telemetry.DRAWINGS.inc(meta["drawings"])
-        if self._folder is not None:
-            self._folder.resume_log(meta["step"])
-
-    def start(self, position: Position) -> None:
-        """From here on steps are counted and timed."""
+    def start(self, position: Position, meta: Mapping[str, Any] | None) -> None:
+        """From here on steps are counted and timed. `meta` is the checkpoint's that the run goes
+        on from. Called by all ranks."""
+        past = self._past(meta) if self._folder is not None else None
+        if (past := distributed.broadcast_object(past)) is not None:
+            self.restarts = past["restarts"] + 1
+            self._goodput.resume(past["goodput"])
+            telemetry.RESTARTS.inc(self.restarts)
+            telemetry.STEPS.inc(position.total_steps)
+            telemetry.DRAWINGS.inc(position.drawings)
+        telemetry.EPOCH.set(position.passes)
         self._shown_steps = position.total_steps
         self._loop_seconds, self._waited = self._clocks()
+        self._record(position, {"kind": "start", "time": self._goodput.started})
+        if self._folder is not None:
+            self._folder.flush()
+
+    def _past(self, meta: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Restarts and goodput before this process: its checkpoint's, or if none was ever saved,
+        all the time since the start that the log tells of. None: this is the first start."""
+        assert self._folder is not None, "only the first rank has a past"
+        records = self._folder.resume_log(meta["step"] if meta is not None else 0)
+        if meta is not None:
+            return {"restarts": meta["restarts"], "goodput": meta["goodput"]}
+        starts = [record["time"] for record in records if record["kind"] == "start"]
+        if not starts:
+            return None
+        return {"restarts": len(starts) - 1, "goodput": {"until": starts[0], "seconds": {}}}
 
     def _clocks(self) -> tuple[float, float]:
         """Seconds of the loop so far, and of its waiting for batches; evaluating and saving are
@@ -132,7 +146,10 @@ class ProgressLog:
             f"{duration(left)} left"
         )
         speed = {"drawings_per_second": rate, "data_wait_share": wait}
-        self._record(position, {"kind": "train"} | asdict(counts) | speed)
+        self._record(position, {"kind": "train"} | asdict(counts) | speed | self._goodput_record())
+
+    def _goodput_record(self) -> dict[str, Any]:
+        return {"goodput_seconds": {c: round(s, 3) for c, s in self._goodput.now().items()}}
 
     def evaluation(self, position: Position, result: Evaluation) -> None:
         """The figures of a validation."""
@@ -154,6 +171,7 @@ class ProgressLog:
 
     def finish(self, position: Position) -> None:
         """Say where the time went."""
+        self._record(position, {"kind": "end"} | self._goodput_record())
         seconds = self._goodput.now()
         total = sum(seconds.values())
         shares = ", ".join(f"{cause} {s / total:.1%}" for cause, s in seconds.items() if s)

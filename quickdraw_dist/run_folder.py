@@ -51,19 +51,24 @@ class RunFolder:
             raise RefusedError(f"--output {url}: {error}; a writable folder is right") from None
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
-    def resume_log(self, step: int) -> None:
-        """Keep the log's lines up to a step; those after it will be written again."""
+    def resume_log(self, step: int) -> list[dict[str, Any]]:
+        """Keep the log's records up to a step, and return them; those after it will be written
+        again."""
         try:
             text = storage.read(self._log).decode()
         except FileNotFoundError:
-            return
+            return []
+        kept = []
         for line in text.splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                if record["step"] <= step:
+                    kept.append(record)
                     self._lines.append(line)
             except (ValueError, KeyError):
                 continue  # the last line of a process that was killed while it wrote
         self.flush()
+        return kept
 
     def log(self, record: dict[str, Any]) -> None:
         """Add one line; on a local disk it is there at once, in a store after `flush`."""

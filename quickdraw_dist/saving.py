@@ -95,7 +95,7 @@ class Saver:
             "raster": checkpoint.RASTER,
             "config": t.settings.model_dump(mode="json"),
             "validation": t.last_validation,
-            "goodput_seconds": t.goodput.now(),
+            "goodput": t.goodput.state(),
             "restarts": t.log.restarts,
             "versions": checkpoint.versions(),
         }

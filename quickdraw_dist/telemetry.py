@@ -1,15 +1,17 @@
 """Prometheus metrics and goodput: what this process did, and where its time went.
 
-Each rank has one registry and one endpoint. Drawings, steps, restarts and goodput seconds go on
-from the checkpoint after a restart; everything else starts at zero.
+Each rank has one registry and one endpoint. Drawings, steps, skipped steps, restarts and goodput
+seconds go on from the checkpoint after a restart; everything else starts at zero. Drawings, steps,
+loss and accuracies are the whole run's, the same on every rank; all others are the rank's own.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,12 +27,24 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a series for each,
 REGISTRY = CollectorRegistry()
 
 
-def _counter(name: str, text: str, *labels: str) -> Counter:
-    return Counter(f"quickdraw_{name}", text, labels, registry=REGISTRY)
+def _unit(name: str) -> str:
+    """What OpenMetrics calls the unit: the last word of the name, if it is one."""
+    last = name.rpartition("_")[2]
+    return last if last in ("seconds", "bytes", "ratio") else ""
+
+
+def _counter(name: str, text: str, **known: tuple[str, ...]) -> Counter:
+    """A counter; of a label, the values given are there from the start, at zero: of a series that
+    only comes with its first event, `increase()` does not see that event."""
+    counter = Counter(f"quickdraw_{name}", text, tuple(known), unit=_unit(name), registry=REGISTRY)
+    for label, values in known.items():
+        for value in values:
+            counter.labels(**{label: value})
+    return counter
 
 
 def _gauge(name: str, text: str, *labels: str) -> Gauge:
-    return Gauge(f"quickdraw_{name}", text, labels, registry=REGISTRY)
+    return Gauge(f"quickdraw_{name}", text, labels, unit=_unit(name), registry=REGISTRY)
 
 
 DRAWINGS = _counter("drawings", "Drawings trained on, over all ranks.")
@@ -38,7 +52,7 @@ STEPS = _counter("steps", "Optimizer steps.")
 SKIPPED_STEPS = _counter(
     "skipped_steps", "Steps left out by all ranks, for a loss or gradient that was not finite."
 )
-RESTARTS = _counter("restarts", "Starts that resumed a checkpoint.")
+RESTARTS = _counter("restarts", "Starts after the first one.")
 EPOCH = _gauge("epoch", "Passes over the training split so far, with the fraction of this one.")
 LOSS = _gauge("loss", "Mean training loss since the last log line, nats.")
 ACCURACY = _gauge("train_accuracy_ratio", "Top-1 on training drawings since the last log line.")
@@ -46,18 +60,24 @@ LEARNING_RATE = _gauge("learning_rate", "Learning rate of the last step.")
 GRADIENT_NORM = _gauge("gradient_norm", "Norm of the gradient before clipping, last logged step.")
 STEP_SECONDS = Histogram(
     "quickdraw_step_seconds",
-    "Wall time of a step.",
+    "Time of a step on the device: forward, backward, optimizer, other ranks' gradients.",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+    unit="seconds",
     registry=REGISTRY,
 )
 DATA_WAIT_SECONDS = _counter("data_wait_seconds", "Time the loop waited for a batch.")
+HOST_TO_DEVICE_SECONDS = _counter(
+    "host_to_device_seconds", "Time of copying batches to the device, beside the steps."
+)
 LAST_STEP_TIMESTAMP = _gauge("last_step_timestamp_seconds", "Unix time of the last step.")
 DEVICE_MEMORY_BYTES = _gauge("device_memory_bytes", "Most device memory allocated so far.")
 
-STORE_REQUESTS = _counter("store_requests", "Requests to the object store.", "operation")
-STORE_BYTES = _counter("store_bytes", "Bytes to and from the object store.", "operation")
-STORE_RETRIES = _counter("store_retries", "Requests that were repeated.", "kind")
-STORE_ERRORS = _counter("store_errors", "Requests that failed for good.", "kind")
+_OPERATIONS = ("read", "read_range", "write", "stat", "list", "remove")
+_TROUBLE = ("connection", "stall", "short", "checksum", "429", "500", "502", "503", "504")
+STORE_REQUESTS = _counter("store_requests", "Requests to the store.", operation=_OPERATIONS)
+STORE_BYTES = _counter("store_bytes", "Bytes from and to the store.", operation=_OPERATIONS[:3])
+STORE_RETRIES = _counter("store_retries", "Requests that were repeated.", kind=_TROUBLE)
+STORE_ERRORS = _counter("store_errors", "Requests that failed for good.", kind=_TROUBLE)
 CACHE_HITS = _counter("cache_hits", "Reads answered from the node cache.")
 CACHE_MISSES = _counter("cache_misses", "Shards fetched into the node cache.")
 CACHE_BYTES = _gauge("cache_bytes", "Bytes in the node cache after the last fetch.")
@@ -66,17 +86,19 @@ CHECKPOINT_SECONDS = _counter("checkpoint_seconds", "Time spent writing checkpoi
 CHECKPOINTS = _counter("checkpoints", "Checkpoints written.")
 CHECKPOINT_FAILURES = _counter("checkpoint_failures", "Checkpoints that could not be written.")
 EVALUATION_ACCURACY = _gauge("evaluation_accuracy_ratio", "Last evaluation.", "split", "metric")
-GOODPUT_SECONDS = _counter("goodput_seconds", "Wall time of the run by cause.", "cause")
-
 CAUSES = ("train", "data_wait", "compile", "evaluation", "checkpoint", "restart")
 """Every second of a run is charged to one of these."""
 
+GOODPUT_SECONDS = _counter("goodput_seconds", "Wall time of the run by cause.", cause=CAUSES)
+
 
 class Goodput:
-    """A stopwatch that always runs for exactly one cause, so that the causes add up to the wall."""
+    """A stopwatch that always runs for exactly one cause, so that the causes add up to the wall:
+    of this process, and with what `resume` brings, of the run since its first start."""
 
     def __init__(self) -> None:
         """Start on `restart`: everything before the first step is lost to starting."""
+        self.started = time.time()
         self.seconds = dict.fromkeys(CAUSES, 0.0)
         self._cause = "restart"
         self._since = time.monotonic()
@@ -105,11 +127,18 @@ class Goodput:
         finally:
             self.switch(before)
 
-    def resume(self, seconds: dict[str, float]) -> None:
-        """Go on from a checkpoint's figures."""
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: the seconds of every cause, and the Unix time up to which they go."""
+        return {"until": time.time(), "seconds": self.now()}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier process's state. The time between it and this process's start
+        (nobody ran, or what ran was lost and is done again) is lost to the restart."""
+        past = dict(state["seconds"])
+        past["restart"] = past.get("restart", 0.0) + max(0.0, self.started - state["until"])
         for cause in CAUSES:
-            self.seconds[cause] += seconds.get(cause, 0.0)
-            GOODPUT_SECONDS.labels(cause).inc(seconds.get(cause, 0.0))
+            self.seconds[cause] += past.get(cause, 0.0)
+            GOODPUT_SECONDS.labels(cause).inc(past.get(cause, 0.0))
 
 
 def serve(host: str, port: int) -> bool:

@@ -20,7 +20,10 @@ Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Settings, ranks, dataset, trainer; returns the exit code."""
-    from quickdraw_dist import distributed, telemetry
+    from quickdraw_dist import telemetry
+
+    goodput = telemetry.Goodput()  # what follows takes seconds, which are the run's
+    from quickdraw_dist import distributed
     from quickdraw_dist.command_line import Parser, load
     from quickdraw_dist.config import Settings
     from quickdraw_dist.errors import CorruptError, RefusedError, TrainingError
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         distributed.join(world)
         if settings.metrics.port:
             telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
-        return Trainer(settings, world, dataset).run()
+        return Trainer(settings, world, dataset, goodput).run()
     except RefusedError as error:
         return _complain(error, 2, alone=isinstance(error, CorruptError))
     except TrainingError as error:

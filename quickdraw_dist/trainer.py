@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from quickdraw_dist import distributed, models, resuming, telemetry
 from quickdraw_dist.checkpoint import Checkpoint
 from quickdraw_dist.config import Settings
+from quickdraw_dist.device_timer import DeviceTimer
 from quickdraw_dist.distributed import SAVED_EXIT_CODE, World
 from quickdraw_dist.evaluation import evaluate
 from quickdraw_dist.learner import Learner
@@ -19,6 +19,7 @@ from quickdraw_dist.run_folder import RunFolder
 from quickdraw_dist.saving import Saver
 from quickdraw_dist.stream.device import DeviceBatch, on_device
 from quickdraw_dist.stream.feed import Dataset, open_feed, refuse_misfit
+from quickdraw_dist.telemetry import Goodput
 
 
 def refuse_impossible(settings: Settings, dataset: Dataset, world_size: int) -> None:
@@ -34,10 +35,12 @@ def refuse_impossible(settings: Settings, dataset: Dataset, world_size: int) -> 
 class Trainer:
     """One rank of one run. `epoch` and `step` (in the epoch) are the whole position."""
 
-    def __init__(self, settings: Settings, world: World, dataset: Dataset) -> None:
+    def __init__(
+        self, settings: Settings, world: World, dataset: Dataset, goodput: Goodput
+    ) -> None:
         """Build everything; no state is loaded yet, and foreign data only read to measure it."""
-        self.settings, self.world = settings, world
-        self.goodput = telemetry.Goodput()
+        self.settings, self.world, self.goodput = settings, world, goodput
+        self.step_timer = DeviceTimer(world.device, telemetry.STEP_SECONDS.observe)
         self.run_folder: RunFolder | None = None  # rank 0's
         distributed.from_first_rank(self._take_run_folder)
         self.stop_signal = distributed.StopSignal()
@@ -60,7 +63,6 @@ class Trainer:
         self.epoch, self.step, self.total_steps = meta["epoch"], meta["step_in_epoch"], meta["step"]
         self.last_validation = meta["validation"]
         self.saver.resume(meta)
-        self.log.resume(meta)
 
     @property
     def position(self) -> Position:
@@ -94,7 +96,7 @@ class Trainer:
         if self.resumed is not None:
             self._go_on_from(self.resumed)
         self._introduce()
-        self.log.start(self.position)
+        self.log.start(self.position, self.resumed.meta if self.resumed is not None else None)
         self.learner.model.train()
         gc.collect()
         gc.freeze()  # what is here stays: later collections need not look at it again
@@ -143,12 +145,12 @@ class Trainer:
             telemetry.DATA_WAIT_SECONDS.inc(self.goodput.switch("train"))
             if batch is None:
                 return True
-            before, started = self.drawings, time.monotonic()
-            self.learner.step(batch.drawings, batch.labels, self.total_steps)
+            before = self.drawings
+            with self.step_timer:
+                self.learner.step(batch.drawings, batch.labels, self.total_steps)
             self.saver.delivered(batch.host.digest)
             self.step += 1
             self.total_steps += 1
-            telemetry.STEP_SECONDS.observe(time.monotonic() - started)
             if self.total_steps % self.settings.train.log_every == 0:
                 self.look()
             last = self.step == self.feed.steps  # evaluates and saves after the epoch

@@ -17,7 +17,7 @@ from quickdraw_dist import telemetry
 from quickdraw_dist.learner import Counts
 from quickdraw_dist.progress import Interval, Position, ProgressLog, duration
 from quickdraw_dist.run_folder import RunFolder
-from quickdraw_dist.telemetry import Goodput
+from quickdraw_dist.telemetry import REGISTRY, Goodput
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,8 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The stopwatch's clock, moved by hand."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(telemetry, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    clocks = SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now)
+    monkeypatch.setattr(telemetry, "time", clocks)
     return clock
 
 
@@ -126,7 +127,7 @@ def test_speed_is_the_loops(
     log = ProgressLog(goodput, folder)
     clock.now += 100  # starting
     goodput.switch("train")
-    log.start(at(0))
+    log.start(at(0), None)
     clock.now += 6
     with goodput.during("data_wait"):
         clock.now += 2
@@ -145,7 +146,8 @@ def test_speed_is_the_loops(
     clock.now += 1  # the second look has clocks of its own
     log.training(at(60), COUNTS)
     assert "epoch 2/2  step 10/50  400 drawings/s" in capsys.readouterr().out
-    first, second = records(folder)
+    start, first, second = records(folder)
+    assert start == {"kind": "start", "time": 0.0, "step": 0, "drawings": 0, "epoch": 0}
     assert first | {"time": 0} == {
         "time": 0,
         "kind": "train",
@@ -158,31 +160,67 @@ def test_speed_is_the_loops(
         "learning_rate": 1e-3,
         "drawings_per_second": 25.0,
         "data_wait_share": 0.25,
+        "goodput_seconds": {
+            "train": 6.0,
+            "data_wait": 2.0,
+            "compile": 0.0,
+            "evaluation": 1000.0,
+            "checkpoint": 1000.0,
+            "restart": 100.0,
+        },
     }
     assert (second["epoch"], second["data_wait_share"]) == (1.2, 0)
 
 
 def test_other_ranks_count_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
     """Only rank 0 has a folder; every rank's endpoint has the figures."""
-    steps = telemetry.REGISTRY.get_sample_value("quickdraw_steps_total") or 0
-    drawings = telemetry.REGISTRY.get_sample_value("quickdraw_drawings_total") or 0
+    steps = REGISTRY.get_sample_value("quickdraw_steps_total") or 0
+    drawings = REGISTRY.get_sample_value("quickdraw_drawings_total") or 0
     log = ProgressLog(Goodput(), None)
-    log.start(at(10))
+    log.start(at(10), None)
     log.training(at(13), COUNTS)
     log.finish(at(13))
     assert capsys.readouterr().out == ""
-    assert telemetry.REGISTRY.get_sample_value("quickdraw_steps_total") == steps + 3
-    assert telemetry.REGISTRY.get_sample_value("quickdraw_drawings_total") == drawings + 30
-    assert telemetry.REGISTRY.get_sample_value("quickdraw_epoch") == pytest.approx(0.26)
+    assert REGISTRY.get_sample_value("quickdraw_steps_total") == steps + 3
+    assert REGISTRY.get_sample_value("quickdraw_drawings_total") == drawings + 30
+    assert REGISTRY.get_sample_value("quickdraw_epoch") == pytest.approx(0.26)
 
 
-def test_goes_on_from_a_checkpoint(folder: RunFolder) -> None:
+def write_log(folder: RunFolder, *lines: dict[str, object]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    Path(folder.url, "metrics.jsonl").write_text(text)
+
+
+def test_goes_on_from_a_checkpoint(folder: RunFolder, clock: SimpleNamespace) -> None:
     """Counters that belong to the run, and the log without what is done again."""
-    lines = [json.dumps({"kind": "train", "step": step}) + "\n" for step in (20, 40)]
-    Path(folder.url, "metrics.jsonl").write_text("".join(lines))
-    before = telemetry.REGISTRY.get_sample_value("quickdraw_restarts_total") or 0
-    log = ProgressLog(Goodput(), folder)
-    log.resume({"restarts": 2, "step": 30, "drawings": 300, "goodput_seconds": {"train": 5.0}})
+    write_log(folder, *({"kind": "train", "step": step, "time": 1.0} for step in (20, 40)))
+    names = ("restarts", "steps", "drawings")
+    before = [REGISTRY.get_sample_value(f"quickdraw_{name}_total") or 0 for name in names]
+    clock.now = 1000
+    goodput = Goodput()
+    log = ProgressLog(goodput, folder)
+    saved = {"until": 900.0, "seconds": {"train": 5.0}}
+    log.start(at(30), {"step": 30, "restarts": 2, "goodput": saved})
     assert log.restarts == 3
-    assert telemetry.REGISTRY.get_sample_value("quickdraw_restarts_total") == before + 3
-    assert [record["step"] for record in records(folder)] == [20]
+    after = [REGISTRY.get_sample_value(f"quickdraw_{name}_total") or 0 for name in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [3, 30, 300]
+    assert (goodput.seconds["train"], goodput.seconds["restart"]) == (5, 100)
+    assert [(r["kind"], r["step"]) for r in records(folder)] == [("train", 20), ("start", 30)]
+
+
+def test_time_lost_before_the_first_checkpoint(folder: RunFolder, clock: SimpleNamespace) -> None:
+    """A run that died twice before it could save begins anew, and all of that time is lost to
+    restarts: the log knows when it first started."""
+    write_log(
+        folder,
+        {"kind": "start", "step": 0, "time": 100.0},
+        {"kind": "start", "step": 0, "time": 150.0},
+        {"kind": "train", "step": 20, "time": 180.0},
+    )
+    clock.now = 200
+    goodput = Goodput()
+    log = ProgressLog(goodput, folder)
+    log.start(at(0), None)
+    assert log.restarts == 2
+    assert goodput.seconds["restart"] == 100
+    assert [record["time"] for record in records(folder)] == [100, 150, 200]

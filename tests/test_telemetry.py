@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from quickdraw_dist import telemetry
 from quickdraw_dist.telemetry import CAUSES, REGISTRY, Goodput
 
 
 class Clock:
-    """A monotonic clock that a test moves; whole seconds, so that sums are exact."""
+    """Both clocks, moved by a test; whole seconds, so that sums are exact."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -27,11 +29,14 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        return self.now + 1e9
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(telemetry, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(telemetry, "time", clock)
     return clock
 
 
@@ -43,25 +48,75 @@ def exported(cause: str) -> float:
 # -- exposition ------------------------------------------------------------------------------------
 
 
-def test_exposition_follows_the_conventions() -> None:
-    """Dashboards and alerts are written against these names: prefix, help, _total, base units."""
-    telemetry.STORE_REQUESTS.labels("read").inc()
-    telemetry.GOODPUT_SECONDS.labels("train").inc()
-    families = list(text_string_to_metric_families(generate_latest(REGISTRY).decode()))
-    assert len({family.name for family in families}) == len(families) > 20
-    for family in families:
+OF_THE_DESIGN = {
+    "drawings": "",
+    "steps": "",
+    "skipped_steps": "",
+    "restarts": "",
+    "epoch": "",
+    "loss": "",
+    "learning_rate": "",
+    "gradient_norm": "",
+    "step_seconds": "seconds",
+    "data_wait_seconds": "seconds",
+    "host_to_device_seconds": "seconds",
+    "store_requests": "",
+    "store_bytes": "bytes",
+    "store_retries": "",
+    "store_errors": "",
+    "cache_hits": "",
+    "cache_bytes": "bytes",
+    "checkpoint_seconds": "seconds",
+    "checkpoint_failures": "",
+    "last_step_timestamp_seconds": "seconds",
+    "device_memory_bytes": "bytes",
+    "evaluation_accuracy_ratio": "ratio",
+    "goodput_seconds": "seconds",
+}
+"""Metrics and units that dashboards and alerts are written against."""
+
+
+def families() -> dict[str, Metric]:
+    """What Prometheus asks for and gets: OpenMetrics, which has the units."""
+    text = openmetrics.generate_latest(REGISTRY).decode()
+    return {f.name.removeprefix("quickdraw_"): f for f in text_string_to_metric_families(text)}
+
+
+def test_every_metric_has_a_help_and_a_unit() -> None:
+    """By the conventions: prefix, a sentence of help, base units that the name ends in."""
+    found = families()
+    assert OF_THE_DESIGN.items() <= {name: family.unit for name, family in found.items()}.items()
+    for name, family in found.items():
         assert family.name.startswith("quickdraw_")
-        assert family.documentation.endswith("."), f"{family.name} has no sentence of help"
+        assert family.documentation.endswith("."), f"{name} has no sentence of help"
+        assert name.endswith(family.unit)
+        if not family.unit:
+            assert not name.endswith(("seconds", "bytes", "ratio", "_ms", "_mb", "percent"))
         if family.type == "counter":
-            assert all(s.name.endswith(("_total", "_created")) for s in family.samples)
-        assert not family.name.endswith(("_ms", "_milliseconds", "_mb", "_percent"))
+            assert all(sample.name.endswith("_total") for sample in family.samples)
+
+
+def test_labelled_counters_begin_at_zero() -> None:
+    """`increase()` does not see the event that a series begins with, and the first lost request is
+    the one to be told of."""
+    begin = (
+        "from prometheus_client import generate_latest; from quickdraw_dist import telemetry; "
+        "print(generate_latest(telemetry.REGISTRY).decode())"
+    )
+    text = subprocess.check_output([sys.executable, "-c", begin], text=True)
+    for sample in (
+        'store_requests_total{operation="read"}',
+        'store_retries_total{kind="503"}',
+        'store_errors_total{kind="checksum"}',
+        'goodput_seconds_total{cause="restart"}',
+    ):
+        assert f"quickdraw_{sample} 0.0\n" in text
 
 
 def test_step_histogram_covers_fast_and_slow_steps() -> None:
     """A step takes 2 ms on a GPU and seconds on a laptop; both must fall between buckets."""
-    families = text_string_to_metric_families(generate_latest(REGISTRY).decode())
-    (histogram,) = (f for f in families if f.name == "quickdraw_step_seconds")
-    bounds = [float(s.labels["le"]) for s in histogram.samples if s.name.endswith("_bucket")]
+    samples = families()["step_seconds"].samples
+    bounds = [float(s.labels["le"]) for s in samples if s.name.endswith("_bucket")]
     assert bounds == sorted(bounds)
     assert bounds[0] <= 0.002
     assert bounds[-2] >= 10
@@ -117,7 +172,7 @@ def test_causes_add_up_to_the_wall(moves: list[tuple[int, str, bool]]) -> None:
     clock = Clock()
     before = {cause: exported(cause) for cause in CAUSES}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(telemetry, "time", SimpleNamespace(monotonic=clock.monotonic))
+        patch.setattr(telemetry, "time", clock)
         goodput = Goodput()
         for seconds, cause, nested in moves:
             clock.now += seconds
@@ -133,21 +188,57 @@ def test_causes_add_up_to_the_wall(moves: list[tuple[int, str, bool]]) -> None:
 
 
 def test_resume_adds(clock: Clock) -> None:
-    """Goodput is of the whole run: a resumed process goes on from the checkpoint's seconds, and
-    what it spent on starting so far stays."""
+    """Goodput is of the whole run: a resumed process goes on from the checkpoint's seconds, what
+    it spent on starting so far stays, and what lies between is lost to the restart."""
+    goodput = Goodput()
+    goodput.switch("train")
+    clock.now += 100
+    saved = goodput.state()
+    clock.now += 20  # done again later
     before = exported("train")
+    clock.now += 300  # nobody runs
     goodput = Goodput()
     clock.now += 3
     goodput.switch("compile")
-    goodput.resume({"train": 100.0, "restart": 10.0})
+    goodput.resume(saved)
     clock.now += 5
     goodput.switch("train")
     assert goodput.seconds == dict.fromkeys(CAUSES, 0) | {
         "train": 100,
-        "restart": 13,
+        "restart": 323,
         "compile": 5,
     }
     assert exported("train") - before == 100
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100)), min_size=1)
+)
+def test_causes_add_up_over_restarts(lives: list[tuple[int, int, int]]) -> None:
+    """However often a run dies and how long it lies there: the causes are the wall time since its
+    first start. A life is seconds up to its checkpoint, from there to its death, and until the
+    next one begins."""
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(telemetry, "time", clock)
+        saved = None
+        for saving, dying, lying in lives:
+            goodput = Goodput()
+            if saved is not None:
+                goodput.resume(saved)
+            goodput.switch("train")
+            clock.now += saving
+            saved = json.loads(json.dumps(goodput.state()))
+            assert sum(goodput.seconds.values()) == clock.now - 1000
+            clock.now += dying + lying
+
+
+def test_a_clock_that_was_set_back_takes_nothing_away(clock: Clock) -> None:
+    """Counters never fall."""
+    goodput = Goodput()
+    goodput.resume({"until": clock.time() + 60, "seconds": {"train": 5.0}})
+    assert goodput.seconds["restart"] == 0
 
 
 # -- the endpoint ----------------------------------------------------------------------------------
@@ -169,13 +260,16 @@ def port() -> int:
 
 
 def test_scrape(port: int) -> None:
-    """A real HTTP scrape returns what this process counts."""
+    """A real HTTP scrape returns what this process counts, with units for who asks as Prometheus
+    does."""
     telemetry.STEPS.inc(3)
-    with urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
+    kind = "application/openmetrics-text;version=1.0.0"
+    with urlopen(Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": kind})) as reply:
         text = reply.read().decode()
-    families = {family.name: family for family in text_string_to_metric_families(text)}
-    (total,) = (s for s in families["quickdraw_steps"].samples if s.name.endswith("_total"))
+    scraped = {family.name: family for family in text_string_to_metric_families(text)}
+    (total,) = scraped["quickdraw_steps"].samples
     assert total.value == REGISTRY.get_sample_value("quickdraw_steps_total") >= 3
+    assert scraped["quickdraw_goodput_seconds"].unit == "seconds"
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from quickdraw_dist import telemetry
+from quickdraw_dist.device_timer import DeviceTimer
 from quickdraw_dist.stream.batch import Batch
 
 
@@ -21,19 +23,23 @@ class DeviceBatch:
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[DeviceBatch]:
     """Move every batch; the current stream may use it when it is yielded."""
+    timer = DeviceTimer(device, telemetry.HOST_TO_DEVICE_SECONDS.inc)
     if device.type != "cuda":
         for batch in batches:
-            yield DeviceBatch(batch, batch.drawings.to(device), batch.labels.to(device))
+            with timer:
+                there = DeviceBatch(batch, batch.drawings.to(device), batch.labels.to(device))
+            yield there
         return
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: DeviceBatch | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
-            ahead = DeviceBatch(
-                batch,
-                batch.drawings.to(device, non_blocking=True),
-                batch.labels.to(device, non_blocking=True),
-            )
+            with timer:
+                ahead = DeviceBatch(
+                    batch,
+                    batch.drawings.to(device, non_blocking=True),
+                    batch.labels.to(device, non_blocking=True),
+                )
             batch.copied = copies.record_event()  # until then the loader leaves its buffer alone
         if waiting is not None:
             yield _arrived(waiting)

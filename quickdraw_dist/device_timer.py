@@ -1,0 +1,54 @@
+"""How long the device takes for a piece of work, measured without ever waiting for it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+
+
+class DeviceTimer:
+    """Around work that goes to CUDA's current stream, events are recorded there and read when the
+    stream has passed them, with a later piece. On other devices the host's clock is read."""
+
+    def __init__(self, device: torch.device, observe: Callable[[float], object]) -> None:
+        """`observe` gets the seconds of every piece, in order; of the last few maybe never."""
+        self._cuda, self._observe = device.type == "cuda", observe
+        self._under_way: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._begin: torch.cuda.Event | None = None
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        """The piece begins."""
+        if self._cuda:
+            self._begin = _mark()
+        else:
+            self._started = time.monotonic()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """It is on its way."""
+        if self._begin is None:
+            self._observe(time.monotonic() - self._started)
+            return
+        self._under_way.append((self._begin, _mark()))
+        while self._under_way and _passed(self._under_way[0][1]):
+            begin, end = self._under_way.popleft()
+            self._observe(begin.elapsed_time(end) / 1000)
+
+
+def _mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _passed(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]
