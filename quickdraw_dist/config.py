@@ -153,6 +153,8 @@ class Train(Section):
     """Decides initial weights, order, augmentation and dropout."""
     log_every: Positive = 20
     """Steps between progress lines, metrics and looks at the loss."""
+    max_skipped: Positive = 10
+    """Steps in a row that may be skipped because loss or gradient is not a number; then it ends."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: go on with the run in output, if there is one; never: refuse if there is one."""
     allow_dataset_change: bool = False

@@ -112,6 +112,15 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def gather_objects(value: T) -> list[T]:
+    """Every rank's value, by rank, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    box: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
 def from_first_rank(make: Callable[[], T]) -> T:
     """What `make` gives on rank 0, on every rank; a refusal there is one on every rank, too.
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,25 +13,15 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from quickdraw_dist import distributed, models
+from quickdraw_dist import models
 from quickdraw_dist.augment import normalise, random_affine
 from quickdraw_dist.checkpoint import Checkpoint
 from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import World
-from quickdraw_dist.errors import TrainingError
 from quickdraw_dist.hashing import key64
-from quickdraw_dist.optimization import MovingAverage, learning_rate, make_optimizer
+from quickdraw_dist.optimization import MovingAverage, Statistics, learning_rate, make_optimizer
 from quickdraw_dist.stream.feed import Facts
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What training did since the last look, over all ranks."""
-
-    loss: float  # mean of a drawing, nats
-    accuracy: float  # share of the drawings that were recognised
-    gradient_norm: float  # of the last step, before clipping
-    learning_rate: float  # of the last step
+from quickdraw_dist.tally import Tally
 
 
 class Learner:
@@ -71,17 +59,20 @@ class Learner:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        self.optimizer = make_optimizer(settings.optimizer, self.model, fused=device.type == "cuda")
+        # Fused ones skip a step by a flag on the device; Apple's do not look at it.
+        self.fused = device.type != "mps"
+        self.optimizer = make_optimizer(settings.optimizer, self.model, fused=self.fused)
         half_life = settings.optimizer.ema_half_life_drawings
         self.average = MovingAverage(self.model, half_life) if half_life else None
-        self.counts = torch.zeros(2, device=device)  # loss sum, right guesses
-        self.gradient_norm = torch.zeros((), device=device)
+        self.statistics = Statistics(self.model)
+        self.tally = Tally()
         self.rate = 0.0
 
     def step(self, drawings: torch.Tensor, labels: torch.Tensor, number: int) -> None:
         """Optimizer step `number` on this rank's part of a global batch.
 
-        Never waits for the device: loss and hits are added up there, in `counts`.
+        Never waits for the device: what came of it is in `tally`. A step whose gradient is not
+        finite on some rank leaves weights, optimizer, average and buffers as they are, on all.
 
         Args:
             drawings: (n, 28, 28) uint8.
@@ -95,37 +86,30 @@ class Learner:
             group["lr"] = self.rate
         parts = self._parts(len(labels))
         pieces = zip(drawings.tensor_split(parts), labels.tensor_split(parts), strict=True)
+        self.statistics.remember()
+        figures = torch.zeros(2, device=self.world.device)
         for part, (some, their_labels) in enumerate(pieces):
             # Gradients meet the other ranks' once a step, with the last part.
             alone = self.ddp is not None and part < parts - 1
             with self.ddp.no_sync() if alone and self.ddp else contextlib.nullcontext():
-                self._backward(self._inputs(some), their_labels)
+                figures += self._backward(self._inputs(some), their_labels)
         self.scaler.unscale_(self.optimizer)
         limit = optimizer.clip_norm or float("inf")
-        self.gradient_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.scaler.step(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self._move(number, skipped=(~norm.isfinite()).float())
+        self.tally.add(figures[0], figures[1], norm)
+
+    def _move(self, number: int, skipped: torch.Tensor) -> None:
+        """Take the step, or where `skipped` is 1 leave everything as it was before."""
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as GradScaler tells it
+        if self.fused or not skipped:
+            self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.statistics.restore(skipped)
         if self.average is not None:
-            self.average.update(self.model, batch, (number + 1) * batch)
-
-    def read_counts(self, steps: int) -> Counts:
-        """The counts of the `steps` since the last call. Waits for the device and the other ranks,
-        so it is called only every few steps.
-
-        Raises:
-            TrainingError: the loss is not a number any more.
-        """
-        loss, right = distributed.sum_over_ranks(self.counts.clone()).tolist()
-        self.counts.zero_()
-        drawings = steps * self.settings.train.global_batch
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} within the last {steps:,} steps; the last checkpoint "
-                "stands. A lower --optimizer.learning_rate, or --train.precision fp32, may help"
-            )
-        norm = float(self.gradient_norm)
-        return Counts(loss / drawings, right / drawings, norm, self.rate)
+            batch = self.settings.train.global_batch
+            self.average.update(self.model, batch, (number + 1) * batch, skipped)
 
     def _parts(self, drawings: int) -> int:
         """Forward passes that this rank needs for its part of a batch; others may need one more."""
@@ -139,9 +123,13 @@ class Learner:
             return pixels
         return random_affine(pixels, background=-mean / std)
 
-    def _backward(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add one part's gradients. Parts differ in size, so the loss is summed over the part and
-        divided by G/n: DDP's mean over ranks is then the mean over the global batch."""
+    def _backward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Add one part's gradients; returns its loss and right guesses, (2,).
+
+        Parts differ in size, so the loss is summed over the part and divided by G/n: DDP's mean
+        over ranks is then the mean over the global batch. A loss that is not finite makes nan of
+        all its gradients, so that the sum over ranks tells every rank.
+        """
         with self.autocast:
             logits = self.forward(inputs)
         smoothing = self.settings.optimizer.label_smoothing
@@ -149,10 +137,10 @@ class Learner:
             logits.float(), labels, reduction="sum", label_smoothing=smoothing
         )
         share = self.world.size / self.settings.train.global_batch
-        torch.autograd.backward(self.scaler.scale(loss * share))
+        weight = torch.where(loss.detach().isfinite(), share, float("nan"))
+        torch.autograd.backward(self.scaler.scale(loss * weight))
         with torch.no_grad():
-            right = (logits.argmax(1) == labels).sum()
-            self.counts += torch.stack([loss.detach(), right])
+            return torch.stack([loss.detach(), (logits.argmax(1) == labels).sum()])
 
     def warm_up(self, batch_drawings: int) -> None:
         """Two passes on noise, thrown away, before state is loaded.
@@ -168,7 +156,6 @@ class Learner:
             noise = torch.randn(count, 1, 28, 28, device=self.world.device)
             self._backward(noise, labels)
             self.optimizer.zero_grad(set_to_none=True)
-        self.counts.zero_()
         self.model.load_state_dict(weights)
 
     def load(self, saved: Checkpoint) -> None:
@@ -176,13 +163,20 @@ class Learner:
         self.model.load_state_dict(saved.weights)
         if self.average is not None:
             self.average.load(saved.average or saved.weights)
-        self.optimizer.load_state_dict(saved.state["optimizer"])
+        # Its tensors only: rates, decay and kernels are this run's settings.
+        own = self.optimizer.state_dict()["param_groups"]
+        moments = saved.state["optimizer"]["state"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": own})
         if self.scaler.is_enabled() and saved.state["scaler"]:  # empty but for fp16
             self.scaler.load_state_dict(saved.state["scaler"])
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside weights and average."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def loss_scale(self) -> float | None:
+        """What the loss is multiplied with before fp16's backward pass; None without fp16."""
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
         """What is evaluated and exported: the average, or the weights where none is kept."""

@@ -40,6 +40,33 @@ def make_optimizer(settings: Optimizer, model: nn.Module, *, fused: bool) -> tor
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=fused)
 
 
+class Statistics:
+    """A model's buffers (batch norm's) as they were before a step, in case it is to be undone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Buffers must stay the same tensors from now on."""
+        self._buffers = list(model.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]
+        kinds = {buffer.dtype for buffer in self._buffers}  # copied kind by kind: a launch each
+        self._kinds = [
+            [at for at, buffer in enumerate(self._buffers) if buffer.dtype == kind]
+            for kind in sorted(kinds, key=str)
+        ]
+
+    def remember(self) -> None:
+        """Keep what they are now."""
+        for kind in self._kinds:
+            torch._foreach_copy_(
+                [self._before[at] for at in kind], [self._buffers[at] for at in kind]
+            )
+
+    def restore(self, skipped: torch.Tensor) -> None:
+        """Put back what was kept where `skipped`, a scalar on the device, is not 0."""
+        undo = skipped.bool()
+        for buffer, before in zip(self._buffers, self._before, strict=True):
+            torch.where(undo, before, buffer, out=buffer)
+
+
 class MovingAverage:
     """Exponential average of weights and batch-norm statistics, on the model's own device.
 
@@ -53,15 +80,21 @@ class MovingAverage:
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, batch_drawings: int, seen_drawings: int) -> None:
-        """Take in the model after a step of `batch_drawings`, the `seen_drawings`-th included."""
+    def update(
+        self, model: nn.Module, batch_drawings: int, seen_drawings: int, skipped: torch.Tensor
+    ) -> None:
+        """Take in the model after a step of `batch_drawings`, the `seen_drawings`-th included.
+
+        Where `skipped`, a scalar on the device, is 1, the average stays what it is.
+        """
         half_life = min(self.half_life_drawings, max(1, seen_drawings // 10))
         weight = 1 - 0.5 ** (batch_drawings / half_life)
         state = model.state_dict()
         floats = [name for name, value in self.state.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.state[name] for name in floats], [state[name] for name in floats], weight
-        )
+        averages = [self.state[name] for name in floats]
+        moves = torch._foreach_sub([state[name] for name in floats], averages)
+        torch._foreach_mul_(moves, (1 - skipped) * weight)
+        torch._foreach_add_(averages, moves)
         for name, value in self.state.items():
             if not value.is_floating_point():
                 value.copy_(state[name])

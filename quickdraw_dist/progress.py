@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import isnan
 from typing import Any
 
 import torch
 
 from quickdraw_dist import distributed, telemetry
 from quickdraw_dist.evaluation import Evaluation
-from quickdraw_dist.learner import Counts
 from quickdraw_dist.run_folder import RunFolder
+from quickdraw_dist.tally import Counts
 from quickdraw_dist.telemetry import Goodput
 
 
@@ -167,7 +168,9 @@ class ProgressLog:
         if self._folder is not None:
             place = {"time": time.time(), "step": position.total_steps}
             place |= {"drawings": position.drawings, "epoch": position.passes}
-            self._folder.log(place | figures)
+            # JSON has no nan: the loss of nothing but skipped steps is null.
+            nans = {k: None for k, v in figures.items() if isinstance(v, float) and isnan(v)}
+            self._folder.log(place | figures | nans)
 
     def finish(self, position: Position) -> None:
         """Say where the time went."""

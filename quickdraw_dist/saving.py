@@ -47,7 +47,7 @@ class Saver:
     def save(self) -> bool:
         """Write a checkpoint; a failure is reported and counted, and False on every rank."""
         t = self._trainer
-        t.look()  # at the loss: what is not a number is never saved
+        t.look()  # a resumed run cannot look at the steps before it
         with t.goodput.during("checkpoint"):
             # int64 addition wraps, which is addition modulo 2^64.
             signed = self._new_digest - (self._new_digest >> 63 << 64)
@@ -97,5 +97,6 @@ class Saver:
             "validation": t.last_validation,
             "goodput": t.goodput.state(),
             "restarts": t.log.restarts,
+            "skipped_steps": t.faults.count,
             "versions": checkpoint.versions(),
         }

@@ -13,6 +13,7 @@ from quickdraw_dist.config import Settings
 from quickdraw_dist.device_timer import DeviceTimer
 from quickdraw_dist.distributed import SAVED_EXIT_CODE, World
 from quickdraw_dist.evaluation import evaluate
+from quickdraw_dist.faults import FaultLog
 from quickdraw_dist.learner import Learner
 from quickdraw_dist.progress import Interval, Position, ProgressLog
 from quickdraw_dist.run_folder import RunFolder
@@ -52,6 +53,7 @@ class Trainer:
         self.learner = Learner(settings, world, self.dataset, self.position.total_drawings)
         self.last_validation: dict[str, Any] | None = None
         self.log = ProgressLog(self.goodput, self.run_folder)
+        self.faults = FaultLog(settings, world, self.dataset.classes)
         self.saver = Saver(self)
 
     def _take_run_folder(self) -> None:
@@ -63,6 +65,7 @@ class Trainer:
         self.epoch, self.step, self.total_steps = meta["epoch"], meta["step_in_epoch"], meta["step"]
         self.last_validation = meta["validation"]
         self.saver.resume(meta)
+        self.faults.resume(meta.get("skipped_steps", 0))
 
     @property
     def position(self) -> Position:
@@ -149,6 +152,7 @@ class Trainer:
             with self.step_timer:
                 self.learner.step(batch.drawings, batch.labels, self.total_steps)
             self.saver.delivered(batch.host.digest)
+            self.faults.remember(batch.host)
             self.step += 1
             self.total_steps += 1
             if self.total_steps % self.settings.train.log_every == 0:
@@ -162,9 +166,18 @@ class Trainer:
                 self.saver.save()
 
     def look(self) -> None:
-        """Read, show and record what the steps since the last look did, if there were any."""
-        if steps := self.log.new_steps(self.position):
-            self.log.training(self.position, self.learner.read_counts(steps))
+        """Read, show and record what the steps since the last look did, if there were any.
+
+        Raises:
+            TrainingError: too many of them were skipped.
+        """
+        learner = self.learner
+        if self.log.new_steps(self.position):
+            figures = learner.tally.read()
+            for line in self.faults.look(figures, self.total_steps, learner.loss_scale()):
+                self.log.say(line)
+            batch = self.settings.train.global_batch
+            self.log.training(self.position, figures.counts(batch, learner.rate))
 
     def validate(self) -> None:
         """Measure the averaged weights with rank 0's statistics on the validation split, if any."""

@@ -104,11 +104,9 @@ def test_every_precision_learns(dataset: Dataset, precision: str) -> None:
     """The same batch again and again: the loss goes down, and stays a number."""
     learner = make(dataset.manifest, precision=precision)
     learner.model.train()
-    losses = []
     for number in range(8):
         learner.step(*batch(5), number)
-        losses.append(float(learner.counts[0]))
-        learner.counts.zero_()
+    losses = learner.tally.read().losses
     assert losses[-1] < 0.9 * losses[0]
     assert learner.scaler.is_enabled() == (precision == "fp16")
 
@@ -136,13 +134,13 @@ def test_precision_may_change_on_resume(dataset: Dataset) -> None:
 
 
 def test_warm_up_leaves_no_trace(dataset: Dataset) -> None:
-    """Weights, statistics, counts and gradients are as before: only DDP and the compiler know."""
+    """Weights, statistics, figures and gradients are as before: only DDP and the compiler know."""
     learner = make(dataset.manifest)
     before = {name: value.clone() for name, value in learner.model.state_dict().items()}
     learner.warm_up(BATCH)
     for name, value in learner.model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert learner.counts.tolist() == [0, 0]
+    assert learner.tally.read().losses == []
     assert all(p.grad is None for p in learner.model.parameters())
 
 

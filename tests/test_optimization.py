@@ -10,11 +10,13 @@ from torch import nn
 
 from quickdraw_dist.config import Optimizer
 from quickdraw_dist.models.sketchcnn import SketchCNN
-from quickdraw_dist.optimization import MovingAverage, learning_rate, make_optimizer
+from quickdraw_dist.optimization import MovingAverage, Statistics, learning_rate, make_optimizer
 
 TOTALS = st.integers(1_000, 10**9)
 PEAKS = st.floats(1e-6, 10)
 SHARES = st.floats(0, 0.99)
+TAKEN = torch.zeros(())
+"""Of a step that was not skipped."""
 
 
 # -- learning rate ---------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ def test_average_is_its_definition(
     for count, (batch, value) in enumerate(steps, 1):
         seen += batch
         model.put(value, count)
-        average.update(model, batch, seen)
+        average.update(model, batch, seen, TAKEN)
         kept = 0.5 ** (batch / min(half_life, max(1, seen // 10)))
         expected = kept * expected + (1 - kept) * value
     assert average.state["weight"].tolist() == pytest.approx([expected] * 2, rel=1e-4, abs=1e-4)
@@ -167,7 +169,7 @@ def test_half_life_is_in_drawings(batch: int) -> None:
     seen = 10**6
     for _ in range(1_000 // batch):
         seen += batch
-        average.update(model, batch, seen)
+        average.update(model, batch, seen, TAKEN)
     assert average.state["weight"].tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
 
 
@@ -177,7 +179,7 @@ def test_first_weights_are_forgotten_early() -> None:
     average = MovingAverage(model, half_life_drawings=10**9)
     model.put(0.0, 1)
     for step in range(1, 101):
-        average.update(model, 10, 10 * step)
+        average.update(model, 10, 10 * step, TAKEN)
     assert average.state["weight"].abs().max() < 1e-6
 
 
@@ -198,10 +200,33 @@ def test_average_resumes() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
-    first.update(model, 64, 6_400)
+    first.update(model, 64, 6_400, TAKEN)
     second = MovingAverage(SketchCNN(5, width=1), 500)
     second.load({name: value.clone() for name, value in first.state.items()})
     for average in (first, second):
-        average.update(model, 64, 6_464)
+        average.update(model, 64, 6_464, TAKEN)
     for name, value in first.state.items():
         assert torch.equal(value, second.state[name]), name
+
+
+def test_average_of_a_skipped_step_stays() -> None:
+    """A step that was undone must not pull the average towards the weights a second time."""
+    model = Tiny(1.0)
+    average = MovingAverage(model, 1_000)
+    model.put(5.0, 0)
+    average.update(model, 100, 100_000, torch.ones(()))
+    assert average.state["weight"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_statistics_of_a_skipped_step_are_put_back(skipped: bool) -> None:
+    """Also where they became nan, and the counter, which is an integer."""
+    model = Tiny(1.0)
+    statistics = Statistics(model)
+    model.put(2.0, 1)
+    statistics.remember()
+    model.put(float("nan"), 2)
+    statistics.restore(torch.tensor(float(skipped)))
+    assert model.get_buffer("statistic").isnan().item() == (not skipped)
+    assert model.get_buffer("counter").item() == (1 if skipped else 2)
+    assert model.get_parameter("weight").isnan().all(), "weights are the optimizer's"

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quickdraw_dist import telemetry
-from quickdraw_dist.learner import Counts
 from quickdraw_dist.progress import Interval, Position, ProgressLog, duration
 from quickdraw_dist.run_folder import RunFolder
+from quickdraw_dist.tally import Counts
 from quickdraw_dist.telemetry import REGISTRY, Goodput
 
 

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from jobs import evaluate, shard
 from quickdraw_dist import train
@@ -130,6 +131,30 @@ def test_a_full_disk_does_not_stop_training(dataset: Path, tmp_path: Path) -> No
     assert done.returncode == 1  # the work of this process is lost, and it says so
     assert "the last checkpoint could not be written" in done.stderr
     assert not list(tmp_path.rglob("meta.json")) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_run_that_explodes_ends_and_keeps_its_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    """A rate of 1e30 makes every later loss infinite: some steps are skipped, filed and said, then
+    the run ends with advice; the weights that were saved before are numbers."""
+    command = [sys.executable, "-m", "quickdraw_dist.train", "--data", str(dataset)]
+    command += ["--output", str(tmp_path), "--train.epochs", "9", "--train.global_batch", "64"]
+    command += ["--model.width", "4", "--metrics.port", "0", "--train.log_every", "2"]
+    command += ["--optimizer.learning_rate", "1e30", "--train.max_skipped", "7"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "7 steps in a row were skipped" in done.stderr or "8 steps in a row" in done.stderr
+    assert "--optimizer.learning_rate" in done.stderr and "Traceback" not in done.stderr
+    assert " SKIPPED: " in done.stdout
+    files = sorted((tmp_path / "skipped").iterdir())
+    assert len(files) >= 7
+    (part,) = json.loads(files[0].read_text())["ranks"]
+    assert sum(len(rows) for rows in part["rows_by_class"].values()) == 64
+    newest = max((tmp_path / "checkpoints").iterdir())
+    assert json.loads((newest / "meta.json").read_text())["skipped_steps"] > 0
+    weights = load_file(newest / "model.safetensors")
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+    records = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in records and '"loss": null' in records
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
