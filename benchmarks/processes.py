@@ -6,7 +6,10 @@ becomes init's child, a session of its own.
 
 from __future__ import annotations
 
+import os
+import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +43,29 @@ def marked(variable: str, value: str) -> list[Process]:
         texts = (pair.decode(errors="replace").partition("=") for pair in pairs)
         found.append(Process(int(folder.name), command, {name: text for name, _, text in texts}))
     return found
+
+
+def wait_until_gone(variable: str, value: str, seconds: float) -> list[Process]:
+    """Wait for the end of all marked processes; returns those that live on after so long."""
+    deadline = time.monotonic() + seconds
+    while living := marked(variable, value):
+        for process in living:
+            left = deadline - time.monotonic()
+            if left <= 0 or not _ended(process.pid, left):
+                return marked(variable, value)
+    return []
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    """Wait for any process, not only a child, so long."""
+    try:
+        file = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([file], [], [], seconds)[0])
+    finally:
+        os.close(file)
 
 
 @dataclass
