@@ -155,6 +155,8 @@ class Train(Section):
     """Steps between progress lines, metrics and looks at the loss."""
     max_skipped: Positive = 10
     """Steps in a row that may be skipped because loss or gradient is not a number; then it ends."""
+    shutdown_seconds: PositiveReal = 20
+    """Seconds from a signal to the end: a rank that is then still busy leaves without saving."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: go on with the run in output, if there is one; never: refuse if there is one."""
     allow_dataset_change: bool = False

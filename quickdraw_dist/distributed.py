@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,12 +13,9 @@ import torch.distributed as dist
 
 from quickdraw_dist.config import Train
 from quickdraw_dist.errors import RefusedError
-from quickdraw_dist.orphans import die_with_parent
+from quickdraw_dist.storage import StorageError
 
 T = TypeVar("T")
-
-SAVED_EXIT_CODE = 85
-"""'Saved, requeue me': what a rank leaves with after a signal."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,6 @@ def join(world: World) -> None:
     # torchrun gives every rank one thread.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
     if world.size > 1:
-        die_with_parent()
         dist.init_process_group(
             "nccl" if world.device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
         )
@@ -122,20 +116,20 @@ def gather_objects(value: T) -> list[T]:
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; a refusal there is one on every rank, too.
+    """What `make` gives on rank 0, on every rank; its error there is one on every rank, too.
 
     Raises:
-        RefusedError: rank 0's.
+        RefusedError, StorageError, OSError: rank 0's.
     """
-    outcome: tuple[T | None, str | None] = (None, None)
+    outcome: tuple[T | None, Exception | None] = (None, None)
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             outcome = (make(), None)
-        except RefusedError as error:
-            outcome = (None, str(error))
-    value, refusal = broadcast_object(outcome)
-    if refusal is not None:
-        raise RefusedError(refusal)
+        except (RefusedError, StorageError, OSError) as error:
+            outcome = (None, error)
+    value, failure = broadcast_object(outcome)
+    if failure is not None:
+        raise failure
     return cast(T, value)
 
 
@@ -144,47 +138,3 @@ def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
-
-
-class StopSignal:
-    """TERM, INT or USR1 to any rank stops all ranks at the same step.
-
-    The ranks agree (MAX) over a gloo group of their own, on processor tensors: the agreement is
-    started at one step and read at the next, so neither the device nor the step waits for it.
-    """
-
-    def __init__(self) -> None:
-        """Watch the signals; a second INT ends the process at once."""
-        self._received = 0
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._flag = torch.zeros(1, dtype=torch.int64)
-        self._work: dist.Work | None = None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._received == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGINT)
-        self._received = number
-
-    def agreed(self) -> bool:
-        """Whether any rank had a signal before its last call; every rank gets the same answer."""
-        if self._group is None:
-            return self._received != 0
-        answer = False
-        if self._work is not None:
-            self._work.wait()
-            answer = bool(self._flag.item())
-        self._flag.fill_(1 if self._received else 0)
-        self._work = dist.all_reduce(
-            self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True
-        )
-        return answer
-
-    def close(self) -> None:
-        """Wait for the agreement under way: a peer that leaves in its midst aborts the others."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-        barrier()

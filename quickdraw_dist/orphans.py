@@ -1,4 +1,4 @@
-"""Workers that end with their parent: nobody could stop them any more, and they would go on
+"""Processes that end with their parent: nobody could stop them any more, and they would go on
 holding a run's folder, a GPU or a share of the work."""
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import signal
 import threading
 import time
 
+PARENT = "QUICKDRAW_PARENT_PID"
+"""Set by a parent for its children: one that was killed before they first asked is missed, too."""
+
 _PARENT_POLL_SECONDS = 0.5
 """Where the kernel does not tell of a parent's death."""
 
@@ -20,8 +23,9 @@ def die_with_parent() -> None:
     if platform.system() == "Linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
+    if os.getppid() != parent or _gone(os.environ.get(PARENT)):  # it died before the call
+        os._exit(1)
+    if platform.system() == "Linux":
         return
 
     def watch() -> None:
@@ -30,3 +34,12 @@ def die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def _gone(pid: str | None) -> bool:
+    """Whether there is no such process. (It need not be the parent: a shell may be in between.)"""
+    try:
+        os.kill(int(pid or os.getpid()), 0)
+    except ProcessLookupError:
+        return True
+    return False

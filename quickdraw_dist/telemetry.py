@@ -103,6 +103,11 @@ class Goodput:
         self._cause = "restart"
         self._since = time.monotonic()
 
+    @property
+    def cause(self) -> str:
+        """What the time is charged to now."""
+        return self._cause
+
     def switch(self, cause: str) -> float:
         """Charge the time since the last switch and go on with `cause`; returns that time."""
         now = time.monotonic()

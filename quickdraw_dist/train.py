@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
+import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quickdraw_dist.orphans import die_with_parent
+from quickdraw_dist.stopping import StopSignal, leave
+
+if TYPE_CHECKING:
+    from quickdraw_dist.config import Settings
 
 EPILOG = """\
   torchrun --nproc_per_node=2 -m quickdraw_dist.train --data data/shards --train.epochs 2
@@ -18,61 +28,84 @@ Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved, 
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Settings, ranks, dataset, trainer; returns the exit code."""
+def read_settings(argv: Sequence[str] | None = None) -> Settings:
+    """What a command line, with environment and YAML file, asks for.
+
+    Raises:
+        RefusedError: something that cannot be.
+        SystemExit: after --help, --print-config or an unknown argument.
+    """
+    from quickdraw_dist.command_line import Parser, load
+    from quickdraw_dist.config import Settings
+
+    parser = Parser("quickdraw_dist.train", "Train a classifier on a sharded dataset.", EPILOG)
+    sections = [name for name in Settings.model_fields if name != "shard"]
+    return load(parser, argv, sections)[0]
+
+
+def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> int:
+    """Settings, ranks, dataset, trainer; returns the exit code, or leaves with 85 after a signal
+    that `stop` saw."""
     from quickdraw_dist import telemetry
 
     goodput = telemetry.Goodput()  # what follows takes seconds, which are the run's
     from quickdraw_dist import distributed
-    from quickdraw_dist.command_line import Parser, load
-    from quickdraw_dist.config import Settings
     from quickdraw_dist.errors import CorruptError, RefusedError, TrainingError
     from quickdraw_dist.storage import StorageError
     from quickdraw_dist.stream.feed import open_dataset
     from quickdraw_dist.trainer import Trainer, refuse_impossible
 
-    parser = Parser("quickdraw_dist.train", "Train a classifier on a sharded dataset.", EPILOG)
+    stop = stop or StopSignal()
     try:
-        sections = [name for name in Settings.model_fields if name != "shard"]
-        settings, _ = load(parser, argv, sections)
+        settings = read_settings(argv)
         dataset = open_dataset(settings)
         world = distributed.describe(settings.train)
         refuse_impossible(settings, dataset, world.size)
         distributed.join(world)
         if settings.metrics.port:
             telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
-        return Trainer(settings, world, dataset, goodput).run()
+        return Trainer(settings, world, dataset, goodput, stop).run()
     except RefusedError as error:
         return _complain(error, 2, alone=isinstance(error, CorruptError))
     except TrainingError as error:
         return _complain(error, 1)
     except (StorageError, OSError) as error:
         return _complain(error, 1, alone=True)
+    except RuntimeError:
+        stop.excuse()
+        raise
 
 
 def _complain(error: object, code: int, alone: bool = False) -> int:
-    """Say it once a node, not once a rank; what a rank may be `alone` to see, each of them says."""
+    """Say it once a node, not once a rank; what a rank may be `alone` to see, each of them says.
+
+    Bare torchrun prints 40 lines about an exit code; what stands in its error file is among them.
+    """
     if alone or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr, flush=True)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        told = {"message": f"error: {error}", "timestamp": int(time.time())}
+        Path(file).write_text(json.dumps(told), encoding="utf-8")
     return code
 
 
-def end(code: int) -> NoReturn:
-    """Leave at once, without taking the process group and the interpreter apart.
-
-    All ranks have met at the end, files are closed and locks go with the process. Taking apart
-    was seen to abort a rank now and then ('terminate called without an active exception'), which
-    made a failure of a finished run.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _run() -> int:
+    """As a process: from its first lines on it answers signals and ends with its parent."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    stop = StopSignal()
+    stop.watch()
+    try:
+        return main(stop=stop)
+    except SystemExit as end:  # --help, an unknown argument
+        return int(end.code or 0)
+    except ModuleNotFoundError as error:
+        install = "run: make install, then . .venv/bin/activate"
+        print(f"error: {error.name} is not installed; {install}", file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+    return 1
 
 
 if __name__ == "__main__":
-    try:
-        end(main())
-    except ModuleNotFoundError as error:
-        sys.exit(
-            f"error: {error.name} is not installed; run: make install, then . .venv/bin/activate"
-        )
+    leave(_run())

@@ -8,16 +8,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from quickdraw_dist import distributed, models, resuming, telemetry
+from quickdraw_dist.agreement import Agreement
 from quickdraw_dist.checkpoint import Checkpoint
 from quickdraw_dist.config import Settings
 from quickdraw_dist.device_timer import DeviceTimer
-from quickdraw_dist.distributed import SAVED_EXIT_CODE, World
+from quickdraw_dist.distributed import World
 from quickdraw_dist.evaluation import evaluate
 from quickdraw_dist.faults import FaultLog
 from quickdraw_dist.learner import Learner
 from quickdraw_dist.progress import Interval, Position, ProgressLog
 from quickdraw_dist.run_folder import RunFolder
 from quickdraw_dist.saving import Saver
+from quickdraw_dist.stopping import SAVED_EXIT_CODE, StopSignal, leave
+from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.device import DeviceBatch, on_device
 from quickdraw_dist.stream.feed import Dataset, open_feed, refuse_misfit
 from quickdraw_dist.telemetry import Goodput
@@ -37,14 +40,22 @@ class Trainer:
     """One rank of one run. `epoch` and `step` (in the epoch) are the whole position."""
 
     def __init__(
-        self, settings: Settings, world: World, dataset: Dataset, goodput: Goodput
+        self,
+        settings: Settings,
+        world: World,
+        dataset: Dataset,
+        goodput: Goodput,
+        stop: StopSignal | None = None,
     ) -> None:
-        """Build everything; no state is loaded yet, and foreign data only read to measure it."""
+        """Build everything; no state is loaded yet, and foreign data only read to measure it.
+
+        Without `stop`, signals are the caller's.
+        """
         self.settings, self.world, self.goodput = settings, world, goodput
         self.step_timer = DeviceTimer(world.device, telemetry.STEP_SECONDS.observe)
         self.run_folder: RunFolder | None = None  # rank 0's
         distributed.from_first_rank(self._take_run_folder)
-        self.stop_signal = distributed.StopSignal()
+        self.agreement = Agreement(stop or StopSignal())
         self.resumed, self.setting_changes = resuming.find(settings, dataset)
         saved = self.resumed.meta if self.resumed is not None else None
         self.feed = open_feed(settings, dataset, world, saved)
@@ -103,21 +114,15 @@ class Trainer:
         self.learner.model.train()
         gc.collect()
         gc.freeze()  # what is here stays: later collections need not look at it again
-        for epoch in range(self.epoch, epochs):
-            batches = self.feed.epoch(epoch, self.step)
-            with contextlib.closing(batches):
-                if not self._train_epoch(on_device(batches, self.world.device)):
-                    self.saver.save_for_good()
-                    self.stop_signal.close()
-                    self.log.say("stopped by a signal; saved. The same command goes on from here")
-                    return SAVED_EXIT_CODE
-            self.look()
-            self.epoch, self.step = epoch + 1, 0
-            self.validate()
+        self.agreement.begin(self.settings.train.shutdown_seconds, lambda: self.goodput.cause)
+        self._validate_if_due()  # a signal may have stopped the run in the midst of it
+        while self.epoch < epochs:
+            self._train_epoch()
+            self.epoch, self.step = self.epoch + 1, 0
             if self.epoch < epochs:
                 self.saver.save()
         self.saver.save_for_good()
-        self.stop_signal.close()
+        self.agreement.meet()
         self.log.finish(self.position)
         return 0
 
@@ -138,32 +143,45 @@ class Trainer:
             for change in self.setting_changes:
                 self.log.say(f"  changed since: {change}")
 
-    def _train_epoch(self, batches: Iterator[DeviceBatch]) -> bool:
-        """The rest of the current epoch; False when a signal ended it early."""
-        every_evaluation = Interval(self.settings.evaluation.every_drawings)
+    def _train_epoch(self) -> None:
+        """The rest of the current epoch, its validation included."""
         every_checkpoint = Interval(self.settings.checkpoint.every_drawings)
+        if self.step == self.feed.steps:
+            return
+        with contextlib.closing(self.feed.epoch(self.epoch, self.step)) as batches:
+            for batch in self.agreement.together(self._timed(batches)):
+                before = self.drawings
+                with self.step_timer:
+                    self.learner.step(batch.drawings, batch.labels, self.total_steps)
+                self.saver.delivered(batch.host.digest)
+                self.faults.remember(batch.host)
+                self.step += 1
+                self.total_steps += 1
+                if self.total_steps % self.settings.train.log_every == 0:
+                    self.look()
+                self._validate_if_due()
+                if every_checkpoint.passed(before, self.drawings) and self.step < self.feed.steps:
+                    self.saver.save()
+            self._leave_if_stopped()  # before the loader is closed, which may wait for a store
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[DeviceBatch]:
+        """Batches on the device; the time they are waited for is charged to the data."""
+        there = on_device(batches, self.world.device)
         while True:
             self.goodput.switch("data_wait")
-            batch = next(batches, None)
+            batch = next(there, None)
             telemetry.DATA_WAIT_SECONDS.inc(self.goodput.switch("train"))
             if batch is None:
-                return True
-            before = self.drawings
-            with self.step_timer:
-                self.learner.step(batch.drawings, batch.labels, self.total_steps)
-            self.saver.delivered(batch.host.digest)
-            self.faults.remember(batch.host)
-            self.step += 1
-            self.total_steps += 1
-            if self.total_steps % self.settings.train.log_every == 0:
-                self.look()
-            last = self.step == self.feed.steps  # evaluates and saves after the epoch
-            if every_evaluation.passed(before, self.drawings) and not last:
-                self.validate()
-            if self.stop_signal.agreed() and not last:
-                return False
-            if every_checkpoint.passed(before, self.drawings) and not last:
-                self.saver.save()
+                return
+            yield batch
+
+    def _leave_if_stopped(self) -> None:
+        """Where all ranks agreed to stop: save, wait for each other, and leave for good."""
+        if self.agreement.stopped:
+            self.saver.save_for_good()
+            self.agreement.meet()  # a rank that leaves makes torchrun end those that still save
+            self.log.say("stopped by a signal; saved. The same command goes on from here")
+            leave(SAVED_EXIT_CODE)
 
     def look(self) -> None:
         """Read, show and record what the steps since the last look did, if there were any.
@@ -179,8 +197,22 @@ class Trainer:
             batch = self.settings.train.global_batch
             self.log.training(self.position, figures.counts(batch, learner.rate))
 
+    def _validate_if_due(self) -> None:
+        """Validate where the settings ask for it after these drawings, unless that is done."""
+        every = Interval(self.settings.evaluation.every_drawings)
+        batch, last = self.settings.train.global_batch, self.last_validation
+        passed = every.passed(max(0, self.drawings - batch), self.drawings)
+        ended = self.step == self.feed.steps
+        done = last is not None and last["step"] == self.total_steps
+        if (passed or ended) and not done:
+            if ended:
+                self.look()
+            self.validate()
+            self._leave_if_stopped()
+
     def validate(self) -> None:
-        """Measure the averaged weights with rank 0's statistics on the validation split, if any."""
+        """Measure the averaged weights with rank 0's statistics on the validation split, if any;
+        without a result where the ranks agree to stop."""
         batches = self.feed.validation()
         if batches is None:
             return
@@ -191,7 +223,7 @@ class Trainer:
             distributed.broadcast_tensors(model.state_dict().values())
             result = evaluate(
                 model,
-                batches,
+                self.agreement.together(batches),
                 split="val",
                 classes=dataset.classes,
                 mean=dataset.pixel_mean,
@@ -199,5 +231,6 @@ class Trainer:
                 world=world,
                 autocast=self.learner.autocast,
             )
-            self.last_validation = result.figures() | {"step": self.total_steps}
-            self.log.evaluation(self.position, result)
+            if not self.agreement.stopped:
+                self.last_validation = result.figures() | {"step": self.total_steps}
+                self.log.evaluation(self.position, result)

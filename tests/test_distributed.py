@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,10 @@ import torch.distributed as dist
 
 from quickdraw_dist import distributed
 from quickdraw_dist.config import Train
-from quickdraw_dist.distributed import StopSignal, World, choose_device
+from quickdraw_dist.distributed import World, choose_device
 from quickdraw_dist.errors import RefusedError
 
 ROOT = Path(__file__).parents[1]
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -100,10 +97,10 @@ def test_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- two processes ---------------------------------------------------------------------------------
 
 
-def spawn(task: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+def spawn(**variables: str) -> subprocess.Popen[str]:
     """This file as a program, see its end."""
     return subprocess.Popen(
-        [sys.executable, __file__, task, *arguments],
+        [sys.executable, __file__],
         env={k: v for k, v in os.environ.items() if k not in RENDEZVOUS}
         | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         | variables,
@@ -125,23 +122,13 @@ def ending(*processes: subprocess.Popen[str]) -> Iterator[None]:
             process.stdout.close()
 
 
-def read_until(process: subprocess.Popen[str], line: str) -> None:
-    """Wait for a line, or for the end of a process that will not write it."""
-    assert process.stdout is not None
-    for written in process.stdout:
-        if written.strip() == line:
-            return
-    raise AssertionError(f"ended with {process.wait()} before it said {line!r}")
-
-
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def pair() -> list[dict[str, Any]]:
     """What each of two ranks saw; one start for all tests, because importing torch takes long.
 
     This process keeps the store that ranks meet in, as torchrun does: no port can be taken in
     between.
     """
-    saved = tmp_path_factory.mktemp("pair") / "saved"
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     common = {
         "MASTER_ADDR": "127.0.0.1",
@@ -150,15 +137,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
     }
-    ranks = [
-        spawn("rank", str(saved), **common, RANK=str(rank), LOCAL_RANK=str(rank))
-        for rank in range(2)
-    ]
+    ranks = [spawn(**common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
     with ending(*ranks):
-        for name in SIGNALS:
-            for rank in ranks:
-                read_until(rank, f"ready for {name}")
-            ranks[1].send_signal(signal.Signals[name])  # at whatever moment this is for it
         outputs = [rank.communicate()[0] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0, 0]
     return [json.loads(output.splitlines()[-1]) for output in outputs]
@@ -199,63 +179,12 @@ def test_broadcast_tensors(pair: list[dict[str, Any]]) -> None:
         assert seen["tensors"] == [[0.5, 0.25], 11, list(range(16))]
 
 
-def test_stop_at_the_same_call(pair: list[dict[str, Any]]) -> None:
-    """A signal to one rank before its third call is every rank's answer to the fourth: the
-    agreement is started at one step and read at the next."""
-    for seen in pair:
-        assert seen["answers"] == [False, False, False, True, True, True]
-
-
-@pytest.mark.parametrize("name", SIGNALS)
-def test_stop_together(name: str, pair: list[dict[str, Any]]) -> None:
-    """A signal from outside, at any moment, to one rank: all stop after the same step, or the
-    ones that go on hang in a collective."""
-    first, second = (seen["stopped"][name] for seen in pair)
-    assert first == second
-
-
-def test_close_waits_for_the_first_rank(pair: list[dict[str, Any]]) -> None:
-    """A rank that leaves while rank 0 still saves makes torchrun end rank 0."""
-    assert [seen["saved"] for seen in pair] == [True, True]
-
-
-# -- one process -----------------------------------------------------------------------------------
-
-
-def test_one_interrupt_stops_and_a_second_ends() -> None:
-    """Ctrl-C lets the run save; whoever is in a hurry presses it again and is gone at once."""
-    process = spawn("alone")
-    with ending(process):
-        read_until(process, "ready")
-        process.send_signal(signal.SIGINT)
-        read_until(process, "agreed")
-        process.send_signal(signal.SIGINT)
-        assert process.wait() == -signal.SIGINT
-
-
-def test_ranks_end_with_their_parent() -> None:
-    """A worker whose torchrun was killed holds the run's lock and a GPU, and nobody stops it."""
-    start = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", start, __file__, "child"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with ending(parent):
-        read_until(parent, "ready")
-        parent.kill()
-        assert parent.stdout is not None
-        # The child has the other end of this pipe: reading ends when it is gone.
-        assert parent.stdout.read() == ""
-
-
 # -- what the processes run ------------------------------------------------------------------------
 
 DIGESTS = (0xFEDCBA9876543210, 0xF123456789ABCDEF)
 
 
-def run_rank(saved: Path) -> None:
+def run_rank() -> None:
     """One of two ranks."""
     world = distributed.describe(Train(device="cpu"))
     distributed.join(world)
@@ -281,58 +210,10 @@ def run_rank(saved: Path) -> None:
     distributed.broadcast_tensors(tensors)
     seen["tensors"] = [*(t.tolist() for t in tensors[:2]), tensors[2].flatten().tolist()]
 
-    stop = StopSignal()
-    seen["answers"] = []
-    for call in range(6):
-        if call == 2 and not first:
-            signal.raise_signal(signal.SIGUSR1)
-        seen["answers"].append(stop.agreed())
-    stop.close()
-
-    seen["stopped"] = {}
-    for name in SIGNALS:
-        stop = StopSignal()
-        stop.agreed()
-        print(f"ready for {name}", flush=True)
-        # Far more calls than a signal can take; without agreement it ends in StopIteration.
-        seen["stopped"][name] = next(call for call in range(100_000) if stop.agreed())
-        if name == SIGNALS[-1] and first:
-            time.sleep(0.3)  # rank 0 saves
-            saved.touch()
-        stop.close()
-    seen["saved"] = saved.exists()
     if dist.is_initialized():
         dist.destroy_process_group()
     print(json.dumps(seen), flush=True)
 
 
-def run_alone() -> None:
-    """A world of one that is asked to stop and then takes long to save."""
-    stop = StopSignal()
-    print("ready", flush=True)
-    while not stop.agreed():
-        time.sleep(0.01)
-    print("agreed", flush=True)
-    outlive()
-
-
-def run_child() -> None:
-    """Should end with its parent."""
-    distributed.die_with_parent()
-    print("ready", flush=True)
-    outlive()
-
-
-def outlive() -> None:
-    """Only a process that should have been ended comes to the end of this."""
-    for _ in range(3_000):
-        time.sleep(0.01)
-    print("still here", flush=True)
-
-
 if __name__ == "__main__":
-    task, *arguments = sys.argv[1:]
-    if task == "rank":
-        run_rank(Path(*arguments))
-    else:
-        {"alone": run_alone, "child": run_child}[task]()
+    run_rank()

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from quickdraw_dist.orphans import PARENT
+
+END = "import time; from quickdraw_dist.orphans import die_with_parent; die_with_parent(); "
+
+
+def test_ends_with_its_parent() -> None:
+    """A worker whose torchrun was killed holds the run's lock and a GPU, and nobody stops it."""
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    outlive = END + "print('ready', flush=True); time.sleep(60); print('still here')"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", start, outlive], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "ready\n"
+    parent.kill()
+    # The child has the other end of this pipe: reading ends when it is gone.
+    assert parent.communicate()[0] == ""
+
+
+def test_ends_when_its_parent_was_gone_before_it_asked() -> None:
+    """Killed while the worker was being started: its parent is somebody else by now."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for parent, code in ((gone.pid, 1), (os.getpid(), 0)):
+        environment = os.environ | {PARENT: str(parent)}
+        assert subprocess.run([sys.executable, "-c", END], env=environment).returncode == code
 
 
 def test_shard_workers_end_with_their_killed_parent(tmp_path: Path) -> None:

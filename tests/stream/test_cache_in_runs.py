@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quickdraw_dist import train
+from quickdraw_dist import stopping, train
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.learner import Learner
 from quickdraw_dist.stream.memory import plan_memory
@@ -311,4 +311,4 @@ def test_two_ranks_fetch_each_shard_once(
 
 if __name__ == "__main__":
     keep_to_one_thread(pytest.MonkeyPatch())
-    train.end(train.main(sys.argv[1:]))
+    stopping.leave(train.main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""What the ranks of a run agree on: at every step, whether one of them was asked to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from quickdraw_dist.errors import TrainingError
+from quickdraw_dist.stopping import StopSignal
+
+T = TypeVar("T")
+
+_TIMEOUT = timedelta(minutes=10)
+
+
+class Agreement:
+    """A signal to any rank stops all ranks at the same place.
+
+    They agree (MAX) over a gloo group of their own, on processor tensors. A round is begun before
+    a batch and read after it, so neither the device nor the batch waits for it.
+    """
+
+    def __init__(self, stop: StopSignal) -> None:
+        """All ranks call it together."""
+        self._stop = stop
+        self._group = (
+            dist.new_group(backend="gloo", timeout=_TIMEOUT) if dist.is_initialized() else None
+        )
+        self.stopped = False
+        """Whether they agreed to stop; the same on every rank."""
+
+    def begin(self, shutdown_seconds: float, phase: Callable[[], str]) -> None:
+        """The first step comes next: ranks leave together from now on, see `StopSignal.begin`."""
+        self._stop.begin(self.meet, shutdown_seconds, phase)
+
+    def meet(self) -> None:
+        """Wait for all ranks."""
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    def together(self, items: Iterable[T]) -> Iterator[T]:
+        """Items until all ranks are through with theirs, which need not be equally many, or have
+        agreed to stop.
+
+        Raises:
+            TrainingError: a rank is gone.
+        """
+        rest = iter(items)
+        while not self.stopped:
+            item = next(rest, None)
+            # (2,): whether to stop, and whether anything is left to do.
+            round_ = torch.tensor([self._stop.received, item is not None], dtype=torch.int32)
+            work = None
+            if self._group is not None:
+                work = dist.all_reduce(round_, dist.ReduceOp.MAX, self._group, async_op=True)
+            if item is not None:
+                yield item
+            if work is not None:
+                _wait(work)
+            stop, busy = round_.tolist()
+            if stop:
+                self.stopped = True
+                self._stop.obey()
+            if not busy:
+                return
+
+
+def _wait(work: dist.Work) -> None:
+    try:
+        work.wait()
+    except RuntimeError:
+        raise TrainingError(
+            "another rank is gone; nothing is saved, the last checkpoint stands, and the same "
+            "command goes on from there"
+        ) from None
