@@ -14,6 +14,7 @@ import pytest
 from jobs import shard
 from quickdraw_dist import train
 from quickdraw_dist.progress import ProgressLog
+from quickdraw_dist.stopping import leave
 
 BATCH = 64
 
@@ -28,7 +29,7 @@ def life(arguments: list[str], dies_after: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     ProgressLog.training = show_and_die  # type: ignore[assignment]
-    train.end(train.main(arguments))
+    leave(train.main(arguments))
 
 
 def test_causes_add_up_to_the_wall_over_restarts(
