@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from quickdraw_dist import storage
 from quickdraw_dist.command_line import Parser, load
 from quickdraw_dist.drawings import Source, open_source
 from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.processors import processors
 from quickdraw_dist.shards import integrity, manifest, writer
 from quickdraw_dist.shards.manifest import Manifest, Part
 from quickdraw_dist.shards.plan import Plan, describe
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--worker", type=int, help="this worker, from 0 [0]")
     parser.add_argument("--of", type=int, help="number of workers [1]")
     parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, help="local processes [all cores]"
+        "--processes", type=int, default=processors(), help="local processes [all cores]"
     )
     parser.add_argument("--merge", action="store_true", help="merge finished parts, also anew")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")

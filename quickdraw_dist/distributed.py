@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from quickdraw_dist.config import Train
 from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.processors import processors
 from quickdraw_dist.storage import StorageError
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ def join(world: World) -> None:
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     # torchrun gives every rank one thread.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
+    torch.set_num_threads(max(1, processors() // world.local_size))
     if world.size > 1:
         dist.init_process_group(
             "nccl" if world.device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.processors import processors
 from quickdraw_dist.stream import arena, batch
 from quickdraw_dist.stream.order import Order
 
@@ -42,7 +42,7 @@ class LoaderMemory:
 
 def processor_share(local_world_size: int) -> int:
     """Threads that decode where the setting does not say: the rank's share of the processors."""
-    return max(1, min(MOST_THREADS, (os.cpu_count() or 1) // local_world_size))
+    return max(1, min(MOST_THREADS, processors() // local_world_size))
 
 
 def plan_memory(

@@ -18,6 +18,7 @@ from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import World
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.shards import manifest
+from quickdraw_dist.stream import memory
 from quickdraw_dist.stream.feed import ShardFeed
 from quickdraw_dist.stream.memory import (
     BATCHES,
@@ -107,10 +108,8 @@ def test_what_a_refusal_suggests_needs_less() -> None:
 def test_threads_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight ranks with a thread a processor each would be eight times too many."""
     for processors, ranks, threads in ((16, 1, 8), (16, 4, 4), (2, 1, 2), (2, 8, 1), (96, 8, 8)):
-        monkeypatch.setattr("os.cpu_count", lambda processors=processors: processors)
+        monkeypatch.setattr(memory, "processors", lambda processors=processors: processors)
         assert processor_share(ranks) == threads
-    monkeypatch.setattr("os.cpu_count", lambda: None)
-    assert processor_share(1) == 1
 
 
 # -- as the kernel counts it -----------------------------------------------------------------------
