@@ -223,6 +223,12 @@ def _client(url: str, pace: Pace) -> Client:
 
     if not url.startswith(("gs://", "gcs://")):
         raise RefusedError(f"{url}: a path or an address that begins with gs:// is right")
+    bucket, _ = _split(url)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", bucket):  # that of a placeholder
+        raise RefusedError(
+            f"{url}: no bucket is called {bucket!r} (lower-case letters, digits, '-', '_', '.'); "
+            "the name of yours is right"
+        )
     return connect(os.environ.get("STORAGE_EMULATOR_HOST"), pace)
 
 

@@ -63,6 +63,12 @@ def test_crc32c_is_the_standards() -> None:
     assert storage.crc32c(b"123456789") == 0xE3069283
 
 
+def test_a_placeholder_is_no_bucket() -> None:
+    """What one forgot to edit is refused at once: no bucket has a name in capitals."""
+    with pytest.raises(RefusedError, match=r"^gs://BUCKET/quickdraw: no bucket is called 'BUCKET'"):
+        storage.read("gs://BUCKET/quickdraw")
+
+
 def test_an_address_of_another_kind_is_refused() -> None:
     """A slip in DEST: said before a job of days, and not tried again."""
     with pytest.raises(RefusedError, match=r"^s3://b/x: .*begins with gs://"):
