@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from types import FrameType
+from typing import NoReturn
 
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.storage import StorageError
@@ -13,7 +16,8 @@ from quickdraw_dist.storage import StorageError
 
 def run(main: Callable[[], None]) -> None:
     """Run a job's main and exit: 0 done, 2 refused with one clear line, 1 for trouble of the
-    moment. Errors meant for the job's user are shown without a traceback."""
+    moment, 143 ended by TERM. Errors meant for the job's user are shown without a traceback."""
+    signal.signal(signal.SIGTERM, _end)
     try:
         main()
     except RefusedError as error:
@@ -24,6 +28,13 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_say("a worker process died, for want of memory perhaps: fewer --processes", 1))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted; the same command goes on from here", 130))
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    """TERM, which the first process of a container would not hear without a handler. What is
+    finished is published and stays; worker processes end with this one."""
+    os.write(2, b"error: ended by TERM; the same command goes on from here\n")
+    os._exit(128 + number)
 
 
 def _say(error: object, code: int) -> int:

@@ -101,6 +101,25 @@ def test_a_bad_input_from_the_command_line(tmp_path: Path) -> None:
     assert not (tmp_path / "dataset").exists()
 
 
+def test_term_ends_it_at_once(tmp_path: Path) -> None:
+    """With its workers, with a code that a scheduler takes for a signal's, leaving whole files."""
+    source = "synthetic:?classes=5&per_class=400000&pool=4"
+    command = [sys.executable, "-m", "jobs.shard", "--source", source, "--dest", str(tmp_path)]
+    command += [*SIZES, "--processes", "2"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    while not parts(tmp_path):
+        assert process.poll() is None
+    process.terminate()
+    # Its workers hold these pipes, too: they end only when all of them have ended.
+    _, error = process.communicate()
+    assert process.returncode == 143
+    assert "error: ended by TERM; the same command goes on from here" in error
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     """Help ends with 0, shows what belongs to this job, and commands to copy."""
     with pytest.raises(SystemExit) as caught:
