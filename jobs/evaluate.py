@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("python -m jobs.evaluate", "Measure a checkpoint.", EPILOG)
     parser.add_argument("--checkpoint", help="run or checkpoint [the setting output]")
     parser.add_argument("--split", choices=SPLITS, default="test", help="what to measure on [test]")
-    parser.add_argument("--report", metavar="DIR", help="folder of the report [RUN/report-SPLIT]")
+    parser.add_argument(
+        "--report", metavar="DIR", help="folder of the report, or gs:// [RUN/report-SPLIT]"
+    )
     settings, arguments = load(parser, argv, ("data", "output", "evaluation"))
     url = checkpoint.find(arguments.checkpoint or settings.output)
     saved = checkpoint.load(url)
@@ -52,18 +55,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{len(saved.meta['classes'])}, other ones; its own dataset is right: --data"
         )
     result = _measure(saved, dataset, arguments.split, settings)
-    page = write_report(
-        result,
-        Path(arguments.report or _report_folder(url, arguments.split)),
-        title=f"{saved.meta['config']['model']['name']} on {len(dataset.classes)} classes",
-        facts={
-            "checkpoint": url,
-            "trained on": f"{saved.meta['drawings']:,} drawings, {saved.meta['epoch']} epochs",
-            "dataset": f"{settings.data}, digest {dataset.digest[:16]}",
-            "versions": ", ".join(f"{k} {v}" for k, v in checkpoint.versions().items()),
-        },
-    )
-    print(f"report: {page}")
+    place = arguments.report or storage.join(_run_folder(url), f"report-{arguments.split}")
+    with TemporaryDirectory() as scratch:
+        page = write_report(
+            result,
+            Path(scratch if storage.is_remote(place) else place),
+            title=f"{saved.meta['config']['model']['name']} on {len(dataset.classes)} classes",
+            facts={
+                "checkpoint": url,
+                "trained on": f"{saved.meta['drawings']:,} drawings, {saved.meta['epoch']} epochs",
+                "dataset": f"{settings.data}, digest {dataset.digest[:16]}",
+                "versions": ", ".join(f"{k} {v}" for k, v in checkpoint.versions().items()),
+            },
+        )
+        if storage.is_remote(place):
+            for file in page.parent.iterdir():
+                storage.publish(storage.join(place, file.name), file.read_bytes())
+    print(f"report: {storage.join(place, page.name)}")
     print(json.dumps(result.figures()))
 
 
@@ -94,11 +102,11 @@ def _measure(
         )
 
 
-def _report_folder(url: str, split: str) -> str:
-    """Beside the checkpoints of a local run; here for one in a store."""
-    if storage.is_remote(url):
-        return f"report-{split}"
-    return str(Path(url).resolve().parents[1] / f"report-{split}")
+def _run_folder(checkpoint_url: str) -> str:
+    """What a checkpoint belongs to."""
+    if storage.is_remote(checkpoint_url):
+        return checkpoint_url.rstrip("/").rsplit("/", 2)[0]
+    return str(Path(checkpoint_url).resolve().parents[1])
 
 
 def _counted(batches: Iterator[Batch], bar: tqdm[Any]) -> Iterator[Batch]:

@@ -13,7 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from jobs import evaluate, shard
-from quickdraw_dist import train
+from quickdraw_dist import storage, train
+from tests.conftest import Store
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,22 @@ def test_evaluate_writes_a_report(
     assert measured["drawings"] == meta["validation"]["drawings"]
     assert (run[0] / "report-val" / "index.html").stat().st_size > 10_000
     assert "index.html" in said
+
+
+def test_evaluate_writes_a_report_into_a_store(
+    run: tuple[Path, str, str],
+    dataset: Path,
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Beside the checkpoints of a run that is there: a pod's own disk is gone when it ends."""
+    store.upload(run[0], "gs://bucket/run")
+    evaluate.main(["--checkpoint", "gs://bucket/run", "--data", str(dataset), "--split", "val"])
+    *_, said, figures = capsys.readouterr().out.strip().splitlines()
+    assert said == "report: gs://bucket/run/report-val/index.html"
+    assert storage.size("gs://bucket/run/report-val/index.html") > 10_000
+    kept = json.loads(storage.read("gs://bucket/run/report-val/evaluation.json"))
+    assert kept["drawings"] == json.loads(figures)["drawings"]
 
 
 def test_a_full_disk_does_not_stop_training(dataset: Path, tmp_path: Path) -> None:
