@@ -12,7 +12,7 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling full-size clean
+.PHONY: help install demo test test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling full-size clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ demo: $(INSTALLED) ## synthetic drawings, shards, a two-process training run and
 
 test: $(INSTALLED) ## the test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+test-cluster: $(INSTALLED) ## as root: what is shipped for clusters, run; installs what that needs
+	@PATH="$(abspath $(BIN)):$$PATH" tests/cluster/install.sh
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/cluster $(ARGS)
 
 lint: $(INSTALLED) ## ruff and mypy, as in CI
 	$(BIN)/ruff check .
@@ -84,7 +88,7 @@ bench-scaling: $(INSTALLED) ## 1, 2 and 4 ranks here, arithmetic for 8 to 512 GP
 lock: ## write constraints.txt anew: the newest versions allowed beside the pinned torch
 	@rm -rf .lock && $(PYTHON) -m venv .lock
 	@.lock/bin/pip install --quiet torch==2.13.0 torchvision==0.28.0 numpy
-	@.lock/bin/pip install --quiet -e '.[dev,timm,report,export,web,strokes]'
+	@.lock/bin/pip install --quiet -e '.[dev,cluster,timm,report,export,web,strokes]'
 	@{ sed -n '/^#/p' constraints.txt; .lock/bin/pip freeze --exclude-editable | sed 's/+cpu//'; } > .lock/new
 	@mv .lock/new constraints.txt && rm -rf .lock && echo "constraints.txt is new; now: make test"
 
