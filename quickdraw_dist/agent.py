@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 from quickdraw_dist.orphans import PARENT, die_with_parent
@@ -21,6 +23,7 @@ def main() -> int:
 
     from quickdraw_dist.errors import RefusedError
 
+    _answer_once()
     parser = run.get_args_parser()
     parser.prog = "quickdraw_dist.launch"
     parser.add_argument("--restarts", type=int, default=0)
@@ -42,6 +45,25 @@ def main() -> int:
                 print(f"rank {rank} (process {failure.pid}) was ended by {name}", file=sys.stderr)
         return 1
     return 0
+
+
+def _answer_once() -> None:
+    """Take the first TERM or INT for the launcher's word, and nothing after it.
+
+    Slurm without cgroups signals a whole tree of processes: USR1, which torchrun would die of,
+    and TERM beside the launcher's own, at which it would drop its ranks in their last seconds.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise SignalException("asked to stop", signal.SIGTERM)
+
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # the others are ours
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, stop)
 
 
 def _check(arguments: Any, nodes: int) -> None:
