@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(
-  iproute2 util-linux                      # hosts: namespaces of network, mounts, processes
+  iproute2 util-linux procps               # hosts: namespaces of network, mounts, processes
   slurmctld slurmd slurm-client munge      # Slurm
   buildah podman runc uidmap debootstrap   # images
   prometheus                               # and promtool

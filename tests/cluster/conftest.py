@@ -1,0 +1,49 @@
+"""Real infrastructure for the tests in this folder: `make test-cluster`. Needs root."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.hosts import require
+from tests.cluster.slurm import Slurm
+
+SOURCE = {
+    "SOURCE": "synthetic:?classes=6&per_class=400&seed=3",
+    "QUICKDRAW_SHARD__DRAWINGS_PER_SHARD": "200",
+    "QUICKDRAW_SHARD__BLOCK": "32",
+    "QUICKDRAW_SHARD__GROUP_SHARDS": "2",
+}
+"""What the scripts of slurm/ shard here: 2,400 drawings, 2,160 of them to train."""
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A Slurm of three nodes, and a folder that is this checkout, installed, to submit from."""
+    require("munged", "slurmctld", "slurmd", "sbatch")
+    repository = tmp_path_factory.mktemp("slurm") / "quickdraw_dist"
+    repository.mkdir()
+    for part in ("quickdraw_dist", "jobs", "slurm", "configs"):
+        (repository / part).symlink_to(ROOT / part)
+    (repository / ".venv").symlink_to(sys.prefix)
+    cluster = Slurm(tmp_path_factory.mktemp("cluster"), repository)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="session")
+def sharded(slurm: Slurm) -> Path:
+    """Sharded by `sbatch slurm/shard.sh` in two tasks, proven by the job that follows."""
+    array = slurm.submit("--array=0-1", "slurm/shard.sh", **SOURCE)
+    for task in ("0", "1"):
+        slurm.completes(f"{array}_{task}")
+    verify = slurm.said(f"{array}_0").split("Submitted batch job ")[1].split()[0]
+    slurm.completes(verify)
+    assert "2,400 drawings of 6 classes" in slurm.said(verify)
+    assert "every row exactly once" in slurm.said(verify)
+    return slurm.repository / "data" / "shards"
