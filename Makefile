@@ -12,7 +12,7 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling full-size clean
+.PHONY: help install demo test test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling full-size chaos clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ full-size: $(INSTALLED) ## shard, verify and train on 50,426,266 drawings (ARGS=
 
 bench-scaling: $(INSTALLED) ## 1, 2 and 4 ranks here, arithmetic for 8 to 512 GPUs; the last line is JSON
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+chaos: $(INSTALLED) ## 100 kills over one run, equal to a run never touched; the last line is JSON
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 lock: ## write constraints.txt anew: the newest versions allowed beside the pinned torch
 	@rm -rf .lock && $(PYTHON) -m venv .lock

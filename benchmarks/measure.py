@@ -60,10 +60,18 @@ def facts(*packages: str) -> dict[str, str]:
     versions = [f"{name} {metadata.version(name)}" for name in packages]
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "hardware": f"{os.cpu_count()} cores of {_processor()}, {_memory_gib():.0f} GiB; "
+        "hardware": f"{_gpus()}{os.cpu_count()} cores of {_processor()}, {_memory_gib():.0f} GiB; "
         "shared with other work: compare figures of one run only",
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
     }
+
+
+def _gpus() -> str:
+    """'8 x NVIDIA H200, ', or nothing."""
+    import torch  # not every case needs it
+
+    count = torch.cuda.device_count()
+    return f"{count} x {torch.cuda.get_device_name()}, " if count else ""
 
 
 def _processor() -> str:

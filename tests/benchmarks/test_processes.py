@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import marked, memory_of
+from benchmarks.processes import marked, memory_of, wait_until_gone
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 
@@ -55,6 +55,17 @@ def test_an_orphan_in_a_session_of_its_own_is_found() -> None:
     assert "setsid" in orphan.command
     os.kill(orphan.pid, signal.SIGKILL)
     assert not marked(MARK, uuid.uuid4().hex)
+
+
+def test_waiting_for_the_end_names_who_lives_on() -> None:
+    mark = uuid.uuid4().hex
+    assert wait_until_gone(MARK, mark, 0) == []
+    process = _start(mark, CHILD.format(bytes=1))
+    (survivor,) = wait_until_gone(MARK, mark, 0.01)
+    assert survivor.pid == process.pid
+    process.kill()  # it becomes a zombie, which is gone
+    assert wait_until_gone(MARK, mark, 60) == []
+    process.communicate()
 
 
 def test_memory_counts_all_of_them() -> None:
