@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -25,17 +26,22 @@ from safetensors import SafetensorError
 from torch import nn
 
 from quickdraw_dist import models, storage
-from quickdraw_dist.config import Model, Settings
+from quickdraw_dist.config import Checkpoint as Keep
+from quickdraw_dist.config import Model
 from quickdraw_dist.errors import CorruptError, RefusedError
-
-if TYPE_CHECKING:
-    from quickdraw_dist.stream.feed import Dataset
 
 FORMAT_VERSION = 1
 RASTER = "quickdraw-28x28"
 """How drawings become pixels: the official 28x28 bitmaps' geometry."""
 
 Tensors = Mapping[str, torch.Tensor]
+
+_FILES = {"model.safetensors", "state.pt"}
+_UNREADABLE = (
+    *(SafetensorError, pickle.UnpicklingError, EOFError),
+    *(RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError),
+)
+"""What the two readers raise at bytes that are no such file; a crafted one may find any of them."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ def save(
     torch.save(state, buffer)
     files = {"model.safetensors": safetensors.torch.save(tensors), "state.pt": buffer.getvalue()}
     home = storage.join(folder(run), name(step))
+    storage.sweep(home)  # of a killed process: a run has one writer
     for file, data in files.items():
         storage.publish(storage.join(home, file), data)
     facts = {file: {"bytes": len(d), "crc32c": storage.crc32c(d)} for file, d in files.items()}
@@ -120,7 +127,9 @@ def load(url: str) -> Checkpoint:
         FileNotFoundError, CorruptError, RefusedError: it cannot be used; names it and the file.
     """
     meta = read_meta(url)
-    data = {file: storage.read(storage.join(url, file)) for file in meta["files"]}
+    if set(meta["files"]) != _FILES:
+        raise CorruptError(f"{url}/meta.json: of other files than {', '.join(sorted(_FILES))}")
+    data = {file: storage.read(storage.join(url, file)) for file in sorted(_FILES)}
     for file, facts in meta["files"].items():
         if (len(data[file]), storage.crc32c(data[file])) != (facts["bytes"], facts["crc32c"]):
             raise CorruptError(
@@ -128,16 +137,15 @@ def load(url: str) -> Checkpoint:
                 f"{storage.crc32c(data[file]):08x}; meta.json says {facts['bytes']:,} with "
                 f"{facts['crc32c']:08x}"
             )
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "ema": {}}
     try:
-        tensors = safetensors.torch.load(data["model.safetensors"])
+        for key, value in safetensors.torch.load(data["model.safetensors"]).items():
+            kind, _, rest = key.partition(".")
+            parts[kind][rest] = value
         state = torch.load(io.BytesIO(data["state.pt"]), map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, KeyError) as error:
+    except _UNREADABLE as error:
         # Not torch's own words: they advise to load what was just refused with pickle's powers.
         raise CorruptError(f"{url}: not a checkpoint's files ({type(error).__name__})") from None
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "ema": {}}
-    for key, value in tensors.items():
-        kind, _, rest = key.partition(".")
-        parts[kind][rest] = value
     return Checkpoint(url, meta, parts["model"], parts["ema"], state)
 
 
@@ -164,17 +172,20 @@ def newest(run: str) -> Checkpoint | None:
     return None
 
 
-def _score(meta: Mapping[str, Any]) -> float | None:
-    """Validation top-1 of these very weights; None where an earlier measurement was carried on."""
+def score(meta: Mapping[str, Any], metric: str) -> float | None:
+    """Validation figure of these very weights, the higher the better; None where there is none, or
+    an earlier one was carried on."""
     validation = meta.get("validation") or {}
-    measured_at = validation.get("step", meta["step"])
-    return validation.get("top1") if measured_at == meta["step"] else None
+    value = validation.get(metric)
+    if value is None or validation.get("step", meta["step"]) != meta["step"]:
+        return None
+    return -value if metric == "loss" else float(value)
 
 
 def surplus(scores: Mapping[int, float | None], keep_last: int, keep_best: int) -> list[int]:
     """Steps whose checkpoints may go: neither among the newest nor among the best; pure.
 
-    `scores` has the validation top-1 of every checkpoint, None where it was not measured.
+    `scores` has that of every checkpoint, None where it was not measured.
     """
     newest_first = sorted(scores, reverse=True)
     measured = [(score, step) for step, score in scores.items() if score is not None]
@@ -182,7 +193,7 @@ def surplus(scores: Mapping[int, float | None], keep_last: int, keep_best: int) 
     return sorted(set(scores) - set(newest_first[:keep_last]) - set(best))
 
 
-def prune(run: str, saved: int, keep_last: int, keep_best: int) -> None:
+def prune(run: str, saved: int, keep: Keep) -> None:
     """Remove what is surplus after step `saved` was, and any later step: a checkpoint that did
     not verify when the run resumed from one before it."""
     scores: dict[int, float | None] = {}
@@ -195,31 +206,37 @@ def prune(run: str, saved: int, keep_last: int, keep_best: int) -> None:
         except (FileNotFoundError, RefusedError):
             scores[step] = None
             continue
-        scores[step] = _score(meta)
-    for step in surplus(scores, keep_last, keep_best):
+        scores[step] = score(meta, keep.best_metric)
+    for step in surplus(scores, keep.keep_last, keep.keep_best):
         storage.remove_folder(storage.join(folder(run), name(step)))
 
 
 def find(path: str) -> str:
-    """The checkpoint that a user means: its own address, or a run's best one.
+    """The checkpoint that a user means: its own address, or a run's best one by its own metric.
 
     Raises:
         RefusedError: neither.
     """
     if storage.exists(storage.join(path, "meta.json")):
         return path
-    scored = []
+    metas = {}
     for step in steps(path):
         url = storage.join(folder(path), name(step))
         if storage.exists(storage.join(url, "meta.json")):
-            meta = read_meta(url)
-            scored.append((_score(meta) or 0.0, step, url))
-    if not scored:
+            metas[url] = read_meta(url)
+    if not metas:
         raise RefusedError(
             f"{path}: no checkpoint there. A run's folder or one of its checkpoints/step-... is "
             "right; train one with: torchrun --nproc_per_node=2 -m quickdraw_dist.train"
         )
-    return max(scored)[2]
+    newest = max(metas.values(), key=lambda meta: int(meta["step"]))
+    metric = newest["config"].get("checkpoint", {}).get("best_metric", "top1")
+
+    def rank(url: str) -> tuple[float, int]:
+        value = score(metas[url], metric)
+        return (-math.inf if value is None else value), metas[url]["step"]
+
+    return max(metas, key=rank)
 
 
 def build_model(checkpoint: Checkpoint) -> nn.Module:
@@ -228,50 +245,3 @@ def build_model(checkpoint: Checkpoint) -> nn.Module:
     model = models.build(settings, len(checkpoint.meta["classes"]))
     model.load_state_dict(checkpoint.average or checkpoint.weights)
     return model.eval()
-
-
-_FIXED = ("model", "train.global_batch", "train.seed", "stream.window_blocks")
-"""Settings that decide the network or the order: another value is another run."""
-
-
-def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> list[str]:
-    """Compare a checkpoint with what is asked for now; returns harmless changes, one line each.
-
-    Raises:
-        RefusedError: the dataset, network or order is not the checkpoint's.
-    """
-    before, now = saved.meta["config"], settings.model_dump(mode="json")
-    changes = list(_differences(before, now))
-    fixed = [change for change in changes if change.startswith(_FIXED)]
-    lanes = saved.meta["lanes"]  # 0: a foreign dataset, which has none
-    if lanes and settings.stream.lanes not in ("auto", lanes):
-        fixed.append(f"stream.lanes: {lanes} -> {settings.stream.lanes}")
-    if fixed:
-        raise RefusedError(
-            f"{saved.url}: cannot go on with other settings: {'; '.join(fixed)}. Give the old "
-            "ones, or start anew with another --output"
-        )
-    if saved.meta["classes"] != list(dataset.classes):
-        raise RefusedError(
-            f"{saved.url}: was trained on other classes than {settings.data} holds; the same "
-            "dataset, or another --output, is right"
-        )
-    if saved.meta["dataset_digest"] != dataset.digest and not settings.train.allow_dataset_change:
-        raise RefusedError(
-            f"{saved.url}: was trained on dataset {saved.meta['dataset_digest'][:16]}, "
-            f"{settings.data} is {dataset.digest[:16]}; if that is meant: "
-            "--train.allow_dataset_change true"
-        )
-    return changes
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Settings that changed, as 'train.epochs: 4 -> 8'."""
-    for section, values in now.items():
-        old = before.get(section)
-        if isinstance(values, dict):
-            for key, value in values.items():
-                if (was := (old or {}).get(key)) != value:
-                    yield f"{section}.{key}: {was} -> {value}"
-        elif old != values:
-            yield f"{section}: {old} -> {values}"

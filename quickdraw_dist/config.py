@@ -164,14 +164,16 @@ class Train(Section):
 
 
 class Checkpoint(Section):
-    """When state is saved; always at the end of an epoch, too."""
+    """When state is saved, in the background; always at the end of an epoch, too."""
 
     every_drawings: Positive = 5_000_000
     """Drawings between two checkpoints."""
     keep_last: Positive = 2
     """Newest checkpoints that are kept."""
     keep_best: Natural = 1
-    """Checkpoints with the highest validation top-1 that are kept beside them."""
+    """Checkpoints with the best validation that are kept beside them."""
+    best_metric: Literal["top1", "top3", "map3", "mean_class_accuracy", "loss"] = "top1"
+    """Figure of the validation that says which are best; of loss the lowest, else the highest."""
 
 
 class EvaluationSettings(Section):

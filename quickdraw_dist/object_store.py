@@ -35,6 +35,10 @@ class DeniedError(StorageError, RefusedError):
     """The store does not let this account do that; says how to log in. No use in a retry."""
 
 
+class ChangedError(StorageError):
+    """The object is not of the generation that was asked for."""
+
+
 class RequestError(Exception):
     """One try that went wrong."""
 
@@ -68,8 +72,12 @@ class ObjectStore:
 
     def read(self, url: str) -> bytes:
         """A whole object, compared with the checksum that the store keeps of it."""
+        return self.read_version(url)[0]
 
-        def get(client: Client) -> bytes:
+    def read_version(self, url: str) -> tuple[bytes, int]:
+        """The same, and its generation."""
+
+        def get(client: Client) -> tuple[bytes, int]:
             headers, data = client.call("GET", client.url(url))
             kept = _kept_crc32c(headers)
             if kept is not None and kept != google_crc32c.value(data):
@@ -78,9 +86,11 @@ class ObjectStore:
                     f"{len(data):,} bytes with crc32c {google_crc32c.value(data):08x} came, the "
                     f"store's own is {kept:08x}",
                 )
-            return bytes(data)
+            return bytes(data), int(headers.get("X-Goog-Generation", 0))
 
-        return self._try("read", url, get)
+        data, generation = self._try("read", url, get)
+        telemetry.STORE_BYTES.labels("read").inc(len(data))
+        return data, generation
 
     def read_range(self, url: str, start: int, length: int) -> bytes:
         """Bytes of an object from `start` on; fewer than `length` only where it ends."""
@@ -126,8 +136,14 @@ class ObjectStore:
         sizes = {name[cut:]: size for name, size in objects.items() if name != prefix}
         return sizes, [name[cut:-1] for name in folders]
 
-    def write(self, url: str, data: bytes) -> None:
-        """Create or replace an object. Sent again when the answer was lost: that does no harm."""
+    def write(self, url: str, data: bytes, generation: int | None = None) -> int:
+        """Create or replace an object, or only one of this generation (0: only create); returns
+        the new generation. Sent again when the answer was lost: that does no harm, but where a
+        generation is asked for, it may then be found changed by the try before.
+
+        Raises:
+            ChangedError: it is of another generation.
+        """
         bucket, name = _split(url)
         # The store compares the checksum before the object exists: a damaged one never does.
         own = base64.b64encode(google_crc32c.value(data).to_bytes(4)).decode()
@@ -140,8 +156,13 @@ class ObjectStore:
         body = b"".join((head.encode(), data, f"\r\n--{mark}--\r\n".encode()))
         headers = {"Content-Type": f'multipart/related; boundary="{mark}"'}
 
-        def post(client: Client) -> dict[str, Any]:
-            ask = {"uploadType": "multipart", "name": name, "headers": headers, "data": body}
+        def post(client: Client) -> int:
+            ask: dict[str, Any] = {
+                "uploadType": "multipart",
+                "name": name,
+                "ifGenerationMatch": generation,
+            }
+            ask |= {"headers": headers, "data": body}
             try:
                 answer = client.call("POST", client.upload_url(bucket), json_out=True, **ask)
             except RequestError as fault:
@@ -149,10 +170,16 @@ class ObjectStore:
                 if fault.kind != "400" or not damaged:
                     raise
                 raise RequestError("checksum", f"what was sent came damaged: {fault}") from fault
-            return dict(answer)
+            return int(answer["generation"])
 
-        self._try("write", url, post)
+        written = self._try("write", url, post)
         telemetry.STORE_BYTES.labels("write").inc(len(data))
+        return written
+
+    def remove(self, url: str, generation: int | None = None) -> None:
+        """Remove an object, or only one of this generation; ChangedError if it is of another."""
+        ask = ("DELETE", "b/{}/o/{}", *_split(url))
+        self._try("remove", url, lambda client: client.call(*ask, ifGenerationMatch=generation))
 
     def remove_folder(self, url: str) -> None:
         """Remove all objects below a folder; what is gone already is no error."""
@@ -164,13 +191,9 @@ class ObjectStore:
         ]
         for name in names:
             try:
-                self._remove(bucket, name)
+                self.remove(f"gs://{bucket}/{name}")
             except FileNotFoundError:
                 continue  # by another one, or by a try whose answer was lost
-
-    def _remove(self, bucket: str, name: str) -> None:
-        ask = ("DELETE", "b/{}/o/{}", bucket, name)
-        self._try("remove", f"gs://{bucket}/{name}", lambda client: client.call(*ask))
 
     def _pages(self, folder: str, prefix: str, delimiter: str | None) -> Iterator[dict[str, Any]]:
         """A listing, page by page, each a request of its own: a long one must not start anew."""
@@ -207,6 +230,8 @@ class ObjectStore:
                 telemetry.STORE_ERRORS.labels(fault.kind).inc()
                 tries = f"{attempt} {'try' if attempt == 1 else 'tries'}"
                 kind = DeniedError if fault.denied else StorageError
+                if fault.kind == "412":  # a precondition
+                    kind = ChangedError
                 raise kind(f"{url}: {operation} failed after {tries}: {fault}") from fault
             telemetry.STORE_RETRIES.labels(fault.kind).inc()
             if attempt > 1:  # one hiccup is not worth a line

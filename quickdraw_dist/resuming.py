@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from quickdraw_dist import checkpoint, distributed
 from quickdraw_dist.checkpoint import Checkpoint
@@ -25,7 +26,7 @@ def find(settings: Settings, dataset: Dataset) -> tuple[Checkpoint | None, list[
     if url is None:
         return None, []
     loaded = checkpoint.load(url)
-    return loaded, checkpoint.refuse_changes(loaded, settings, dataset)
+    return loaded, refuse_changes(loaded, settings, dataset)
 
 
 def _choose(settings: Settings) -> str | None:
@@ -48,3 +49,50 @@ def _choose(settings: Settings) -> str | None:
             "is right"
         )
     return found.url if found is not None else None
+
+
+_FIXED = ("model", "train.global_batch", "train.seed", "stream.window_blocks")
+"""Settings that decide the network or the order: another value is another run."""
+
+
+def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> list[str]:
+    """Compare a checkpoint with what is asked for now; returns harmless changes, one line each.
+
+    Raises:
+        RefusedError: the dataset, network or order is not the checkpoint's.
+    """
+    before, now = saved.meta["config"], settings.model_dump(mode="json")
+    changes = list(_differences(before, now))
+    fixed = [change for change in changes if change.startswith(_FIXED)]
+    lanes = saved.meta["lanes"]  # 0: a foreign dataset, which has none
+    if lanes and settings.stream.lanes not in ("auto", lanes):
+        fixed.append(f"stream.lanes: {lanes} -> {settings.stream.lanes}")
+    if fixed:
+        raise RefusedError(
+            f"{saved.url}: cannot go on with other settings: {'; '.join(fixed)}. Give the old "
+            "ones, or start anew with another --output"
+        )
+    if saved.meta["classes"] != list(dataset.classes):
+        raise RefusedError(
+            f"{saved.url}: was trained on other classes than {settings.data} holds; the same "
+            "dataset, or another --output, is right"
+        )
+    if saved.meta["dataset_digest"] != dataset.digest and not settings.train.allow_dataset_change:
+        raise RefusedError(
+            f"{saved.url}: was trained on dataset {saved.meta['dataset_digest'][:16]}, "
+            f"{settings.data} is {dataset.digest[:16]}; if that is meant: "
+            "--train.allow_dataset_change true"
+        )
+    return changes
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Settings that changed, as 'train.epochs: 4 -> 8'."""
+    for section, values in now.items():
+        old = before.get(section)
+        if isinstance(values, dict):
+            for key, value in values.items():
+                if (was := (old or {}).get(key)) != value:
+                    yield f"{section}.{key}: {was} -> {value}"
+        elif old != values:
+            yield f"{section}: {old} -> {values}"

@@ -19,6 +19,7 @@ import google_crc32c
 import numpy as np
 
 from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.object_store import ChangedError as ChangedError
 from quickdraw_dist.object_store import DeniedError as DeniedError
 from quickdraw_dist.object_store import ObjectStore, Pace
 from quickdraw_dist.object_store import StorageError as StorageError
@@ -180,6 +181,28 @@ def publish(url: str, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_version(url: str) -> tuple[bytes, int]:
+    """A whole object of a store and its generation, 0 for one that is not there."""
+    try:
+        return _store().read_version(url)
+    except FileNotFoundError:
+        return b"", 0
+
+
+def publish_version(url: str, data: bytes, generation: int) -> int:
+    """Replace an object of a store, if it is still of this generation; returns the new one.
+
+    Raises:
+        ChangedError: it is not. (It may be this very write, done by a try whose answer was lost.)
+    """
+    return _store().write(url, data, generation)
+
+
+def remove_version(url: str, generation: int) -> None:
+    """Remove an object of a store, if it is still of this generation; else ChangedError."""
+    _store().remove(url, generation)
 
 
 def sweep(folder: str) -> None:

@@ -82,9 +82,22 @@ CACHE_HITS = _counter("cache_hits", "Reads answered from the node cache.")
 CACHE_MISSES = _counter("cache_misses", "Shards fetched into the node cache.")
 CACHE_BYTES = _gauge("cache_bytes", "Bytes in the node cache after the last fetch.")
 
-CHECKPOINT_SECONDS = _counter("checkpoint_seconds", "Time spent writing checkpoints.")
+CHECKPOINT_SECONDS = _counter(
+    "checkpoint_seconds", "Time spent writing checkpoints, in the background."
+)
+CHECKPOINT_PAUSE_SECONDS = Histogram(
+    "quickdraw_checkpoint_pause_seconds",
+    "Time that training stood still for a checkpoint which is written in the background.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+    unit="seconds",
+    registry=REGISTRY,
+)
 CHECKPOINTS = _counter("checkpoints", "Checkpoints written.")
 CHECKPOINT_FAILURES = _counter("checkpoint_failures", "Checkpoints that could not be written.")
+CHECKPOINTS_LEFT_OUT = _counter(
+    "checkpoints_left_out", "Checkpoints left out: the one before was still being written."
+)
+LOG_FAILURES = _counter("log_failures", "Lines of metrics.jsonl that could not be written at once.")
 EVALUATION_ACCURACY = _gauge("evaluation_accuracy_ratio", "Last evaluation.", "split", "metric")
 CAUSES = ("train", "data_wait", "compile", "evaluation", "checkpoint", "restart")
 """Every second of a run is charged to one of these."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
     from quickdraw_dist import telemetry
 
     goodput = telemetry.Goodput()  # what follows takes seconds, which are the run's
-    from quickdraw_dist import distributed
+    from quickdraw_dist import distributed, run_folder
     from quickdraw_dist.errors import CorruptError, RefusedError, TrainingError
     from quickdraw_dist.storage import StorageError
     from quickdraw_dist.stream.feed import open_dataset
@@ -64,7 +65,10 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
         distributed.join(world)
         if settings.metrics.port:
             telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
-        return Trainer(settings, world, dataset, goodput, stop).run()
+        with run_folder.held(settings.output) as folder:
+            trainer = Trainer(settings, world, dataset, goodput, folder, stop)
+            with contextlib.closing(trainer.saver):
+                return trainer.run()
     except RefusedError as error:
         return _complain(error, 2, alone=isinstance(error, CorruptError))
     except TrainingError as error:

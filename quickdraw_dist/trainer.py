@@ -45,16 +45,15 @@ class Trainer:
         world: World,
         dataset: Dataset,
         goodput: Goodput,
+        folder: RunFolder | None,
         stop: StopSignal | None = None,
     ) -> None:
         """Build everything; no state is loaded yet, and foreign data only read to measure it.
 
-        Without `stop`, signals are the caller's.
+        `folder` is rank 0's; the others have none. Without `stop`, signals are the caller's.
         """
-        self.settings, self.world, self.goodput = settings, world, goodput
+        self.settings, self.world, self.goodput, self.folder = settings, world, goodput, folder
         self.step_timer = DeviceTimer(world.device, telemetry.STEP_SECONDS.observe)
-        self.run_folder: RunFolder | None = None  # rank 0's
-        distributed.from_first_rank(self._take_run_folder)
         self.agreement = Agreement(stop or StopSignal())
         self.resumed, self.setting_changes = resuming.find(settings, dataset)
         saved = self.resumed.meta if self.resumed is not None else None
@@ -63,12 +62,9 @@ class Trainer:
         self.epoch = self.step = self.total_steps = 0
         self.learner = Learner(settings, world, self.dataset, self.position.total_drawings)
         self.last_validation: dict[str, Any] | None = None
-        self.log = ProgressLog(self.goodput, self.run_folder)
+        self.log = ProgressLog(goodput, folder)
         self.faults = FaultLog(settings, world, self.dataset.classes)
-        self.saver = Saver(self)
-
-    def _take_run_folder(self) -> None:
-        self.run_folder = RunFolder(self.settings.output)
+        self.saver = Saver(settings, self.feed, self.learner, self.log, goodput, folder)
 
     def _go_on_from(self, saved: Checkpoint) -> None:
         meta = saved.meta
@@ -120,8 +116,8 @@ class Trainer:
             self._train_epoch()
             self.epoch, self.step = self.epoch + 1, 0
             if self.epoch < epochs:
-                self.saver.save()
-        self.saver.save_for_good()
+                self.save(must=True)
+        self.save_for_good()
         self.agreement.meet()
         self.log.finish(self.position)
         return 0
@@ -153,7 +149,7 @@ class Trainer:
                 before = self.drawings
                 with self.step_timer:
                     self.learner.step(batch.drawings, batch.labels, self.total_steps)
-                self.saver.delivered(batch.host.digest)
+                self.saver.order_digest.add(batch.host.digest)
                 self.faults.remember(batch.host)
                 self.step += 1
                 self.total_steps += 1
@@ -161,7 +157,7 @@ class Trainer:
                     self.look()
                 self._validate_if_due()
                 if every_checkpoint.passed(before, self.drawings) and self.step < self.feed.steps:
-                    self.saver.save()
+                    self.save()
             self._leave_if_stopped()  # before the loader is closed, which may wait for a store
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[DeviceBatch]:
@@ -178,7 +174,9 @@ class Trainer:
     def _leave_if_stopped(self) -> None:
         """Where all ranks agreed to stop: save, wait for each other, and leave for good."""
         if self.agreement.stopped:
-            self.saver.save_for_good()
+            self.save_for_good()
+            if self.folder is not None:
+                self.folder.close()  # or whoever goes on would have to wait for a sign of life
             self.agreement.meet()  # a rank that leaves makes torchrun end those that still save
             self.log.say("stopped by a signal; saved. The same command goes on from here")
             leave(SAVED_EXIT_CODE)
@@ -196,6 +194,21 @@ class Trainer:
                 self.log.say(line)
             batch = self.settings.train.global_batch
             self.log.training(self.position, figures.counts(batch, learner.rate))
+
+    def save(self, must: bool = False) -> None:
+        """Have a checkpoint written in the background; `must` waits for the one before."""
+        self.look()  # a resumed run cannot look at the steps before it
+        self.saver.save(self.position, self._carried, must)
+
+    def save_for_good(self) -> None:
+        """The last checkpoint of this process, which all ranks wait for."""
+        self.look()
+        self.saver.save_for_good(self.position, self._carried)
+
+    @property
+    def _carried(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside position and learner."""
+        return {"validation": self.last_validation, "skipped_steps": self.faults.count}
 
     def _validate_if_due(self) -> None:
         """Validate where the settings ask for it after these drawings, unless that is done."""

@@ -67,6 +67,7 @@ OF_THE_DESIGN = {
     "cache_hits": "",
     "cache_bytes": "bytes",
     "checkpoint_seconds": "seconds",
+    "checkpoint_pause_seconds": "seconds",
     "checkpoint_failures": "",
     "last_step_timestamp_seconds": "seconds",
     "device_memory_bytes": "bytes",
