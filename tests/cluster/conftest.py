@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,17 @@ SOURCE = {
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def left_behind(name: str) -> list[str]:
+    """Processes of this machine that have this in their command line or environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended just now
+            about = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            if name.encode() in about and process.name != str(os.getpid()):
+                found.append(about.decode(errors="replace")[:200])
+    return found
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A Slurm of three nodes, and a folder that is this checkout, installed, to submit from."""
@@ -34,6 +47,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     cluster = Slurm(tmp_path_factory.mktemp("cluster"), repository)
     yield cluster
     cluster.close()
+    assert str(cluster.folder) not in Path("/proc/mounts").read_text()
+    assert left_behind(str(cluster.folder)) == []
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,10 @@ and network and mounts go with the last process in them. Even the tests' own dea
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,7 +126,10 @@ class Host:
         self.close()
 
     def close(self) -> None:
-        """End all its processes."""
+        """End all its processes: when the first one is gone, so are they."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._first, signal.SIGKILL)
+        self.process.wait()
         _end(self.process)
 
 

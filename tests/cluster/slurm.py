@@ -1,6 +1,7 @@
 """A real Slurm on this machine: a controller and three nodes, each a host of its own.
 
-`n1` and `n2` have no GPUs and are the default partition. `n3` has eight that Slurm believes in
+`n1` and `n2` have no GPUs and are the default partition; jobs of the partition `urgent` take them
+away from others. `n3` has eight that Slurm believes in
 (character devices), which is enough for requests, allocation and CUDA_VISIBLE_DEVICES.
 """
 
@@ -42,9 +43,12 @@ SlurmdPidFile={folder}/%n.pid
 SlurmdSpoolDir={folder}/spool.%n
 SlurmdParameters=config_overrides
 GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName=n[1-2] CPUs=8 RealMemory=16000 State=UNKNOWN
 NodeName=n3 CPUs=32 RealMemory=64000 Gres=gpu:h100:8 State=UNKNOWN
-PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=n[1-2] Default=YES MaxTime=INFINITE GraceTime=60 State=UP
+PartitionName=urgent Nodes=n[1-2] PriorityTier=10 State=UP
 PartitionName=gpu Nodes=n3 MaxTime=INFINITE State=UP
 """
 

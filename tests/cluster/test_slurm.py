@@ -18,17 +18,18 @@ SETTINGS = ["--train.global_batch", str(BATCH), "--train.epochs", str(EPOCHS)]
 SETTINGS += ["--train.log_every", "1", "--model.width", "4", "--metrics.port", "0"]
 SETTINGS += ["--checkpoint.every_drawings", str(4 * BATCH)]
 
-CPU = {"DEVICE": "cpu", "NPROC": "2", "OMP_NUM_THREADS": "1"}
+CPU = {"DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 RANKS = "python -u -m quickdraw_dist.train"
 """What torchrun starts; its own command line and the launcher's have no -u."""
 
 TRAINS = f"epoch 1/{EPOCHS}  step 6/{STEPS}"
 
 
-def train(slurm: Slurm, output: str, *options: str) -> str:
-    """Submit a training run on two nodes of two ranks; the job's number."""
+def train(slurm: Slurm, output: str, *options: str, ranks: int = 1) -> str:
+    """Submit a training run on two nodes of so many ranks; the job's number. (Ranks take seconds
+    to start here, and the order is the same with any number of them.)"""
     script = ["--nodes=2", *options, "slurm/train.sh", *SETTINGS]
-    return slurm.submit(*script, OUTPUT=f"runs/{output}", **CPU)
+    return slurm.submit(*script, OUTPUT=f"runs/{output}", NPROC=str(ranks), **CPU)
 
 
 def last_meta(slurm: Slurm, output: str) -> Any:
@@ -40,7 +41,7 @@ def last_meta(slurm: Slurm, output: str) -> Any:
 @pytest.fixture(scope="module")
 def undisturbed(slurm: Slurm, sharded: Path) -> str:
     """The order digest of a run that nothing happens to."""
-    job = train(slurm, "whole")
+    job = train(slurm, "whole", ranks=2)
     assert slurm.completes(job)["Restarts"] == "0"
     assert "start 1: 2 nodes of 2 ranks, cpu, head n1:" in slurm.said(job)
     meta = last_meta(slurm, "whole")
@@ -55,16 +56,27 @@ def goes_on(slurm: Slurm, job: str, output: str, undisturbed: str) -> None:
     assert last_meta(slurm, output)["order_digest"] == undisturbed
 
 
-def test_preempted_run_saves_queues_itself_and_goes_on(slurm: Slurm, undisturbed: str) -> None:
-    """What `scancel --signal=USR1 --batch` does is what a preempting scheduler does."""
-    job = train(slurm, "preempted")
+def test_a_more_urgent_job_takes_the_nodes(slurm: Slurm, undisturbed: str) -> None:
+    """Slurm preempts by itself: TERM to the step only. The run saves, waits, and goes on."""
+    job = train(slurm, "preempted", ranks=2)
     slurm.wait_for(job, TRAINS)
-    slurm.run("scancel", "--signal=USR1", "--batch", job)
+    urgent = slurm.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap", "hostname")
+    slurm.completes(urgent)
     goes_on(slurm, job, "preempted", undisturbed)
     assert slurm.show(job)["Restarts"] == "1"
     assert "stopped by a signal; saved" in slurm.said(job)
+
+
+def test_signalled_run_saves_queues_itself_and_goes_on(slurm: Slurm, undisturbed: str) -> None:
+    """`scancel --signal=USR1 --batch`: what a user or an operator does to have the nodes back."""
+    job = train(slurm, "signalled")
+    slurm.wait_for(job, TRAINS)
+    slurm.run("scancel", "--signal=USR1", "--batch", job)
+    goes_on(slurm, job, "signalled", undisturbed)
+    assert slurm.show(job)["Restarts"] == "1"
+    assert "stopped by a signal; saved" in slurm.said(job)
     assert "back into the queue" in slurm.said(job)
-    assert f"job {job}, start 2: 2 nodes of 2 ranks" in slurm.said(job)
+    assert f"job {job}, start 2: 2 nodes of 1 ranks" in slurm.said(job)
 
 
 def test_time_limit_stops_it_in_time_to_save(slurm: Slurm, undisturbed: str) -> None:

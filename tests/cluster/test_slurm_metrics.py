@@ -27,14 +27,13 @@ def test_ranks_register_while_they_run(slurm: Slurm, sharded: Path, tmp_path: Pa
     job = slurm.submit(
         *("--nodes=2", "slurm/train.sh", *settings),
         DEVICE="cpu",
-        NPROC="2",
         OMP_NUM_THREADS="1",
         OUTPUT="runs/metrics",
         TARGETS=str(targets),
     )
     query = f'count(quickdraw_steps_total{{job="quickdraw-{job}"}} > 0)'
     ask = f"promtool query instant http://{LISTEN} '{query}' 2>&1 || true"  # not up yet, perhaps
-    while "=> 4 @" not in slurm.run("bash", "-c", ask):
+    while "=> 2 @" not in slurm.run("bash", "-c", ask):
         assert slurm.show(job)["JobState"] in ("PENDING", "RUNNING"), slurm.said(job)
         time.sleep(0.5)
     slurm.run("scancel", job)

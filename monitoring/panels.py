@@ -1,0 +1,200 @@
+"""What the Grafana dashboard shows, panel by panel; dashboard.py makes its JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Queries that are seen together. In a query, `{run` begins a selector of the chosen run."""
+
+    title: str
+    help: str
+    unit: str  # Grafana's name: s, percentunit, Bps ...
+    queries: dict[str, str]  # legend, as Grafana writes it, to PromQL
+    number: bool = False  # the last value in large type, not a graph
+    stacked: bool = False
+
+
+def number(title: str, text: str, unit: str, query: str) -> Panel:
+    """A panel that is one number."""
+    return Panel(title, text, unit, {title: query}, number=True)
+
+
+def rate(counter: str, by: str) -> str:
+    """A second's increase of a counter that starts at 0 with the process, summed by a label."""
+    return f"sum by ({by}) (rate(quickdraw_{counter}{{run}}[$__rate_interval]))"
+
+
+def run_rate(counter: str) -> str:
+    """A second's increase of a counter that goes on from the checkpoint, of every rank. What a
+    start sets it to at once is no progress."""
+    restarted = "increase(quickdraw_restarts_total{run}[$__rate_interval]) > 0"
+    increase = f"rate(quickdraw_{counter}{{run}}[$__rate_interval])"
+    return f"({increase} unless on (job, instance) {restarted})"
+
+
+def quantile(share: float) -> str:
+    """Of the time of a step, over all ranks."""
+    return f"histogram_quantile({share}, {rate('step_seconds_bucket', 'le')})"
+
+
+ACCURACY = "quickdraw_evaluation_accuracy_ratio"
+TRAINING = 'sum(quickdraw_goodput_seconds_total{run, cause="train"})'
+
+PANELS = [
+    number("Epoch", "Passes over the training split.", "none", "max(quickdraw_epoch{run})"),
+    number(
+        "Validation top-1",
+        "Of the averaged weights, last evaluation.",
+        "percentunit",
+        f'max({ACCURACY}{{run, split="val", metric="top1"}})',
+    ),
+    number(
+        "Last step",
+        "Time since then; an alert after ten minutes.",
+        "s",
+        "time() - max(quickdraw_last_step_timestamp_seconds{run})",
+    ),
+    number(
+        "Goodput",
+        "Share of the run's whole time, over all its starts, spent in steps.",
+        "percentunit",
+        f"{TRAINING} / sum(quickdraw_goodput_seconds_total{{run}})",
+    ),
+    number("Restarts", "Starts after the first one.", "none", "max(quickdraw_restarts_total{run})"),
+    number(
+        "Skipped steps",
+        "Left out for a loss or gradient that was not finite.",
+        "none",
+        "max(quickdraw_skipped_steps_total{run})",
+    ),
+    Panel(
+        "Drawings a second",
+        "Of the whole run.",
+        "none",
+        {"drawings/s": f"max({run_rate('drawings_total')})"},
+    ),
+    Panel(
+        "Where the time goes",
+        "Seconds of a second by cause, a mean over the ranks.",
+        "percentunit",
+        {"{{cause}}": f"avg by (cause) ({run_rate('goodput_seconds_total')})"},
+        stacked=True,
+    ),
+    Panel(
+        "Loss",
+        "Mean over the training drawings since the last log line, nats.",
+        "none",
+        {"train": "max(quickdraw_loss{run})"},
+    ),
+    Panel(
+        "Accuracy",
+        "On training drawings with augmentation, and at the last evaluation.",
+        "percentunit",
+        {
+            "train top1": "max(quickdraw_train_accuracy_ratio{run})",
+            "{{split}} {{metric}}": f"max by (split, metric) ({ACCURACY}{{run}})",
+        },
+    ),
+    Panel(
+        "Learning rate",
+        "Of the last step.",
+        "none",
+        {"learning rate": "max(quickdraw_learning_rate{run})"},
+    ),
+    Panel(
+        "Gradient norm",
+        "Before clipping, last logged step.",
+        "none",
+        {"norm": "max(quickdraw_gradient_norm{run})"},
+    ),
+    Panel(
+        "Step time",
+        "On the device, other ranks' gradients included; over all ranks.",
+        "s",
+        {"median": quantile(0.5), "99 %": quantile(0.99)},
+    ),
+    Panel(
+        "Own work of the ranks",
+        "In a step, without waiting for others: all wait for the slowest.",
+        "s",
+        {"rank {{rank}}": "max by (rank) (quickdraw_rank_step_seconds{run})"},
+    ),
+    Panel(
+        "Data wait",
+        "Share of a rank's time that it waits for a batch.",
+        "percentunit",
+        {"{{instance}}": rate("data_wait_seconds_total", "instance")},
+    ),
+    Panel(
+        "Copies to the device",
+        "Share of a rank's time, beside the steps.",
+        "percentunit",
+        {"{{instance}}": rate("host_to_device_seconds_total", "instance")},
+    ),
+    Panel(
+        "Device memory",
+        "The most that was allocated.",
+        "bytes",
+        {"{{instance}}": "quickdraw_device_memory_bytes{run}"},
+    ),
+    Panel(
+        "Checkpoints",
+        "Written and failed since the last start.",
+        "none",
+        {
+            "written": "sum(quickdraw_checkpoints_total{run})",
+            "failed": "sum(quickdraw_checkpoint_failures_total{run})",
+        },
+    ),
+    Panel(
+        "Time of writing a checkpoint",
+        "A mean since the last start.",
+        "s",
+        {
+            "write": "sum(quickdraw_checkpoint_seconds_total{run})"
+            " / sum(quickdraw_checkpoints_total{run})"
+        },
+    ),
+    Panel(
+        "Store: bytes",
+        "Of all ranks, by operation.",
+        "Bps",
+        {"{{operation}}": rate("store_bytes_total", "operation")},
+    ),
+    Panel(
+        "Store: requests",
+        "Of all ranks, by operation.",
+        "reqps",
+        {"{{operation}}": rate("store_requests_total", "operation")},
+    ),
+    Panel(
+        "Store: trouble",
+        "Requests repeated, and failed for good, by kind.",
+        "reqps",
+        {
+            "repeated {{kind}}": rate("store_retries_total", "kind"),
+            "failed {{kind}}": rate("store_errors_total", "kind"),
+        },
+    ),
+    Panel(
+        "Node cache",
+        "Reads answered from it, and shards fetched into it.",
+        "ops",
+        {"hits": rate("cache_hits_total", "job"), "fetches": rate("cache_misses_total", "job")},
+    ),
+    Panel(
+        "Size of the node cache",
+        "After the last fetch of a rank.",
+        "bytes",
+        {"{{instance}}": "quickdraw_cache_bytes{run}"},
+    ),
+]
+"""All of the dashboard."""
+
+
+def expression(query: str) -> str:
+    """A query as Grafana has it."""
+    return query.replace("{run", '{job="$job"')
