@@ -47,16 +47,16 @@ def main() -> None:
     about += f"a checkpoint every {SAVE_EVERY_STEPS}"
     print(about, flush=True)
     started = time.monotonic()
-    quiet = Run(_command(options.folder, "quiet", epochs))
-    start_up_seconds = quiet.wait_for_step(1)
-    quiet.finish()
+    with Run(_command(options.folder, "quiet", epochs)) as quiet:
+        start_up_seconds = quiet.wait_for_step(1)
+        quiet.finish()
     whole = time.monotonic() - started
     print(f"untouched: {whole:.0f} s, the first step after {start_up_seconds:.1f} s", flush=True)
     started = time.monotonic()
     command = _command(options.folder, "fire", epochs)
     reports = _under_fire(command, blows, start_up_seconds)
-    last = Run(command)
-    last.finish()
+    with Run(command) as last:
+        last.finish()
     seconds = time.monotonic() - started
     quiet_end, end = (_end(options.folder / name) for name in ("quiet", "fire"))
     figures = {
@@ -84,7 +84,8 @@ def _under_fire(command: list[str], blows: list[Blow], start_up_seconds: float) 
     """Start the command as often as there are blows."""
     reports, began = list[Report](), time.monotonic()
     for blow in blows:
-        report = Run(command).strike(blow, start_up_seconds, time.monotonic() - began)
+        with Run(command) as run:
+            report = run.strike(blow, start_up_seconds, time.monotonic() - began)
         reports.append(report)
         print(f"{len(reports):3}  {report}", flush=True)
         if report.survivors:

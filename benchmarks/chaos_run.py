@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
@@ -49,6 +50,14 @@ class Run:
         self._steps = 0  # of this start
         self._phase = "start-up"
         threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> Run:
+        """For the length of a block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever ended the block, no process of the run outlives it."""
+        self._kill(marked(MARK, self._mark))
 
     def _read(self) -> None:
         assert self._process.stdout is not None, "it was asked for"
@@ -116,7 +125,7 @@ class Run:
         gone = time.monotonic() - struck
         for survivor in survivors:
             print(f"survivor: process {survivor.pid}: {survivor.command}", flush=True)
-            os.kill(survivor.pid, signal.SIGKILL)
+        self._kill(survivors)
         code = self._process.wait()
         self._note_the_rest()
         return Report(
@@ -133,12 +142,14 @@ class Run:
         victims = [p for p in living if target in ("everything", self._role(p))]
         if not victims:
             target, victims = "everything", living
-        for victim in victims:
-            try:
-                os.kill(victim.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # it ended with one before it
+        self._kill(victims)
         return target
+
+    @staticmethod
+    def _kill(processes: list[Process]) -> None:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):  # it ended with one before it
+                os.kill(process.pid, signal.SIGKILL)
 
     def _role(self, process: Process) -> str:
         if process.pid == self._process.pid:

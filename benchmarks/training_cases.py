@@ -6,8 +6,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +28,10 @@ _REPEATS = 5
 def ours(data: str, output: str, *settings: str) -> None:
     """A run of the trainer, as a user starts it; its speed from its own metrics.jsonl.
 
-    The first line's steps warm up and do not count; of the others' rates it is the median. A
-    pause is what the loop charges to `checkpoint`; the last save, which it waits for, is none.
+    The first line's steps warm up and do not count; of the others' rates it is the median.
     """
-    pauses = _watch_pauses()
+    pauses: list[float] = []
+    telemetry.CHECKPOINT_PAUSE_SECONDS.observe = pauses.append  # type: ignore[method-assign]
     arguments = ["--data", data, "--output", output, "--metrics.port", "0"]
     if code := train.main([*arguments, *settings]):
         sys.exit(code)
@@ -47,25 +46,9 @@ def ours(data: str, output: str, *settings: str) -> None:
         drawings / rate,
         data_wait_share=round(wait, 5),
         memory_bytes=_memory(),
-        checkpoint_pauses=len(pauses) - 1,
-        checkpoint_pause_ms_median=round(1e3 * statistics.median(pauses[:-1] or pauses), 2),
+        checkpoint_pauses=len(pauses),
+        checkpoint_pause_ms_median=round(1e3 * statistics.median(pauses), 2) if pauses else None,
     )
-
-
-def _watch_pauses() -> list[float]:
-    """Grows by the seconds of every stop of the loop for a checkpoint."""
-    during, pauses = telemetry.Goodput.during, list[float]()
-
-    @contextmanager
-    def timed(goodput: telemetry.Goodput, cause: str) -> Iterator[None]:
-        started = time.perf_counter()
-        with during(goodput, cause):
-            yield
-        if cause == "checkpoint":
-            pauses.append(time.perf_counter() - started)
-
-    telemetry.Goodput.during = timed  # type: ignore[method-assign]
-    return pauses
 
 
 def small_project(source: str, count: int, workers: int, width: int) -> None:
