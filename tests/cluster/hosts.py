@@ -27,9 +27,9 @@ ip link set br0 up; echo ready; exec sleep infinity"
 _HOST = """set -e
 hostname "$1"
 mount --bind "$3" /etc/hosts
-nsenter --net=/proc/self/fd/9 ip link del "v-$1" 2>/dev/null || true  # of one that died just now
-nsenter --net=/proc/self/fd/9 ip link add "v-$1" type veth peer name eth0 netns /proc/1/ns/net
-nsenter --net=/proc/self/fd/9 ip link set "v-$1" master br0 up
+nsenter --net=/proc/self/fd/9 ip link del "v-${2##*.}" 2>/dev/null || true  # a dead one
+nsenter --net=/proc/self/fd/9 ip link add "v-${2##*.}" type veth peer name eth0 netns /proc/1/ns/net
+nsenter --net=/proc/self/fd/9 ip link set "v-${2##*.}" master br0 up
 ip addr add "$2/24" dev eth0
 ip link set eth0 up
 ip link set lo up
@@ -61,7 +61,8 @@ class Network:
 
     def cut(self, name: str) -> None:
         """Take a host's cable out: nothing it sends arrives, nor that it is gone."""
-        command = ["nsenter", f"--net={self.path}", "ip", "link", "set", f"v-{name}", "down"]
+        cable = f"v-{self.addresses[name].rpartition('.')[2]}"
+        command = ["nsenter", f"--net={self.path}", "ip", "link", "set", cable, "down"]
         subprocess.run(command, check=True)
 
     def close(self) -> None:
