@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,48 @@ def test_build_model(averaged: bool, tmp_path: Path) -> None:
     for name, value in built.state_dict().items():
         assert torch.equal(value, (average if averaged else weights)[name]), name
     assert built(torch.zeros(2, 1, 28, 28)).shape == (2, len(CLASSES))
+
+
+def test_weights_load_anywhere(tmp_path: Path) -> None:
+    """A process that has safetensors and neither this package, nor torch, nor pickle's powers,
+    reads weights and average."""
+    weights = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
+    average = {"layer.weight": torch.ones(3)}
+    url = checkpoint.save(str(tmp_path), 1, weights, average, {}, meta())
+    program = (
+        "import pickle, sys\n"
+        "pickle.load = pickle.loads = pickle.Unpickler = None\n"
+        "from safetensors.numpy import load_file\n"
+        "for name, value in sorted(load_file(sys.argv[1]).items()):\n"
+        "    print(name, value.tolist())\n"
+        "print({'torch', 'quickdraw_dist'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(Path(url, "model.safetensors"))],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "ema.layer.weight [1.0, 1.0, 1.0]",
+        "model.layer.weight [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]",
+        "set()",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("top1", 1), ("mean_class_accuracy", 2), ("loss", 3), ("map3", 4)]
+)
+def test_find_by_the_metric_of_the_run(metric: str, best: int, tmp_path: Path) -> None:
+    """What keep_best keeps is what a run's name stands for; where it was never measured, the
+    newest."""
+    figures = [(0.9, 0.1, 3.0), (0.2, 0.8, 2.0), (0.1, 0.2, 1.0)]
+    for step, (top1, mean, loss) in enumerate(figures, 1):
+        measured = {"top1": top1, "mean_class_accuracy": mean, "loss": loss}
+        config = {"checkpoint": {"best_metric": metric}}
+        save(tmp_path, step, config=config, validation=measured)
+    newest = save(tmp_path, 4, config={"checkpoint": {"best_metric": metric}})
+    assert newest.name == checkpoint.name(4)
+    found = checkpoint.find(str(tmp_path))
+    assert found == str(tmp_path / "checkpoints" / checkpoint.name(best))

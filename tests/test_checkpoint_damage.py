@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -190,3 +193,51 @@ def test_a_save_that_fails_anywhere(
     newest = checkpoint.newest(str(tmp_path))
     assert newest is not None
     assert newest.meta["step"] == 2
+
+
+def reseal(home: Path, files: dict[str, bytes]) -> None:
+    """Files with a meta.json that vouches for them: no checksum will tell."""
+    data = json.loads((home / "meta.json").read_text())
+    data["files"] = {
+        name: {"bytes": len(content), "crc32c": storage.crc32c(content)}
+        for name, content in files.items()
+    }
+    data["crc32c"] = checkpoint._meta_crc32c(data)
+    for name, content in {**files, "meta.json": json.dumps(data).encode()}.items():
+        (home / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["meta", "list of files", "weights", "state", "a text"])
+def test_somebody_elses(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of that name by another program: it is named, nothing of it is used, and the run's
+    own older one resumes."""
+    save(tmp_path, 1)
+    home = save(tmp_path, 2)
+    own = {name: (home / name).read_bytes() for name in FILES[:2]}
+    if kind == "meta":
+        (home / "meta.json").write_text('{"epoch": 3, "files": ["a"]}')
+    elif kind == "list of files":
+        (tmp_path / "secret").write_text("not for loading")
+        reseal(home, own | {"../../secret": b"not for loading"})
+    elif kind == "weights":
+        other = safetensors.torch.save({"weight": torch.ones(1)})
+        reseal(home, own | {"model.safetensors": other})
+    elif kind == "state":
+        reseal(home, own | {"state.pt": b"PK not a zip"})
+    else:
+        shutil.rmtree(home)
+        home.write_text("notes")
+    newest = checkpoint.newest(str(tmp_path))
+    assert newest is not None
+    assert newest.meta["step"] == 1
+    if kind != "a text":
+        assert f"{home}" in capsys.readouterr().err
+
+
+def test_what_a_killed_process_left_in_the_folder(tmp_path: Path) -> None:
+    """Half of a file under its hidden name: gone with the next save of that step."""
+    home = tmp_path / "checkpoints" / checkpoint.name(2)
+    home.mkdir(parents=True)
+    (home / ".state.pt.0123.tmp").write_bytes(b"half")
+    assert save(tmp_path, 2) == home
+    assert sorted(path.name for path in home.iterdir()) == sorted(FILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -78,3 +79,16 @@ def test_a_carried_on_score_is_no_score() -> None:
     carried = {"step": 17, "validation": {"top1": 0.9, "step": 12}}
     assert checkpoint.score(of_its_own, "top1") == 0.9
     assert checkpoint.score(carried, "top1") is None
+
+
+@pytest.mark.parametrize(("metric", "best"), [("top1", 1), ("mean_class_accuracy", 2), ("loss", 3)])
+def test_prune_by_the_metric_asked_for(metric: Any, best: int, tmp_path: Path) -> None:
+    """A user who cares for rare classes, or for calibrated guesses, names another figure; of the
+    loss the lowest is best."""
+    figures = [(0.9, 0.1, 3.0), (0.2, 0.8, 2.0), (0.1, 0.2, 1.0), (0.5, 0.5, 2.5)]
+    for step, (top1, mean, loss) in enumerate(figures, 1):
+        measured = {"top1": top1, "mean_class_accuracy": mean, "loss": loss}
+        save(tmp_path, step, validation=measured)
+    keep = Checkpoint(keep_last=1, keep_best=1, best_metric=metric)
+    checkpoint.prune(str(tmp_path), 4, keep)
+    assert checkpoint.steps(str(tmp_path)) == [best, 4]

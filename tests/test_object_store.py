@@ -10,7 +10,7 @@ import pytest
 
 from quickdraw_dist import object_store, storage, telemetry
 from quickdraw_dist.errors import RefusedError
-from quickdraw_dist.storage import StorageError
+from quickdraw_dist.storage import ChangedError, StorageError
 from tests.conftest import Store, use_store
 from tests.fault_proxy import STATUSES, FaultProxy
 from tests.gcs_server import Request, Response
@@ -325,3 +325,41 @@ def test_a_slow_answer_is_no_fault(store: Store, monkeypatch: pytest.MonkeyPatch
         assert storage.read(URL) == DATA
         assert proxy.did == {"trickle": 1}
     assert sum_of("store_retries") == retries
+
+
+# -- generations -----------------------------------------------------------------------------------
+
+
+def test_an_object_is_replaced_only_as_it_was_seen(store: Store) -> None:
+    """Of two that saw the same object one replaces it; the other is told, once, and changes
+    nothing. 0 stands for an object that is not there."""
+    assert storage.read_version(URL) == (b"", 0)
+    first = storage.publish_version(URL, b"1", 0)
+    second = storage.publish_version(URL, b"2", first)
+    tries = metric("store_requests", operation="write")
+    for stale in (0, first):
+        with pytest.raises(ChangedError, match=URL):
+            storage.publish_version(URL, b"3", stale)
+        with pytest.raises(ChangedError):
+            storage.remove_version(URL, first)
+    assert metric("store_requests", operation="write") == tries + 2
+    assert storage.read_version(URL) == (b"2", second)
+    storage.remove_version(URL, second)
+    assert not storage.exists(URL)
+
+
+def test_a_lost_answer_leaves_an_object_that_changed(store: Store) -> None:
+    """The write was done; the try after it finds the object of another generation."""
+    answered: list[Request] = []
+
+    def lose_the_first(request: Request) -> Response | None:
+        if request.method == "POST" and not answered:
+            answered.append(request)
+            store.server.gcs.answer(request)
+            raise ConnectionResetError
+        return None
+
+    store.intercept = lose_the_first
+    with pytest.raises(ChangedError):
+        storage.publish_version(URL, DATA, 0)
+    assert storage.read(URL) == DATA

@@ -10,9 +10,57 @@ import pytest
 import torch
 
 from quickdraw_dist import checkpoint, resuming
-from quickdraw_dist.config import Settings
+from quickdraw_dist.config import Settings, Train
 from quickdraw_dist.errors import RefusedError
-from tests.checkpoints import CLASSES, DIGEST, meta, save
+from tests.checkpoints import CLASSES, DIGEST, flip, meta, save
+
+
+def find(output: Path, resume: str = "auto") -> checkpoint.Checkpoint | None:
+    """As the trainer does it, in a world of one."""
+    dataset: Any = SimpleNamespace(classes=CLASSES, digest=DIGEST)
+    asked = Settings(output=str(output), train=Train(resume=resume))  # type: ignore[arg-type]
+    return resuming.find(asked, dataset)[0]
+
+
+def test_nothing_to_go_on_with(tmp_path: Path) -> None:
+    """A new run starts; with must it is refused, with the ways out."""
+    assert find(tmp_path) is None
+    assert find(tmp_path, "never") is None
+    with pytest.raises(RefusedError, match=r"no run there to resume.*--train\.resume auto"):
+        find(tmp_path, "must")
+
+
+def test_a_run_to_go_on_with(tmp_path: Path) -> None:
+    """It goes on by itself; with never it is refused before anything of it is touched."""
+    save(tmp_path, 3)
+    for resume in ("auto", "must"):
+        found = find(tmp_path, resume)
+        assert found is not None and found.meta["step"] == 3
+    with pytest.raises(RefusedError, match=r"holds a run, and --train\.resume is never"):
+        find(tmp_path, "never")
+
+
+def test_the_newest_is_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one before it goes on, and the broken one is named; where all are broken the run is
+    refused, rather than begun anew over what may be repaired."""
+    homes = [save(tmp_path, step) for step in (3, 4)]
+    flip(homes[1] / "state.pt", 99)
+    found = find(tmp_path)
+    assert found is not None and found.meta["step"] == 3
+    assert f"{homes[1]}/state.pt" in capsys.readouterr().err
+    (homes[0] / "meta.json").unlink()
+    for resume in ("auto", "must"):
+        with pytest.raises(RefusedError, match="holds a run, but no checkpoint that verifies"):
+            find(tmp_path, resume)
+    assert all(home.is_dir() for home in homes)
+
+
+def test_a_newer_release_was_here(tmp_path: Path) -> None:
+    """It is not passed over: going on from an older one would write over the newer one's run."""
+    save(tmp_path, 3)
+    home = save(tmp_path, 4, format_version=checkpoint.FORMAT_VERSION + 1)
+    with pytest.raises(RefusedError, match=f"{home}: checkpoint format 2; .* Update"):
+        find(tmp_path)
 
 
 def compare(

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from quickdraw_dist import run_folder
+from quickdraw_dist import lease, run_folder, storage
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.run_folder import RunFolder
+from tests.conftest import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +37,8 @@ sys.stdin.read()
 @pytest.fixture(autouse=True)
 def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second writer waits for a dying first one; here it is known to live."""
-    monkeypatch.setattr(run_folder, "_DYING_SECONDS", 0, raising=False)
+    monkeypatch.setattr(run_folder, "_DYING_SECONDS", 0)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
 
 
 def start(run: Path) -> subprocess.Popen[str]:
@@ -189,3 +191,69 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(RefusedError, match="writable folder is right"):
         RunFolder(str(tmp_path))
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from quickdraw_dist import telemetry
+from quickdraw_dist.run_folder import RunFolder
+folder = RunFolder(sys.argv[1])
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+for step in range(100):
+    if step == 10:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))  # in the midst of a line
+    if step == 50:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    if step in (49, 99):
+        print(Path(sys.argv[1], "metrics.jsonl").read_text().count("}"))
+    folder.log({"step": step})
+try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    folder.log({"step": 100})
+    folder.flush()
+except OSError as error:
+    print("flush:", error.strerror)
+print(telemetry.LOG_FAILURES._value.get())
+"""
+
+
+def test_a_disk_that_is_full_for_a_while(tmp_path: Path) -> None:
+    """Training goes on without the log; it is said once each time, counted, and every line is
+    there, once, as soon as there is room. (A limit on the size of files stands for the disk: the
+    system refuses the write in the same way.)"""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    during, after, flushed, failures = done.stdout.splitlines()
+    assert int(during) == 16 and int(after) == 99
+    assert flushed == "flush: File too large"  # a checkpoint is never ahead of its log
+    assert float(failures) == (50 - 16) + 1  # 16 whole lines are fewer than 200 bytes
+    said = done.stderr.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith(f"{tmp_path}/metrics.jsonl: [Errno 27]")
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(100))
+
+
+def test_a_store_has_one_writer_and_the_whole_log(store: Store) -> None:
+    """The same in gs://: the second is refused, the log goes on where it was, and what was said
+    last is there when the writer has left."""
+    run = RunFolder("gs://bucket/run")
+    run.log({"step": 1})
+    with pytest.raises(RefusedError, match=f"process {os.getpid()} on .* writes this run now"):
+        RunFolder("gs://bucket/run")
+    run.check()
+    run.flush()
+    run.log({"step": 2})
+    run.close()
+    second = RunFolder("gs://bucket/run")
+    assert second.resume_log(1) == [{"step": 1}]
+    second.log({"step": 3})
+    second.close()
+    assert storage.read("gs://bucket/run/metrics.jsonl") == b'{"step": 1}\n{"step": 3}\n'
+    assert storage.folders("gs://bucket/run") == []
