@@ -172,14 +172,18 @@ class ObjectStore:
                 raise RequestError("checksum", f"what was sent came damaged: {fault}") from fault
             return int(answer["generation"])
 
-        written = self._try("write", url, post)
+        written = self._try("write", url, post, conditional=generation is not None)
         telemetry.STORE_BYTES.labels("write").inc(len(data))
         return written
 
     def remove(self, url: str, generation: int | None = None) -> None:
         """Remove an object, or only one of this generation; ChangedError if it is of another."""
         ask = ("DELETE", "b/{}/o/{}", *_split(url))
-        self._try("remove", url, lambda client: client.call(*ask, ifGenerationMatch=generation))
+
+        def delete(client: Client) -> None:
+            client.call(*ask, ifGenerationMatch=generation)
+
+        self._try("remove", url, delete, conditional=generation is not None)
 
     def remove_folder(self, url: str) -> None:
         """Remove all objects below a folder; what is gone already is no error."""
@@ -210,8 +214,11 @@ class ObjectStore:
                 return
             ask["pageToken"] = page["nextPageToken"]
 
-    def _try(self, operation: str, url: str, call: Callable[[Client], T]) -> T:
-        """One request, repeated while the trouble looks passing."""
+    def _try(
+        self, operation: str, url: str, call: Callable[[Client], T], conditional: bool = False
+    ) -> T:
+        """One request, repeated while the trouble looks passing. One that is `conditional` may be
+        answered with no, which is no error of the store."""
         for attempt in range(1, self.attempts + 1):
             telemetry.STORE_REQUESTS.labels(operation).inc()
             try:
@@ -221,6 +228,8 @@ class ObjectStore:
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 fault = RequestError("short", f"an answer that is no JSON: {error}")
             except RequestError as error:
+                if conditional and error.kind == "412":
+                    raise ChangedError(f"{url}: {operation}: {error}") from error
                 fault = error
             else:
                 if isinstance(answer, bytes):
@@ -230,8 +239,6 @@ class ObjectStore:
                 telemetry.STORE_ERRORS.labels(fault.kind).inc()
                 tries = f"{attempt} {'try' if attempt == 1 else 'tries'}"
                 kind = DeniedError if fault.denied else StorageError
-                if fault.kind == "412":  # a precondition
-                    kind = ChangedError
                 raise kind(f"{url}: {operation} failed after {tries}: {fault}") from fault
             telemetry.STORE_RETRIES.labels(fault.kind).inc()
             if attempt > 1:  # one hiccup is not worth a line

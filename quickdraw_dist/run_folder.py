@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from quickdraw_dist import distributed, storage, telemetry
 from quickdraw_dist.errors import RefusedError, TrainingError
 from quickdraw_dist.lease import Lease, who
 from quickdraw_dist.storage import StorageError
+
+_HOLDER = ".writer"
+"""Names who writes a local run."""
 
 _DYING_SECONDS = 5
 """A writer that was killed just now lets go within this time."""
@@ -128,6 +132,19 @@ class RunFolder:
         self._lock.release()
 
 
+def _refuse_where_not_shared(url: str) -> None:
+    """Nodes with a disk each would find no checkpoint when the first rank is another's."""
+    holder = Path(url, _HOLDER)
+    here = holder.read_text(encoding="utf-8") if holder.exists() else ""
+    places = distributed.gather_objects((here, socket.gethostname()))
+    elsewhere = sorted({node for seen, node in places if seen != places[0][0]})
+    if elsewhere:
+        raise RefusedError(
+            f"--output {url}: not the folder of the first rank, on {places[0][1]}, but another one "
+            f"on {', '.join(elsewhere)}; one that all nodes share, or gs://, is right"
+        )
+
+
 def _lock(url: str) -> FileLock:
     try:
         Path(url).mkdir(parents=True, exist_ok=True)
@@ -135,7 +152,7 @@ def _lock(url: str) -> FileLock:
         raise RefusedError(
             f"--output {url}: {error.strerror}; a writable folder is right"
         ) from None
-    holder, lock = Path(url, ".writer"), FileLock(Path(url, ".lock"))
+    holder, lock = Path(url, _HOLDER), FileLock(Path(url, ".lock"))
     try:
         lock.acquire(timeout=_DYING_SECONDS)
     except Timeout:
@@ -154,12 +171,14 @@ def held(url: str) -> Iterator[RunFolder | None]:
     """The run's folder on rank 0, None on the others, all of which call it; let go of at the end.
 
     Raises:
-        RefusedError: it cannot be had; on every rank.
+        RefusedError: it cannot be had, or is not the same for all ranks; on every rank.
     """
     made: list[RunFolder] = []
     distributed.from_first_rank(lambda: made.append(RunFolder(url)))
     folder = made[0] if made else None
     try:
+        if not storage.is_remote(url):
+            _refuse_where_not_shared(url)
         yield folder
     finally:
         if folder is not None:

@@ -336,13 +336,14 @@ def test_an_object_is_replaced_only_as_it_was_seen(store: Store) -> None:
     assert storage.read_version(URL) == (b"", 0)
     first = storage.publish_version(URL, b"1", 0)
     second = storage.publish_version(URL, b"2", first)
-    tries = metric("store_requests", operation="write")
+    tries, errors = metric("store_requests", operation="write"), sum_of("store_errors")
     for stale in (0, first):
         with pytest.raises(ChangedError, match=URL):
             storage.publish_version(URL, b"3", stale)
         with pytest.raises(ChangedError):
             storage.remove_version(URL, first)
     assert metric("store_requests", operation="write") == tries + 2
+    assert sum_of("store_errors") == errors  # which would wake somebody up
     assert storage.read_version(URL) == (b"2", second)
     storage.remove_version(URL, second)
     assert not storage.exists(URL)
