@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -23,7 +25,6 @@ def main() -> int:
 
     from quickdraw_dist.errors import RefusedError
 
-    _answer_once()
     parser = run.get_args_parser()
     parser.prog = "quickdraw_dist.launch"
     parser.add_argument("--restarts", type=int, default=0)
@@ -32,6 +33,8 @@ def main() -> int:
         logging.disable(logging.ERROR)  # 40 lines for an exit code; the ranks say what is wrong
     try:
         _check(arguments, nodes=run.parse_min_max_nnodes(arguments.nnodes)[1])
+        _answer_once()
+        arguments.signals_to_handle = "SIGHUP,SIGQUIT"  # the others are ours
         run.run(arguments)  # type: ignore[no-untyped-call]
     except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,18 +55,39 @@ def _answer_once() -> None:
 
     Slurm without cgroups signals a whole tree of processes: USR1, which torchrun would die of,
     and TERM beside the launcher's own, at which it would drop its ranks in their last seconds.
+    Before there are ranks it is the end at once: torchrun waits for other nodes inside C++.
     """
-    from torch.distributed.elastic.multiprocessing import SignalException
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_IGN)
         raise SignalException("asked to stop", signal.SIGTERM)
 
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # the others are ours
+    def leave_early(woken: socket.socket, _writer: socket.socket) -> None:
+        woken.recv(1)
+        if not _has_children():
+            os._exit(1)
+
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    signal.set_wakeup_fd(writer.fileno())
+    threading.Thread(target=leave_early, args=(reader, writer), daemon=True).start()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, stop)
+
+
+def _has_children() -> bool:
+    """Whether this process has any, dead ones included. Unknown on macOS before Python 3.13."""
+    if not hasattr(os, "waitid"):
+        return True
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _check(arguments: Any, nodes: int) -> None:

@@ -24,18 +24,20 @@ class Agreement:
     a batch and read after it, so neither the device nor the batch waits for it.
     """
 
-    def __init__(self, stop: StopSignal) -> None:
-        """All ranks call it together."""
-        self._stop = stop
+    def __init__(self, stop: StopSignal, seconds: float, phase: Callable[[], str]) -> None:
+        """All ranks call it together.
+
+        Args:
+            stop: sees this rank's signals.
+            seconds: the time that one leaves it.
+            phase: what this rank is busy with, for the message when that has passed.
+        """
+        self._stop, self._seconds, self._phase = stop, seconds, phase
         self._group = (
             dist.new_group(backend="gloo", timeout=_TIMEOUT) if dist.is_initialized() else None
         )
         self.stopped = False
         """Whether they agreed to stop; the same on every rank."""
-
-    def begin(self, shutdown_seconds: float, phase: Callable[[], str]) -> None:
-        """The first step comes next: ranks leave together from now on, see `StopSignal.begin`."""
-        self._stop.begin(self.meet, shutdown_seconds, phase)
 
     def meet(self) -> None:
         """Wait for all ranks."""
@@ -52,6 +54,8 @@ class Agreement:
         rest = iter(items)
         while not self.stopped:
             item = next(rest, None)
+            # With the first batch at hand: whoever waits for it still may leave alone.
+            self._stop.begin(self.meet, self._seconds, self._phase)
             # (2,): whether to stop, and whether anything is left to do.
             round_ = torch.tensor([self._stop.received, item is not None], dtype=torch.int32)
             work = None

@@ -50,9 +50,8 @@ def outcome(torchrun: int, codes: Sequence[int], ranks: int, signalled: bool) ->
         return 0
     if all_said and set(codes) <= {0, SAVED_EXIT_CODE}:
         return SAVED_EXIT_CODE
-    if signalled and (SAVED_EXIT_CODE in codes or not codes):  # not: before there was any rank
-        return SAVED_EXIT_CODE
-    return 1
+    early = not codes and torchrun != -signal.SIGKILL  # before there was any rank
+    return SAVED_EXIT_CODE if signalled and (SAVED_EXIT_CODE in codes or early) else 1
 
 
 class Launcher:

@@ -50,12 +50,12 @@ class Saver:
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[str] | None = None
-        self._saved_step = 0  # of the newest checkpoint that is whole
+        self._begun: object = None  # what the newest checkpoint is of, whole or not
+        self._saved: object = None  # what the newest whole one of this process is of
 
     def resume(self, meta: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.order_digest.resume(meta["order_digest"])
-        self._saved_step = meta["step"]
 
     def save(self, position: Position, carried: Mapping[str, Any], must: bool) -> None:
         """Have a checkpoint written in the background; a failure is reported and counted there.
@@ -99,7 +99,7 @@ class Saver:
             digest()  # a rank that left in the midst of it would take the others along
             if self._folder is not None:
                 self._outcome()
-                if self._saved_step != position.total_steps:
+                if self._saved != (position, carried):
                     self._start(self._folder, position, carried, digest)
                     failure = self._outcome()
             failure = distributed.broadcast_object(failure)
@@ -148,6 +148,7 @@ class Saver:
             "restarts": self._log.restarts,
             **carried,
         }
+        self._begun = (position, carried)
         self._writing = self._thread.submit(self._write, folder, position.total_steps, meta, digest)
 
     def _write(
@@ -167,7 +168,7 @@ class Saver:
             telemetry.CHECKPOINT_FAILURES.inc()
             self._log.say(f"checkpoint FAILED at step {step:,}: {error}")
             return str(error)
-        self._saved_step, seconds = step, time.monotonic() - started
+        self._saved, seconds = self._begun, time.monotonic() - started
         telemetry.CHECKPOINTS.inc()
         telemetry.CHECKPOINT_SECONDS.inc(seconds)
         self._log.say(f"checkpoint saved at step {step:,} in {seconds:.2f} s")

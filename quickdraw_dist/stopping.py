@@ -113,13 +113,15 @@ class StopSignal:
         leave(1)
 
     def begin(self, meet: Callable[[], None], seconds: float, phase: Callable[[], str]) -> None:
-        """The first step comes next: from now on ranks leave together.
+        """The first step comes next: from now on ranks leave together. Does nothing when repeated.
 
         Args:
             meet: waits for all ranks, so that none steps while another may still leave alone.
             seconds: the time a signal leaves them.
             phase: what this rank is busy with, for the message when that has passed.
         """
+        if self._stepping:
+            return
         with self._lock:
             self._seconds, self._phase, self._alone = seconds, phase, False
         meet()

@@ -25,7 +25,8 @@ EPILOG = """\
 The same command again resumes the run in --output. Every setting is also a line of the --config
 file and an environment variable: --train.epochs 2 is QUICKDRAW_TRAIN__EPOCHS=2.
 Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved, otherwise 1.
-(Of a rank: torchrun itself ends with 1 whenever one of them is not 0.)
+(torchrun itself ends with 1 whenever a rank's is not 0; python -m quickdraw_dist.launch in its
+place passes them on.)
 """
 
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
     from quickdraw_dist import telemetry
 
     goodput = telemetry.Goodput()  # what follows takes seconds, which are the run's
-    from quickdraw_dist import distributed, run_folder
+    from quickdraw_dist import distributed, run_folder, start_checks
     from quickdraw_dist.errors import CorruptError, RefusedError, TrainingError
     from quickdraw_dist.storage import StorageError
     from quickdraw_dist.stream.feed import open_dataset
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
         world = distributed.describe(settings.train)
         refuse_impossible(settings, dataset, world.size)
         distributed.join(world)
+        start_checks.refuse_differences(settings, dataset.digest)
         if settings.metrics.port:
             telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
         with run_folder.held(settings.output) as folder:

@@ -54,7 +54,9 @@ class Trainer:
         """
         self.settings, self.world, self.goodput, self.folder = settings, world, goodput, folder
         self.step_timer = DeviceTimer(world.device, telemetry.STEP_SECONDS.observe)
-        self.agreement = Agreement(stop or StopSignal())
+        self.agreement = Agreement(
+            stop or StopSignal(), settings.train.shutdown_seconds, lambda: goodput.cause
+        )
         self.resumed, self.setting_changes = resuming.find(settings, dataset)
         saved = self.resumed.meta if self.resumed is not None else None
         self.feed = open_feed(settings, dataset, world, saved)
@@ -110,7 +112,6 @@ class Trainer:
         self.learner.model.train()
         gc.collect()
         gc.freeze()  # what is here stays: later collections need not look at it again
-        self.agreement.begin(self.settings.train.shutdown_seconds, lambda: self.goodput.cause)
         self._validate_if_due()  # a signal may have stopped the run in the midst of it
         while self.epoch < epochs:
             self._train_epoch()
