@@ -117,12 +117,6 @@ PANELS = [
         {"median": quantile(0.5), "99 %": quantile(0.99)},
     ),
     Panel(
-        "Own work of the ranks",
-        "In a step, without waiting for others: all wait for the slowest.",
-        "s",
-        {"rank {{rank}}": "max by (rank) (quickdraw_rank_step_seconds{run})"},
-    ),
-    Panel(
         "Data wait",
         "Share of a rank's time that it waits for a batch.",
         "percentunit",
@@ -142,20 +136,23 @@ PANELS = [
     ),
     Panel(
         "Checkpoints",
-        "Written and failed since the last start.",
+        "Since the last start; left out are those that came before the last one was written.",
         "none",
         {
             "written": "sum(quickdraw_checkpoints_total{run})",
             "failed": "sum(quickdraw_checkpoint_failures_total{run})",
+            "left out": "sum(quickdraw_checkpoints_left_out_total{run})",
         },
     ),
     Panel(
-        "Time of writing a checkpoint",
-        "A mean since the last start.",
+        "Time for a checkpoint",
+        "Of writing it beside the training, and the pause of the training; means since the start.",
         "s",
         {
-            "write": "sum(quickdraw_checkpoint_seconds_total{run})"
-            " / sum(quickdraw_checkpoints_total{run})"
+            "writing": "sum(quickdraw_checkpoint_seconds_total{run})"
+            " / sum(quickdraw_checkpoints_total{run})",
+            "pause": "sum(quickdraw_checkpoint_pause_seconds_sum{run})"
+            " / sum(quickdraw_checkpoint_pause_seconds_count{run})",
         },
     ),
     Panel(

@@ -133,17 +133,23 @@ def test_a_refusal_is_final(slurm: Slurm, sharded: Path) -> None:
     assert "--train.epoch" in slurm.said(job) and "--train.epochs" in slurm.said(job)
 
 
-def test_without_edits_on_nodes_with_gpus(slurm: Slurm, sharded: Path) -> None:
-    """One whole node, a rank a GPU, each of them given to the step. (The devices are only made
-    up, so that in the end the ranks refuse to train on them.)"""
-    job = slurm.submit("--partition=gpu", "slurm/train.sh")
-    assert slurm.wait(job)["ExitCode"] == "2:0"
-    assert f"job {job}, start 1: 1 nodes of 8 ranks, cuda" in slurm.said(job)
-    assert "error: " in slurm.said(job)
-    shared = ["--oversubscribe", "--gpus-per-node=2", "--cpus-per-task=4", "--mem=4G"]
-    job = slurm.submit("--partition=gpu", *shared, "slurm/train.sh")
-    assert slurm.wait(job)["ExitCode"] == "2:0"
-    assert f"job {job}, start 1: 1 nodes of 2 ranks, cuda" in slurm.said(job)
+def test_without_edits_on_nodes_with_gpus(slurm: Slurm, sharded: Path, tmp_path: Path) -> None:
+    """One whole node, a rank a GPU, each of them given to the step; or a part of a node. (The
+    devices are made up, so Python only says what it was given.)"""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/bash\necho "GPUs $CUDA_VISIBLE_DEVICES: $*"\n')
+    python.chmod(0o755)
+    for options, devices in (
+        ([], "0,1,2,3,4,5,6,7"),
+        (["--oversubscribe", "--gpus-per-node=2", "--cpus-per-task=4", "--mem=4G"], "0,1"),
+    ):
+        job = slurm.submit("--partition=gpu", *options, "slurm/train.sh", VENV=str(tmp_path))
+        slurm.completes(job)
+        ranks = len(devices.split(","))
+        launcher = f"-m quickdraw_dist.launch --nnodes=1 --nproc-per-node={ranks} "
+        assert f"GPUs {devices}: {launcher}" in slurm.said(job)
+        assert "--train.device cuda" in slurm.said(job)
 
 
 def test_pipeline(slurm: Slurm) -> None:

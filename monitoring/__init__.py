@@ -1,0 +1,1 @@
+"""Prometheus alerts, and the Grafana dashboard from one list of panels."""
