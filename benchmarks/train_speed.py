@@ -28,7 +28,7 @@ from benchmarks.training_cases import CLASSES
 
 Case = Callable[[], Figures]
 
-BASE, SAVING, SMALL = "ours", "ours, with 15 checkpoints", "small projects' way"
+BASE, SAVING, SMALL = "ours", "ours, 16 checkpoints", "small projects' way"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def page(
     lines = [
         "# How fast it trains",
         "",
-        f"`make bench-train ARGS=--page`, {known['date']}, n = {rounds} rounds of all cases in "
+        f"`make bench-train ARGS=--page`, {known['date']}, n = {rounds} of every case, in "
         f"turn, medians. {known['hardware']}. {known['versions']}.",
         "",
         f"{about}. Synthetic drawings, streamed from shards; a case is one process, and its rate "
@@ -38,6 +38,8 @@ def page(
         "largest matrix product measured in the same run and the base case's precision.",
         "",
         table(rows),
+        "",
+        _remark(rounds, about.endswith("fp32")),
         "",
         "## The limits",
         "",
@@ -54,6 +56,16 @@ def page(
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _remark(rounds: int, emulated: bool) -> str:
+    """What the table does not show."""
+    noise = "With n = 1, differences below a tenth may be the machine's. " if rounds == 1 else ""
+    return noise + (
+        "This processor multiplies in fp32 only (no avx512_bf16, no amx), so bf16 was left out."
+        if emulated
+        else "bf16 is multiplied in hardware here."
+    )
 
 
 def _limits(limits: Figures, rate: int) -> list[tuple[str, ...]]:
