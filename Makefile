@@ -91,7 +91,7 @@ chaos: $(INSTALLED) ## 100 kills over one run, equal to a run never touched; the
 lock: ## write constraints.txt anew: the newest versions allowed beside the pinned torch
 	@rm -rf .lock && $(PYTHON) -m venv .lock
 	@.lock/bin/pip install --quiet torch==2.13.0 torchvision==0.28.0 numpy
-	@.lock/bin/pip install --quiet -e '.[dev,cluster,timm,report,export,web,strokes]'
+	@.lock/bin/pip install --quiet -e '.[dev,cluster,timm,report,tensorboard,export,web,strokes]'
 	@{ sed -n '/^#/p' constraints.txt; .lock/bin/pip freeze --exclude-editable | sed 's/+cpu//'; } > .lock/new
 	@mv .lock/new constraints.txt && rm -rf .lock && echo "constraints.txt is new; now: make test"
 

@@ -186,12 +186,16 @@ class EvaluationSettings(Section):
 
 
 class Metrics(Section):
-    """The Prometheus endpoint of every rank."""
+    """What a run tells of itself beside metrics.jsonl."""
 
     port: Annotated[int, Field(ge=0, le=65_000), _Number] = 9_400
-    """Port of the node's first rank, the others follow; 0: no endpoint."""
+    """Port of the Prometheus endpoint of the node's first rank, the others follow; 0: none."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets another machine's Prometheus in."""
+    live: bool = True
+    """Where standard output is a terminal, one line that follows the run instead of one a look."""
+    tensorboard: bool = False
+    """TensorBoard's event files, in the folder tensorboard of a local output; an extra."""
 
 
 class Settings(BaseSettings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,12 +10,16 @@ from math import isnan
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from quickdraw_dist import distributed, telemetry
+from quickdraw_dist.config import Metrics
 from quickdraw_dist.evaluation import Evaluation
+from quickdraw_dist.live import LiveLine, pass_by
 from quickdraw_dist.run_folder import RunFolder
 from quickdraw_dist.tally import Counts
 from quickdraw_dist.telemetry import Goodput
+from quickdraw_dist.tensorboard import EventFile
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,12 @@ def duration(seconds: float) -> str:
 class ProgressLog:
     """Rank 0 prints what it is told and writes metrics.jsonl; every rank sets its metrics."""
 
-    def __init__(self, goodput: Goodput, folder: RunFolder | None) -> None:
+    def __init__(self, goodput: Goodput, folder: RunFolder | None, settings: Metrics) -> None:
         """`folder` is rank 0's; the others have none and say nothing."""
-        self._goodput, self._folder = goodput, folder
+        self._goodput, self._folder, self._settings = goodput, folder, settings
+        self._live: LiveLine | None = None
+        self._events: EventFile | None = None
+        self._validated = ""
         self._shown_steps = 0
         self._loop_seconds = self._waited = 0.0
         self.restarts = 0
@@ -76,7 +84,7 @@ class ProgressLog:
     def say(self, line: str) -> None:
         """A line from the first rank."""
         if self._folder is not None:
-            print(line, flush=True)
+            print(f"{line}\n", end="", flush=True)  # at once: other threads say things, too
 
     def start(self, position: Position, meta: Mapping[str, Any] | None) -> None:
         """From here on steps are counted and timed. `meta` is the checkpoint's that the run goes
@@ -92,8 +100,17 @@ class ProgressLog:
         self._shown_steps = position.total_steps
         self._loop_seconds, self._waited = self._clocks()
         self._record(position, {"kind": "start", "time": self._goodput.started})
-        if self._folder is not None:
-            self._folder.flush()
+        live = self._settings.live and sys.stdout.isatty()
+        if self._folder is None:
+            if live:
+                pass_by()
+            return
+        self._folder.flush()
+        if self._settings.tensorboard:
+            self._events = EventFile(self._folder.url, position.total_steps)
+        if live:
+            self._live = LiveLine(position.drawings, position.total_drawings)
+            self._live.show(_epoch(position), "")
 
     def _past(self, meta: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """Restarts and goodput before this process: its checkpoint's, or if none was ever saved,
@@ -106,6 +123,11 @@ class ProgressLog:
         if not starts:
             return None
         return {"restarts": len(starts) - 1, "goodput": {"until": starts[0], "seconds": {}}}
+
+    def forward(self, drawings: int) -> None:
+        """A step with so many drawings was begun; nothing of it is known yet."""
+        if self._live is not None:
+            self._live.forward(drawings)
 
     def _clocks(self) -> tuple[float, float]:
         """Seconds of the loop so far, and of its waiting for batches; evaluating and saving are
@@ -140,12 +162,18 @@ class ProgressLog:
         telemetry.LAST_STEP_TIMESTAMP.set_to_current_time()
         if torch.cuda.is_available():
             telemetry.DEVICE_MEMORY_BYTES.set(torch.cuda.max_memory_allocated())
-        self.say(
-            f"epoch {position.epoch + 1}/{position.epochs}  "
-            f"step {position.step:,}/{position.epoch_steps:,}  {rate:,.0f} drawings/s  "
-            f"loss {counts.loss:.4f}  accuracy {counts.accuracy:.1%}  data wait {wait:.1%}  "
-            f"{duration(left)} left"
-        )
+        if self._live is not None:
+            self._live.show(
+                _epoch(position),
+                f"{duration(left)} left  {tqdm.format_sizeof(rate)}/s  loss {counts.loss:.3f}  "
+                f"acc {counts.accuracy:.1%}{self._validated}  wait {wait:.1%}",
+            )
+        else:
+            self.say(
+                f"{_epoch(position)}  step {position.step:,}/{position.epoch_steps:,}  "
+                f"{rate:,.0f} drawings/s  loss {counts.loss:.4f}  accuracy {counts.accuracy:.1%}  "
+                f"data wait {wait:.1%}  {duration(left)} left"
+            )
         speed = {"drawings_per_second": rate, "data_wait_share": wait}
         self._record(position, {"kind": "train"} | asdict(counts) | speed | self._goodput_record())
 
@@ -157,6 +185,7 @@ class ProgressLog:
         for metric in ("top1", "top3", "map3", "mean_class_accuracy"):
             value = result.figures()[metric]
             telemetry.EVALUATION_ACCURACY.labels(result.split, metric).set(float(value))
+        self._validated = f"  val {result.top1:.1%}"
         self.say(
             f"validation after {position.drawings:,} drawings: top-1 {result.top1:.2%}, top-3 "
             f"{result.top3:.2%}, MAP@3 {result.map3:.4f}, mean per class "
@@ -170,14 +199,31 @@ class ProgressLog:
             place |= {"drawings": position.drawings, "epoch": position.passes}
             # JSON has no nan: the loss of nothing but skipped steps is null.
             nans = {k: None for k, v in figures.items() if isinstance(v, float) and isnan(v)}
-            self._folder.log(place | figures | nans)
+            record = place | figures | nans
+            self._folder.log(record)
+            if self._events is not None:
+                self._events.add(record)
 
     def finish(self, position: Position) -> None:
         """Say where the time went."""
         self._record(position, {"kind": "end"} | self._goodput_record())
+        self.close()
         seconds = self._goodput.now()
         total = sum(seconds.values())
         shares = ", ".join(f"{cause} {s / total:.1%}" for cause, s in seconds.items() if s)
         self.say(f"finished {position.drawings:,} drawings in {duration(total)}: {shares}")
         if self._folder is not None:
             self.say(f"checkpoints and metrics.jsonl are in {self._folder.url}")
+
+    def close(self) -> None:
+        """Give the terminal back as it was, and write what is left; again does no harm."""
+        if self._live is not None:
+            self._live.close()
+        if self._events is not None:
+            self._events.close()
+        self._live = self._events = None
+
+
+def _epoch(position: Position) -> str:
+    """The epoch under way, counted from 1."""
+    return f"epoch {min(position.epoch + 1, position.epochs)}/{position.epochs}"

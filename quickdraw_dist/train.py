@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
             telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
         with run_folder.held(settings.output) as folder:
             trainer = Trainer(settings, world, dataset, goodput, folder, stop)
-            with contextlib.closing(trainer.saver):
+            with contextlib.closing(trainer.log), contextlib.closing(trainer.saver):
                 return trainer.run()
     except RefusedError as error:
         return _complain(error, 2, alone=isinstance(error, CorruptError))

@@ -7,7 +7,7 @@ import gc
 from collections.abc import Iterator
 from typing import Any
 
-from quickdraw_dist import distributed, models, resuming, telemetry
+from quickdraw_dist import distributed, models, resuming, telemetry, tensorboard
 from quickdraw_dist.agreement import Agreement
 from quickdraw_dist.checkpoint import Checkpoint
 from quickdraw_dist.config import Settings
@@ -33,6 +33,7 @@ def refuse_impossible(settings: Settings, dataset: Dataset, world_size: int) -> 
         RefusedError: naming the setting, its value and what would be right.
     """
     models.check(settings.model)
+    tensorboard.check(settings)
     refuse_misfit(settings, dataset, world_size)
 
 
@@ -64,7 +65,7 @@ class Trainer:
         self.epoch = self.step = self.total_steps = 0
         self.learner = Learner(settings, world, self.dataset, self.position.total_drawings)
         self.last_validation: dict[str, Any] | None = None
-        self.log = ProgressLog(goodput, folder)
+        self.log = ProgressLog(goodput, folder, settings.metrics)
         self.faults = FaultLog(settings, world, self.dataset.classes)
         self.saver = Saver(settings, self.feed, self.learner, self.log, goodput, folder)
 
@@ -154,6 +155,7 @@ class Trainer:
                 self.faults.remember(batch.host)
                 self.step += 1
                 self.total_steps += 1
+                self.log.forward(self.settings.train.global_batch)
                 if self.total_steps % self.settings.train.log_every == 0:
                     self.look()
                 self._validate_if_due()
@@ -180,6 +182,7 @@ class Trainer:
                 self.folder.close()  # or whoever goes on would have to wait for a sign of life
             self.agreement.meet()  # a rank that leaves makes torchrun end those that still save
             self.log.say("stopped by a signal; saved. The same command goes on from here")
+            self.log.close()
             leave(SAVED_EXIT_CODE)
 
     def look(self) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quickdraw_dist import telemetry
+from quickdraw_dist.config import Metrics
 from quickdraw_dist.progress import Interval, Position, ProgressLog, duration
 from quickdraw_dist.run_folder import RunFolder
 from quickdraw_dist.tally import Counts
@@ -124,7 +125,7 @@ def test_speed_is_the_loops(
 ) -> None:
     """20 steps of 10 drawings in 8 s, 2 of them waiting; start, evaluation and checkpoint aside."""
     goodput = Goodput()
-    log = ProgressLog(goodput, folder)
+    log = ProgressLog(goodput, folder, Metrics())
     clock.now += 100  # starting
     goodput.switch("train")
     log.start(at(0), None)
@@ -176,7 +177,7 @@ def test_other_ranks_count_in_silence(capsys: pytest.CaptureFixture[str]) -> Non
     """Only rank 0 has a folder; every rank's endpoint has the figures."""
     steps = REGISTRY.get_sample_value("quickdraw_steps_total") or 0
     drawings = REGISTRY.get_sample_value("quickdraw_drawings_total") or 0
-    log = ProgressLog(Goodput(), None)
+    log = ProgressLog(Goodput(), None, Metrics())
     log.start(at(10), None)
     log.training(at(13), COUNTS)
     log.finish(at(13))
@@ -198,7 +199,7 @@ def test_goes_on_from_a_checkpoint(folder: RunFolder, clock: SimpleNamespace) ->
     before = [REGISTRY.get_sample_value(f"quickdraw_{name}_total") or 0 for name in names]
     clock.now = 1000
     goodput = Goodput()
-    log = ProgressLog(goodput, folder)
+    log = ProgressLog(goodput, folder, Metrics())
     saved = {"until": 900.0, "seconds": {"train": 5.0}}
     log.start(at(30), {"step": 30, "restarts": 2, "goodput": saved})
     assert log.restarts == 3
@@ -219,7 +220,7 @@ def test_time_lost_before_the_first_checkpoint(folder: RunFolder, clock: SimpleN
     )
     clock.now = 200
     goodput = Goodput()
-    log = ProgressLog(goodput, folder)
+    log = ProgressLog(goodput, folder, Metrics())
     log.start(at(0), None)
     assert log.restarts == 2
     assert goodput.seconds["restart"] == 100
