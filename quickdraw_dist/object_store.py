@@ -61,6 +61,14 @@ class Pace(NamedTuple):
         return self.stall_seconds + size / self.slowest_bytes_a_second
 
 
+class Whole(NamedTuple):
+    """An object that was read."""
+
+    data: bytes
+    crc32c: int
+    generation: int
+
+
 @dataclass(frozen=True)
 class ObjectStore:
     """What one can do with gs://. Every method raises StorageError when the tries are used up or
@@ -70,27 +78,23 @@ class ObjectStore:
     backoff_seconds: float
     pace: Pace
 
-    def read(self, url: str) -> bytes:
+    def read(self, url: str) -> Whole:
         """A whole object, compared with the checksum that the store keeps of it."""
-        return self.read_version(url)[0]
 
-    def read_version(self, url: str) -> tuple[bytes, int]:
-        """The same, and its generation."""
-
-        def get(client: Client) -> tuple[bytes, int]:
+        def get(client: Client) -> Whole:
             headers, data = client.call("GET", client.url(url))
-            kept = _kept_crc32c(headers)
-            if kept is not None and kept != google_crc32c.value(data):
+            came, kept = google_crc32c.value(data), _kept_crc32c(headers)
+            if kept is not None and kept != came:
                 raise RequestError(
                     "checksum",
-                    f"{len(data):,} bytes with crc32c {google_crc32c.value(data):08x} came, the "
-                    f"store's own is {kept:08x}",
+                    f"{len(data):,} bytes with crc32c {came:08x} came, the store's own is "
+                    f"{kept:08x}",
                 )
-            return bytes(data), int(headers.get("X-Goog-Generation", 0))
+            return Whole(bytes(data), came, int(headers.get("X-Goog-Generation", 0)))
 
-        data, generation = self._try("read", url, get)
-        telemetry.STORE_BYTES.labels("read").inc(len(data))
-        return data, generation
+        whole = self._try("read", url, get)
+        telemetry.STORE_BYTES.labels("read").inc(len(whole.data))
+        return whole
 
     def read_range(self, url: str, start: int, length: int) -> bytes:
         """Bytes of an object from `start` on; fewer than `length` only where it ends."""

@@ -66,7 +66,16 @@ def read(url: str) -> bytes:
     """
     if not is_remote(url):
         return Path(url).read_bytes()
-    return _store().read(url)
+    return _store().read(url).data
+
+
+def read_with_crc32c(url: str) -> tuple[bytes, int]:
+    """The same with its checksum, which a store's client knows already."""
+    if is_remote(url):
+        whole = _store().read(url)
+        return whole.data, whole.crc32c
+    data = read(url)
+    return data, crc32c(data)
 
 
 def read_range(url: str, start: int, length: int) -> bytes:
@@ -186,7 +195,8 @@ def publish(url: str, data: bytes) -> None:
 def read_version(url: str) -> tuple[bytes, int]:
     """A whole object of a store and its generation, 0 for one that is not there."""
     try:
-        return _store().read_version(url)
+        whole = _store().read(url)
+        return whole.data, whole.generation
     except FileNotFoundError:
         return b"", 0
 

@@ -21,6 +21,7 @@ import torch
 from jobs import shard, verify
 from quickdraw_dist import storage, telemetry, train
 from quickdraw_dist.errors import CorruptError
+from quickdraw_dist.processors import processors
 from quickdraw_dist.storage import StorageError
 from tests.conftest import Store, use_store
 from tests.fault_proxy import FAULTS, STATUSES, FaultProxy
@@ -35,7 +36,7 @@ SHARD = ["--source", SOURCE, "--dest", DATASET, "--processes", "1", *SIZES]
 TRAIN = ["--train.epochs", "1", "--train.global_batch", "96", "--train.device", "cpu"]
 TRAIN += ["--model.width", "4", "--metrics.port", "0"]
 
-CORES = str(os.cpu_count())
+CORES = str(processors())
 
 RETRIES = {
     "429": {"429"},
@@ -92,7 +93,7 @@ def _one_core() -> Iterator[None]:
     """Threads of torch that wait for each other spin: next to other tests that costs tenfold."""
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "cpu_count", lambda: 1)
+        patch.setattr("quickdraw_dist.distributed.processors", lambda: 1)
         yield
     torch.set_num_threads(before)
 

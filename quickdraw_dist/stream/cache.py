@@ -25,8 +25,7 @@ def fetch_verified(url: str, shard: ShardEntry) -> bytes:
         CorruptError: it is wrong twice in a row; names the shard and both checksums.
     """
     for _ in range(2):
-        data = storage.read(url)
-        crc = storage.crc32c(data)
+        data, crc = storage.read_with_crc32c(url)
         if len(data) == shard.bytes and crc == shard.crc32c:
             return data
         telemetry.STORE_RETRIES.labels("checksum").inc()
