@@ -261,6 +261,7 @@ def _rank(order: Order, cluster: Cluster, stream: Stream, shard_bytes: int, rank
             memory_bytes=stream.memory_bytes,
             threads=stream.threads or MOST_THREADS,
             shard_bytes=shard_bytes,
+            pin=cluster.gpu_bytes is not None,
         ).bytes
     lanes = len(order.segments(0, start, stop))
     return Rank(stop - start, lanes, loader_bytes, count, count * RESIDENT_BYTES)

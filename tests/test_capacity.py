@@ -95,7 +95,12 @@ def test_memory_is_that_of_the_loader() -> None:
         parts = [(0, 3), (3, 6)]
         loaders = [
             plan_memory(
-                order, *part, memory_bytes=10**8, threads=threads or 8, shard_bytes=shard_bytes
+                order,
+                *part,
+                memory_bytes=10**8,
+                threads=threads or 8,
+                shard_bytes=shard_bytes,
+                pin=False,
             ).bytes
             for part in parts
         ]

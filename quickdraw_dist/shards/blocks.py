@@ -48,6 +48,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+BYTES_A_DRAWING = PIXELS + sum(_DTYPES[name].itemsize for name in ("labels", "rows"))
+"""Of a decoded block: pixels, label and row."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Decoded drawings with their identities."""
@@ -55,6 +59,11 @@ class Block:
     drawings: NDArray[np.uint8]  # (n, 28, 28)
     labels: NDArray[np.uint16]  # (n,)
     rows: NDArray[np.uint32]  # (n,)
+
+    def part(self, start: int, stop: int) -> Block:
+        """Drawings `start` to `stop` of it, without a copy."""
+        piece = slice(start, stop)
+        return Block(self.drawings[piece], self.labels[piece], self.rows[piece])
 
     def pixel_sums(self) -> NDArray[np.int64]:
         """Sum of the pixels and of their squares, (2,)."""
@@ -105,13 +114,12 @@ def encode_per_drawing(block: Block) -> bytes:
     return b"".join(members)
 
 
-def decode(data: bytes | memoryview, count: int, into: NDArray[np.uint8] | None = None) -> Block:
+def decode(data: bytes | memoryview, count: int) -> Block:
     """The block of `count` drawings in these bytes, of either layout, compressed or not.
 
     Args:
         data: the members, from the first header to the end of the last padding.
         count: drawings that the manifest promises.
-        into: (count, 28, 28) uint8 to decode the drawings into; None for a new array.
 
     Raises:
         CorruptError: the bytes are not such a block.
@@ -119,7 +127,7 @@ def decode(data: bytes | memoryview, count: int, into: NDArray[np.uint8] | None 
     try:
         members = list(_members(memoryview(data)))
         if members and members[0][0].endswith(".png"):
-            return _decode_per_drawing(members, count, into)
+            return _decode_per_drawing(members, count)
         arrays: dict[str, NDArray[Any]] = {}
         for name, payload in members:
             kind = name.split(".")[1]
@@ -128,16 +136,11 @@ def decode(data: bytes | memoryview, count: int, into: NDArray[np.uint8] | None 
         drawings, labels, rows = (arrays[kind] for kind in _DTYPES)
     except _UNREADABLE as error:
         raise CorruptError(f"not a block of {count:,} drawings: {error}") from None
-    if into is not None:
-        np.copyto(into, drawings)
-        drawings = into
     return Block(drawings, labels.astype(np.uint16, copy=False), rows.astype(np.uint32, copy=False))
 
 
-def _decode_per_drawing(
-    members: list[tuple[str, memoryview]], count: int, into: NDArray[np.uint8] | None
-) -> Block:
-    drawings = np.empty((count, SIDE, SIDE), np.uint8) if into is None else into
+def _decode_per_drawing(members: list[tuple[str, memoryview]], count: int) -> Block:
+    drawings = np.empty((count, SIDE, SIDE), np.uint8)
     labels, rows = np.empty(count, np.uint16), np.empty(count, np.uint32)
     if len(members) != 2 * count:
         raise ValueError(f"{len(members)} files, a png and a cls each would be {2 * count}")

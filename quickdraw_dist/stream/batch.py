@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quickdraw_dist.drawings import SIDE
+from quickdraw_dist.drawings import PIXELS, SIDE
 
 
 @dataclass
 class Batch:
-    """A rank's part of one global batch. Valid until the next one is asked for."""
+    """A rank's part of one global batch, valid until the next but one is asked for: what copies to
+    a device is one batch ahead of its use."""
 
     step: int  # in the epoch
     drawings: torch.Tensor  # (n, 28, 28) uint8, pinned when asked for
@@ -23,13 +24,20 @@ class Batch:
     copied: torch.cuda.Event | None = None  # set by who copies asynchronously: done reading
 
 
-BYTES_A_DRAWING = SIDE * SIDE + 8
-"""Of a batch: pixels and label."""
+def batch_bytes(count: int, pin: bool) -> int:
+    """What drawings, labels and rows of a batch of `count` take."""
+    sizes = [count * PIXELS, count * 8]
+    if pin:  # torch rounds each array up to a power of two
+        sizes = [1 << (size - 1).bit_length() for size in sizes]
+    return sum(sizes) + count * 4
 
 
 def room(count: int, pin: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tensors for the drawings and labels of a batch of `count`."""
+    """Tensors for `count` drawings and their labels."""
+    if not pin:  # numpy asks the system for huge pages, which rows all over the place profit from
+        drawings = torch.from_numpy(np.empty((count, SIDE, SIDE), np.uint8))
+        return drawings, torch.empty(count, dtype=torch.int64)
     return (
-        torch.empty((count, SIDE, SIDE), dtype=torch.uint8, pin_memory=pin),
-        torch.empty(count, dtype=torch.int64, pin_memory=pin),
+        torch.empty((count, SIDE, SIDE), dtype=torch.uint8, pin_memory=True),
+        torch.empty(count, dtype=torch.int64, pin_memory=True),
     )

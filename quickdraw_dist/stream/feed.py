@@ -185,12 +185,14 @@ class ShardFeed:
         node_lanes = lanes * world.local_size
         reader = self._reader("train", node_lanes)
         shard_bytes = reader.largest_shard_bytes if reader.cache is not None else 0
+        pin = world.device.type == "cuda"
         memory = plan_memory(
             self.order,
             *self.part,
             memory_bytes=stream.memory_bytes,
             threads=self._threads,
             shard_bytes=shard_bytes,
+            pin=pin,
         )
         in_use = min(node_lanes, len(reader.shards))
         room = stream.cache_bytes // max(shard_bytes, 1) - in_use
@@ -200,7 +202,7 @@ class ShardFeed:
             memory,
             rank=world.rank,
             world_size=world.size,
-            pin=world.device.type == "cuda",
+            pin=pin,
             shards_ahead=min(lanes, room // world.local_size),
         )
 

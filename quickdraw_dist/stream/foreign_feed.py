@@ -22,9 +22,9 @@ from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import World
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.hashing import key64
+from quickdraw_dist.shards import blocks
 from quickdraw_dist.storage import is_remote
-from quickdraw_dist.stream import arena, batch
-from quickdraw_dist.stream.batch import Batch, room
+from quickdraw_dist.stream.batch import Batch, batch_bytes, room
 from quickdraw_dist.stream.foreign import (
     ForeignFacts,
     ForeignShards,
@@ -60,6 +60,7 @@ class ForeignFeed:
         self._shards = distributed.from_first_rank(lambda: shards)
         global_batch = settings.train.global_batch
         self.part = rank_part(global_batch, world.rank, world.size)
+        self._pin = world.device.type == "cuda"
         self._capacity = self._drawings_in_memory()
         self.drawings = settings.stream.epoch_drawings or self._counted(saved)
         self.steps = self.drawings // global_batch
@@ -88,15 +89,15 @@ class ForeignFeed:
         """How many are shuffled together: what batches and a remote shard leave room for."""
         memory_bytes, shards = self._settings.stream.memory_bytes, self._shards.train
         part = self.part[1] - self.part[0]
-        taken = BATCHES * part * batch.BYTES_A_DRAWING
+        taken = BATCHES * batch_bytes(part, self._pin)
         taken += max(shard.bytes for shard in shards) if is_remote(shards[0].url) else 0
-        if (needed := taken + part * arena.BYTES_A_DRAWING) > memory_bytes:
+        if (needed := taken + part * blocks.BYTES_A_DRAWING) > memory_bytes:
             raise RefusedError(
                 f"--stream.memory_bytes {memory_bytes}: {BATCHES} batches of {part:,} drawings, "
                 f"as many to shuffle, and the largest shard of a remote dataset take {needed:,} "
                 "bytes; that much is right, and more shuffles better"
             )
-        return (memory_bytes - taken) // arena.BYTES_A_DRAWING
+        return (memory_bytes - taken) // blocks.BYTES_A_DRAWING
 
     def describe(self, first_step: int) -> list[str]:
         """Lines for whoever starts a run at this step of an epoch."""
@@ -137,7 +138,7 @@ class ForeignFeed:
         key = key64(train.seed, "webdataset", epoch, first_step, world.rank)
         passes = ShuffledPasses(urls, len(self._shards.classes), self._capacity, key)
         for step in range(first_step, self.steps):
-            drawings, labels = room(stop - start, pin=world.device.type == "cuda")
+            drawings, labels = room(stop - start, self._pin)
             classes, rows = _identities(stop - start)
             passes.draw(drawings.numpy(), classes, rows)
             labels.numpy()[:] = classes

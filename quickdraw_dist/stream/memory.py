@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.processors import processors
-from quickdraw_dist.stream import arena, batch
+from quickdraw_dist.shards.blocks import BYTES_A_DRAWING
 from quickdraw_dist.stream.order import Order
+from quickdraw_dist.stream.ring import ring_bytes
+from quickdraw_dist.stream.schedule import longest_need
 
 BATCHES = 4
-"""Batches made ahead, the one in use included: more only hides what the windows already hide."""
+"""Batches made ahead where nothing else decides, the one in use included."""
 
-RESIDENT_BYTES = arena.BYTES_A_DRAWING + 2 * 8
+HELD = 2
+"""Batches in use at once: one in the step, and one on its way to the device."""
+
+RESIDENT_BYTES = BYTES_A_DRAWING + 2 * 8
 """Of a drawing in resident mode: pixels, label, row, and its place in this epoch and the next."""
 
 RESIDENT_SHARE = 0.8
@@ -24,7 +30,10 @@ MOST_THREADS = 8
 _MOST_FETCHERS = 8
 
 _SCRATCH_BLOCKS = 2
-"""Blocks' worth of bytes that a decoding thread works on: compressed, and decoded once more."""
+"""Blocks' worth of bytes that a decoding thread works on: as read, and decoded."""
+
+_SCRATCH_PLACES = 40
+"""Bytes a drawing while a window's drawings are given their places: five integers at once."""
 
 _JOINING = 1
 """Shards under way that are there twice: the client joins the pieces that came, one at a time."""
@@ -34,7 +43,7 @@ _JOINING = 1
 class LoaderMemory:
     """Sizes of one rank's loader."""
 
-    buffers: int  # decoded blocks
+    batches: int  # of coming steps, those in use included
     threads: int  # that read and decode
     fetchers: int  # shards fetched from a store at once; 0: a local dataset
     bytes: int  # of all of it, at most
@@ -45,13 +54,21 @@ def processor_share(local_world_size: int) -> int:
     return max(1, min(MOST_THREADS, processors() // local_world_size))
 
 
+def least_batches(order: Order) -> int:
+    """With fewer a loader could not go on: all that one window is spread over, the first of which
+    is in use, and the others in use."""
+    return longest_need(order) + HELD - 1
+
+
 def plan_memory(
-    order: Order, start: int, stop: int, *, memory_bytes: int, threads: int, shard_bytes: int
-) -> LoaderMemory:
+    order: Order, start: int, stop: int, *, memory_bytes: int, threads: int, shard_bytes: int,
+    pin: bool,
+) -> LoaderMemory:  # fmt: skip
     """Depth and threads of a loader that stays within `memory_bytes`.
 
-    It holds at least one window of every lane; with room for two it never waits where all lanes
-    begin a new one at the same step. More than that would bring nothing.
+    It holds at least the batches that one window is spread over. With room for twice as many, the
+    next windows are begun as these are, also where all lanes begin theirs at the same step; more
+    would bring nothing.
 
     Args:
         order: of the split.
@@ -60,38 +77,38 @@ def plan_memory(
         memory_bytes: the setting.
         threads: wanted.
         shard_bytes: largest shard of a remote dataset, held while it is fetched; 0 for a local one.
+        pin: batches lie in pinned memory, for CUDA.
 
     Raises:
         RefusedError: not even the least fits.
     """
-    lanes = len(order.segments(0, start, stop))
-    block_bytes = order.longest_block * arena.BYTES_A_DRAWING
-    least = lanes * order.window_blocks
-    batches = BATCHES * (stop - start) * batch.BYTES_A_DRAWING
+    window, least = longest_need(order), least_batches(order)
+    scratch = _SCRATCH_BLOCKS * order.longest_block * BYTES_A_DRAWING
+    scratch += _SCRATCH_PLACES * order.longest_window
 
-    def taken(buffers: int, threads: int, fetchers: int) -> int:
-        blocks = buffers + _SCRATCH_BLOCKS * threads
+    def taken(batches: int, threads: int, fetchers: int) -> int:
         shards = fetchers + _JOINING if fetchers else 0
-        return batches + blocks * block_bytes + shards * shard_bytes
+        return ring_bytes(batches, stop - start, pin) + threads * scratch + shards * shard_bytes
 
     fetchers = 1 if shard_bytes else 0
     if (needed := taken(least, 1, fetchers)) > memory_bytes:
         shard = f" and a shard of {shard_bytes:,} bytes on its way" if shard_bytes else ""
         raise RefusedError(
-            f"--stream.memory_bytes {memory_bytes}: this rank reads {lanes} lanes and holds "
-            f"{order.window_blocks} blocks of {order.longest_block:,} drawings of each, with "
-            f"{BATCHES} batches{shard} {needed:,} bytes at least; that much, a smaller "
-            "--stream.window_blocks, or more ranks (fewer lanes each) are right"
+            f"--stream.memory_bytes {memory_bytes}: a window of {order.window_blocks} blocks of "
+            f"{order.longest_block:,} drawings is spread over {window:,} batches of "
+            f"{stop - start:,}, which with the one before them{shard} take {needed:,} bytes at "
+            "least; that much, a smaller --stream.window_blocks, or more ranks (fewer drawings "
+            "each) are right"
         )
     while threads > 1 and taken(least, threads, fetchers) > memory_bytes:
         threads -= 1
-    # Half of what is left goes to shards in flight, the rest to windows ahead.
+    # Half of what is left goes to shards in flight, the rest to batches ahead.
     if shard_bytes:
         left = memory_bytes - taken(least, threads, fetchers)
         fetchers = min(_MOST_FETCHERS, fetchers + left // 2 // shard_bytes)
-    left = memory_bytes - taken(least, threads, fetchers)
-    buffers = min(2 * least, least + left // block_bytes)
-    return LoaderMemory(buffers, threads, fetchers, taken(buffers, threads, fetchers))
+    more = range(least + 1, least + window + 1)
+    batches = least + bisect_right(more, memory_bytes, key=lambda n: taken(n, threads, fetchers))
+    return LoaderMemory(batches, threads, fetchers, taken(batches, threads, fetchers))
 
 
 def resident_drawings(order: Order, start: int, stop: int) -> int:

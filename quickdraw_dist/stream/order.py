@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,7 @@ def rank_part(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 def mix_identities(
-    epoch: int, first: int, labels: NDArray[np.uint16], rows: NDArray[np.uint32]
+    epoch: int, first: int, labels: NDArray[np.integer[Any]], rows: NDArray[np.uint32]
 ) -> int:
     """Sum modulo 2^64 of a hash of (epoch, position, class, row) over delivered drawings.
 
@@ -172,6 +173,11 @@ class Order:
     def longest_block(self) -> int:
         """Most drawings in any block."""
         return max(max(blocks) for blocks in self.shards)
+
+    @property
+    def longest_window(self) -> int:
+        """No window has more drawings."""
+        return min(self.window_blocks * self.longest_block, -(-self.drawings // self.lanes))
 
     @cached_property
     def _line(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quickdraw_dist import storage
 from quickdraw_dist.config import Stream
 from quickdraw_dist.errors import CorruptError
@@ -50,12 +47,9 @@ class SplitReader:
         """Where a shard lies."""
         return self._urls[shard]
 
-    def read(
-        self, shard: int, number: int, drawings: NDArray[np.uint8], labels: NDArray[np.uint16],
-        rows: NDArray[np.uint32],
-    ) -> None:  # fmt: skip
-        """Decode a block into arrays of its size, (n, 28, 28), (n,) and (n,); read it afresh when
-        it is not what the manifest says.
+    def read(self, shard: int, number: int) -> blocks.Block:
+        """A block, read afresh when it is not what the manifest says. Of an uncompressed local
+        file it may be the mapped file itself: copy from it and let go.
 
         Raises:
             CorruptError: it stays wrong, or its shard is missing.
@@ -68,10 +62,9 @@ class SplitReader:
         for _ in range(attempts):
             data = self._view(shard, entry.offset, entry.size)
             try:
-                block = blocks.decode(data, entry.drawings, drawings)
+                block = blocks.decode(data, entry.drawings)
                 if block.crc == entry.crc32c:
-                    labels[:], rows[:] = block.labels, block.rows
-                    return
+                    return block
                 trouble = f"contents crc32c {block.crc:08x}, the manifest says {entry.crc32c:08x}"
             except CorruptError as error:
                 trouble = str(error)

@@ -114,9 +114,7 @@ class ResidentLoader:
 
     def _fill(self) -> None:
         """Read the rank's lanes from end to end."""
-        self._drawings = torch.empty(
-            (self._count, SIDE, SIDE), dtype=torch.uint8, device=self._device
-        )
+        self._drawings = _memory(self._count, self._device)
         self._labels = np.empty(self._count, np.uint16)
         self._rows = np.empty(self._count, np.uint32)
         lanes = [lane for lane, _, _ in self.order.segments(0, *self.part)]
@@ -162,13 +160,10 @@ class ResidentLoader:
     def _load(self, piece: Piece, place: int, ahead: ShardsAhead | None) -> None:
         if ahead is not None:
             ahead.wait(piece.shard)
-        count = self._reader.block_counts[piece.shard][piece.block]
-        drawings = np.empty((count, SIDE, SIDE), np.uint8)
-        labels, rows = np.empty(count, np.uint16), np.empty(count, np.uint32)
-        self._reader.read(piece.shard, piece.block, drawings, labels, rows)
-        part, target = slice(piece.start, piece.stop), slice(place, place + len(piece))
-        self._drawings[target] = torch.from_numpy(drawings[part])
-        self._labels[target], self._rows[target] = labels[part], rows[part]
+        block = self._reader.read(piece.shard, piece.block).part(piece.start, piece.stop)
+        target = slice(place, place + len(piece))
+        self._drawings[target] = torch.tensor(block.drawings)  # which the reader may only lend
+        self._labels[target], self._rows[target] = block.labels, block.rows
 
     def _plan(self, epoch: int) -> Future[_Plan]:
         """Places of an epoch's drawings, (steps, drawings of this rank in a batch)."""
@@ -199,6 +194,13 @@ class ResidentLoader:
             places[:, at : at + high - low] = shares[:, low:high]
             at += high - low
         return places
+
+
+def _memory(count: int, device: torch.device) -> torch.Tensor:
+    """Room for drawings, (count, 28, 28) uint8."""
+    if device.type == "cpu":
+        return room(count, pin=False)[0]
+    return torch.empty((count, SIDE, SIDE), dtype=torch.uint8, device=device)
 
 
 def _room_bytes(device: torch.device, local_world_size: int) -> int:

@@ -1,30 +1,27 @@
-"""When a rank needs which window: pure, from the order and the rank's part of every batch."""
+"""What a rank reads of an epoch, when, and where in its batches it goes: pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quickdraw_dist.stream.order import Order, Window
 
 
 @dataclass(frozen=True)
 class Need:
-    """A window of a lane, and the moment at which a rank first delivers from it.
+    """A window of a lane, and the steps in which a rank delivers from it."""
 
-    A window begins a rank's part of its lane's share of a batch, or it follows another window
-    inside that share (`crossing`). A batch first takes what begins, then, lane after lane, what
-    crosses: sorted by (step, crossing, lane), every window comes when its turn to be read is, and
-    a loader that holds one window of every lane can always go on.
-    """
-
-    step: int
-    crossing: bool
+    first_step: int
+    last_step: int  # at most: where another rank delivers the window's end it is one before
     lane: int
     window: Window
 
 
 def schedule(order: Order, epoch: int, first_step: int, start: int, stop: int) -> list[Need]:
-    """Windows that a rank delivers from, in the order in which it needs them.
+    """Windows that a rank delivers from, by the first step that needs them.
 
     Args:
         order: of the split.
@@ -36,12 +33,12 @@ def schedule(order: Order, epoch: int, first_step: int, start: int, stop: int) -
     needs = []
     for lane, low, high in order.segments(0, start, stop):
         for window in order.windows(epoch, lane):
+            end = window.start + window.count
             at = _first_delivery(order, window, first_step, low, high)
-            step = at // order.lane_batch
-            if at < window.start + window.count and step < order.steps:
-                crossing = at % order.lane_batch > low
-                needs.append(Need(step, crossing, lane, window))
-    return sorted(needs, key=lambda n: (n.step, n.crossing, n.lane, n.window.start))
+            step, last_step = at // order.lane_batch, (end - 1) // order.lane_batch
+            if at < end and step < order.steps:
+                needs.append(Need(step, min(last_step, order.steps - 1), lane, window))
+    return sorted(needs, key=lambda need: (need.first_step, need.lane, need.window.start))
 
 
 def _first_delivery(order: Order, window: Window, first_step: int, low: int, high: int) -> int:
@@ -54,3 +51,23 @@ def _first_delivery(order: Order, window: Window, first_step: int, low: int, hig
     if offset >= high:
         return (step + 1) * order.lane_batch + low
     return at
+
+
+def longest_need(order: Order) -> int:
+    """Most steps that deliver from one window."""
+    return min(order.steps, -(-(order.longest_window - 1) // order.lane_batch) + 1)
+
+
+def destinations(
+    order: Order, need: Need, first_step: int, start: int, stop: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the drawings of a window go, its pieces laid end to end: the step of each, (count,),
+    and its place in the rank's part [start, stop) of that batch, -1 for those that are delivered
+    by another rank, before `first_step`, or not at all in this epoch."""
+    window = need.window
+    positions = np.empty(window.count, np.int64)
+    positions[window.shuffled()] = np.arange(window.start, window.start + window.count)
+    steps = positions // order.lane_batch
+    places = positions - steps * order.lane_batch + (need.lane * order.lane_batch - start)
+    mine = (places >= 0) & (places < stop - start) & (steps >= first_step) & (steps < order.steps)
+    return steps, np.where(mine, places, -1)

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quickdraw_dist.drawings import SIDE
+from quickdraw_dist.shards.blocks import Block
 from quickdraw_dist.stream.batch import Batch, room
 from quickdraw_dist.stream.order import Piece, sequential
 from quickdraw_dist.stream.reader import SplitReader
-
-_Part = tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint32]]
 
 
 def evaluation_batches(
@@ -30,14 +28,14 @@ def evaluation_batches(
     left = sum(len(piece) for piece in pieces)
     number, filled = 0, 0
     drawings, labels, rows = _room(min(batch, left))
-    for part in _decoded(reader, pieces, threads):
+    for block in _decoded(reader, pieces, threads):
         done = 0
-        while done < len(part[1]):
-            step = min(len(labels) - filled, len(part[1]) - done)
-            into, source = slice(filled, filled + step), slice(done, done + step)
-            drawings.numpy()[into] = part[0][source]
-            labels.numpy()[into] = part[1][source]
-            rows[into] = part[2][source]
+        while done < len(block.labels):
+            step = min(len(labels) - filled, len(block.labels) - done)
+            into, part = slice(filled, filled + step), block.part(done, done + step)
+            drawings.numpy()[into] = part.drawings
+            labels.numpy()[into] = part.labels
+            rows[into] = part.rows
             done, filled, left = done + step, filled + step, left - step
             if filled == len(labels):
                 yield Batch(number, drawings, labels, rows, digest=0)
@@ -49,19 +47,14 @@ def _room(count: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
     return *room(count, pin=False), np.empty(count, np.uint32)
 
 
-def _decoded(reader: SplitReader, pieces: list[Piece], threads: int) -> Iterator[_Part]:
+def _decoded(reader: SplitReader, pieces: list[Piece], threads: int) -> Iterator[Block]:
     """Every piece, decoded by threads a little ahead."""
 
-    def load(piece: Piece) -> _Part:
-        count = reader.block_counts[piece.shard][piece.block]
-        drawings = np.empty((count, SIDE, SIDE), np.uint8)
-        labels, rows = np.empty(count, np.uint16), np.empty(count, np.uint32)
-        reader.read(piece.shard, piece.block, drawings, labels, rows)
-        part = slice(piece.start, piece.stop)
-        return drawings[part], labels[part], rows[part]
+    def load(piece: Piece) -> Block:
+        return reader.read(piece.shard, piece.block).part(piece.start, piece.stop)
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    ahead: deque[Future[_Part]] = deque()
+    ahead: deque[Future[Block]] = deque()
     try:
         for piece in pieces:
             ahead.append(pool.submit(load, piece))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quickdraw_dist.shards.blocks import BYTES_A_DRAWING
 from quickdraw_dist.shards.costs import Requests
 from quickdraw_dist.shards.outline import Outline
-from quickdraw_dist.stream.arena import BYTES_A_DRAWING
 from quickdraw_dist.stream.order import Order, rank_part, sequential
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.shards.manifest import Manifest
 from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.loader import TrainLoader
-from quickdraw_dist.stream.memory import LoaderMemory
+from quickdraw_dist.stream.memory import LoaderMemory, least_batches
 from quickdraw_dist.stream.order import Order, mix_identities, rank_part
 from quickdraw_dist.stream.reader import SplitReader
+from quickdraw_dist.stream.schedule import longest_need
 from tests.conftest import Dataset
 
 WORLDS = (1, 2, 3, 4, 7, 8)
@@ -154,16 +156,23 @@ def open_local(dataset: Dataset, split: str = "train") -> SplitReader:
 
 def make_loader(
     reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, *, threads: int = 2,
-    windows_a_lane: int = 2, shards_ahead: int = 2,
+    more_batches: int | None = None, shards_ahead: int = 2, pin: bool = False,
 ) -> TrainLoader:  # fmt: skip
-    """A loader with room for that many windows of each of the rank's lanes."""
-    part = rank_part(order.global_batch, rank, world_size)
-    buffers = windows_a_lane * len(order.segments(0, *part)) * order.window_blocks
-    memory = LoaderMemory(buffers, threads, fetchers=2, bytes=0)
+    """A loader with room for that many batches more than the least; None: for all it can use."""
+    more = longest_need(order) if more_batches is None else more_batches
+    memory = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0)
     return TrainLoader(
-        reader, order, memory, rank=rank, world_size=world_size, pin=False,
-        shards_ahead=shards_ahead,
-    )  # fmt: skip
+        reader, order, memory, rank=rank, world_size=world_size, pin=pin, shards_ahead=shards_ahead
+    )
+
+
+class InTurn(ThreadPoolExecutor):
+    """Threads that have done a task before the next one is given: what may be written, is."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = super().submit(fn, *args, **kwargs)
+        wait([future])
+        return future
 
 
 def identities_of(loader: Loader, epoch: int = 0, first_step: int = 0) -> list[Identity]:

@@ -22,6 +22,7 @@ import torch
 from quickdraw_dist import stopping, train
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.learner import Learner
+from quickdraw_dist.shards.blocks import Block
 from quickdraw_dist.stream.memory import plan_memory
 from quickdraw_dist.stream.order import Order
 from quickdraw_dist.stream.reader import SplitReader
@@ -80,7 +81,7 @@ def arguments(dataset: Dataset, tmp_path: Path, *more: str) -> list[str]:
     order = Order(dataset.manifest.block_counts("train"), 96, LANES, 1, 5)
     largest = max(shard.bytes for shard in shards_of(dataset))
     with pytest.raises(RefusedError) as refused:
-        plan_memory(order, 0, 96, memory_bytes=1, threads=1, shard_bytes=largest)
+        plan_memory(order, 0, 96, memory_bytes=1, threads=1, shard_bytes=largest, pin=False)
     settings = ["--data", URL, "--output", str(tmp_path / "run"), *TRAIN]
     settings += ["--stream.memory_bytes", str(least_bytes(refused.value))]
     return [*settings, "--stream.cache_folder", str(tmp_path / "cache"), *more]
@@ -113,9 +114,9 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moments]:
         planned.happen(planned.after_epoch, self.epoch)
         validate(self)
 
-    def read_alone(self: SplitReader, *arguments: object) -> None:
+    def read_alone(self: SplitReader, shard: int, number: int) -> Block:
         with reading:  # a mapped file that is cut short while it is read ends the process
-            read(self, *arguments)  # type: ignore[arg-type]
+            return read(self, shard, number)
 
     monkeypatch.setattr(Learner, "step", step_then)
     monkeypatch.setattr(Trainer, "validate", validate_after)
@@ -193,7 +194,7 @@ def test_a_cached_shard_is_damaged(
     if when == "in an epoch":
         moments.at_step = {STEPS // 2: do}
     else:
-        moments.after_epoch = {1: do}
+        moments.after_epoch = {0: do}
     assert train.main(arguments(dataset, tmp_path)) == 0
     assert Result.of(tmp_path / "run") == undisturbed
     (path,) = damaged

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from quickdraw_dist import storage, telemetry
@@ -107,10 +106,9 @@ def test_a_folder_deleted_in_the_middle_of_an_epoch(
     found: list[tuple[int, int]] = []
     for shard, blocks in enumerate(reader.block_counts):
         for block, count in enumerate(blocks):
-            pixels, labels = np.empty((count, 28, 28), np.uint8), np.empty(count, np.uint16)
-            rows = np.empty(count, np.uint32)
-            reader.read(shard, block, pixels, labels, rows)
-            found += zip(labels.tolist(), rows.tolist(), strict=True)
+            read = reader.read(shard, block)
+            assert len(read.drawings) == count
+            found += zip(read.labels.tolist(), read.rows.tolist(), strict=True)
             if block == 4:
                 shutil.rmtree(tmp_path / "cache")
     assert found == all_of(dataset)
@@ -223,11 +221,9 @@ def test_a_shard_that_is_bad_in_the_store(
     wrong: bytes = damage(storage.read(url))
     storage.publish(url, wrong)
     remote.requests.clear()
-    count = shard.blocks[0].drawings
-    pixels, labels = np.empty((count, 28, 28), np.uint8), np.empty(count, np.uint16)
     reader = open_cached(dataset, tmp_path)
     with pytest.raises(CorruptError) as raised:
-        reader.read(1, 0, pixels, labels, np.empty(count, np.uint32))
+        reader.read(1, 0)
     message = str(raised.value)
     assert url in message
     assert f"{storage.crc32c(wrong):08x}" in message
@@ -292,7 +288,7 @@ def test_a_store_that_stops_answering(remote: Store, dataset: Dataset, tmp_path:
     """The loader's consumer hears of it, after the retries, and no thread is left."""
     reader = open_cached(dataset, tmp_path)
     order = Order(reader.block_counts, global_batch=60, lanes=4, window_blocks=1, seed=1)
-    loader = make_loader(reader, order, threads=3, windows_a_lane=1, shards_ahead=0)
+    loader = make_loader(reader, order, threads=3, more_batches=0, shards_ahead=0)
     batches = loader.epoch(0)
     next(batches)
     missing = [shard for shard in shards_of(dataset) if base(shard) not in held(tmp_path)]

@@ -12,30 +12,28 @@ import torch
 from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.device import on_device
 from quickdraw_dist.stream.loader import TrainLoader
-from quickdraw_dist.stream.memory import LoaderMemory
 from quickdraw_dist.stream.order import Order
 from tests.conftest import Dataset
-from tests.stream.delivery import open_local
+from tests.stream.delivery import make_loader, open_local
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
 
 
-def make_loader(dataset: Dataset, pin: bool, windows_a_lane: int = 2) -> TrainLoader:
+def open_loader(dataset: Dataset, device: str, more_batches: int = 9) -> TrainLoader:
     reader = open_local(dataset)
     order = Order(reader.block_counts, global_batch=64, lanes=8, window_blocks=2, seed=1)
-    memory = LoaderMemory(8 * 2 * windows_a_lane, threads=2, fetchers=0, bytes=0)
-    return TrainLoader(reader, order, memory, rank=0, world_size=1, pin=pin)
+    return make_loader(reader, order, more_batches=more_batches, pin=device == "cuda")
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("windows_a_lane", [1, 2])
+@pytest.mark.parametrize("more_batches", [0, 9])
 def test_batches_arrive_whole_and_in_order(
-    dataset: Dataset, device: str, windows_a_lane: int
+    dataset: Dataset, device: str, more_batches: int
 ) -> None:
-    """A copy that runs beside the loop must not meet the next batch in its buffer."""
-    loader = make_loader(dataset, pin=device == "cuda", windows_a_lane=windows_a_lane)
+    """A copy that runs beside the loop must not meet the next batch in its memory."""
+    loader = open_loader(dataset, device, more_batches)
     for epoch in (0, 1):
         steps = []
         for batch in on_device(loader.epoch(epoch), torch.device(device)):
@@ -52,7 +50,7 @@ def test_batches_arrive_whole_and_in_order(
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_error_of_the_loader_comes_through(dataset: Dataset, device: str) -> None:
     """The trainer only ever sees this iterator; an error must not end it like an epoch's end."""
-    loader = make_loader(dataset, pin=device == "cuda")
+    loader = open_loader(dataset, device)
 
     def failing() -> Iterator[Batch]:
         with contextlib.closing(loader.epoch(0)) as batches:
@@ -67,7 +65,7 @@ def test_an_error_of_the_loader_comes_through(dataset: Dataset, device: str) -> 
 @cuda
 def test_copies_are_one_batch_ahead(dataset: Dataset) -> None:
     """Otherwise the device waits for every copy, and the second stream is for nothing."""
-    loader = make_loader(dataset, pin=True)
+    loader = open_loader(dataset, "cuda")
     asked = []
 
     def watched() -> Iterator[Batch]:

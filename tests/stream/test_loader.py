@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from quickdraw_dist.config import Stream
 from quickdraw_dist.errors import CorruptError
-from quickdraw_dist.stream.memory import BATCHES
 from quickdraw_dist.stream.order import Order, mix_identities, rank_part
-from quickdraw_dist.stream.reader import SplitReader
-from quickdraw_dist.stream.schedule import schedule
 from tests.conftest import Dataset, DatasetMaker
 from tests.stream.delivery import (
     SHAPES,
@@ -75,8 +69,8 @@ def test_pixels_are_the_sources(dataset: Dataset) -> None:
 @settings(max_examples=60)
 @given(orders(), st.integers(0, 3), st.data())
 def test_the_least_memory_delivers_the_same(order: Order, epoch: int, data: st.DataObject) -> None:
-    """One window a lane, also where a lane's share of a batch is longer than a whole window, and
-    with more ranks than divide the lanes: never stuck, and never a drawing of another block."""
+    """The batches of one window, also where a lane's share of a batch is longer than a whole
+    window, and with more ranks than divide the lanes: never a drawing of another block, or step."""
     world_size = data.draw(st.integers(1, min(8, order.global_batch)))
     rank = data.draw(st.integers(0, world_size - 1))
     first_step = data.draw(st.integers(0, order.steps))
@@ -86,9 +80,9 @@ def test_the_least_memory_delivers_the_same(order: Order, epoch: int, data: st.D
         for step in range(first_step, order.steps)
         for at in range(start, stop)
     ]
-    for windows_a_lane in (1, 2):
+    for more_batches in (0, 1, None):
         loader = make_loader(
-            Numbered(order), order, rank, world_size, windows_a_lane=windows_a_lane,
+            Numbered(order), order, rank, world_size, more_batches=more_batches,
             threads=data.draw(st.integers(1, 4)),
         )  # fmt: skip
         got = []
@@ -105,70 +99,18 @@ def test_the_least_memory_delivers_the_same(order: Order, epoch: int, data: st.D
 def test_threads_and_memory_change_nothing(dataset: Dataset, threads: int) -> None:
     """The order must not depend on how fast anything is."""
     for shape in SHAPES.values():
-        for windows_a_lane in (1, 2, 9):
-            got = run(dataset, shape, 1, 3, threads=threads, windows_a_lane=windows_a_lane)
+        for more_batches in (0, 2, 30):
+            got = run(dataset, shape, 1, 3, threads=threads, more_batches=more_batches)
             assert got.in_order() == line(dataset, shape, 3)
 
 
 def test_one_loader_serves_epoch_after_epoch(dataset: Dataset) -> None:
-    """The trainer keeps one loader, and its buffers, for the whole run."""
+    """The trainer keeps one loader, and its ring, for the whole run."""
     reader = open_local(dataset)
     loader = make_loader(reader, USUAL.order(reader.block_counts))
     for epoch, first in ((0, 0), (1, 0), (1, 7), (0, 3), (0, 18)):
         want = line(dataset, USUAL, epoch)[first * 96 :]
         assert identities_of(loader, epoch, first) == want
-
-
-def test_a_batch_is_valid_until_the_next(dataset: Dataset) -> None:
-    """Copies to the device read the buffer while the loader is already ahead."""
-    reader = open_local(dataset)
-    loader = make_loader(reader, USUAL.order(reader.block_counts))
-    addresses = []
-    ahead = run(dataset, USUAL, 1)
-    for batch in loader.epoch(0):
-        addresses.append(batch.drawings.data_ptr())
-        for _ in range(3):  # look again and again while the producer fills the other buffers
-            assert np.array_equal(batch.drawings.numpy(), ahead.pixels[batch.step, 0])
-    for at in range(len(addresses) - BATCHES + 1):
-        assert len(set(addresses[at : at + BATCHES])) == BATCHES
-    assert len(set(addresses)) == BATCHES
-
-
-class Reluctant(SplitReader):
-    """A reader in which one block takes long: until another one has been read, at most a second.
-
-    The second is no limit on the test: a loader that waits for the first block before it asks for
-    the other one lets it pass, and is right.
-    """
-
-    held: tuple[int, int]
-    until: tuple[int, int]
-    released: threading.Event
-
-    def read(
-        self, shard: int, number: int, drawings: NDArray[np.uint8], labels: NDArray[np.uint16],
-        rows: NDArray[np.uint32],
-    ) -> None:  # fmt: skip
-        if (shard, number) == self.held:
-            self.released.wait(1.0)
-        super().read(shard, number, drawings, labels, rows)
-        if (shard, number) == self.until:
-            self.released.set()
-
-
-@pytest.mark.parametrize(("held", "until"), [(0, 1), (0, 7), (3, 4), (5, 11), (20, 27)])
-def test_a_slow_block_is_waited_for(dataset: Dataset, held: int, until: int) -> None:
-    """Blocks that come out of order must not come out as each other: rank 0 of 2 shares a lane
-    whose steps are longer than windows, and passes over those of rank 1."""
-    reader = Reluctant(dataset.folder, dataset.manifest, "train", Stream())
-    shape = Shape(global_batch=900, lanes=3, window_blocks=1)
-    order = shape.order(reader.block_counts)
-    loader = make_loader(reader, order, rank=0, world_size=2, threads=4, windows_a_lane=20)
-    needs = schedule(order, 0, 0, *loader.part)
-    blocks = [(piece.shard, piece.block) for need in needs for piece in need.window.pieces]
-    reader.held, reader.until, reader.released = blocks[held], blocks[until], threading.Event()
-    want, half = line(dataset, shape, 0), loader.part[1]
-    assert identities_of(loader) == want[:half] + want[900 : 900 + half]
 
 
 # -- the end of an epoch -----------------------------------------------------------------------
@@ -194,7 +136,7 @@ def test_an_epoch_left_early_leaves_no_thread(dataset: Dataset, taken: int, how:
 
 @pytest.mark.usefixtures("no_thread_left")
 def test_an_epoch_can_start_again_after_one_left_early(dataset: Dataset) -> None:
-    """Buffers and windows are kept over epochs: nothing of the one given up may show."""
+    """The ring is kept over epochs: nothing of the one given up may show."""
     reader = open_local(dataset)
     loader = make_loader(reader, UNEVEN.order(reader.block_counts), threads=4)
     for taken in (1, 2, 3, 8):

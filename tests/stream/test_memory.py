@@ -21,14 +21,16 @@ from quickdraw_dist.shards import manifest
 from quickdraw_dist.stream import memory
 from quickdraw_dist.stream.feed import ShardFeed
 from quickdraw_dist.stream.memory import (
-    BATCHES,
     RESIDENT_BYTES,
     LoaderMemory,
+    least_batches,
     plan_memory,
     processor_share,
     resident_drawings,
 )
 from quickdraw_dist.stream.order import Order, rank_part
+from quickdraw_dist.stream.ring import ring_bytes
+from quickdraw_dist.stream.schedule import longest_need
 from tests.conftest import Dataset, DatasetMaker, Store, use_store
 from tests.stream.delivery import least_bytes
 from tests.stream.orders import orders
@@ -36,9 +38,12 @@ from tests.stream.orders import orders
 # -- on paper --------------------------------------------------------------------------------------
 
 
-@given(orders(), st.data(), st.integers(1, 20), st.sampled_from([0, 1, 5_000, 300_000, 10**8]))
+@given(
+    orders(), st.data(), st.integers(1, 20), st.sampled_from([0, 1, 5_000, 300_000, 10**8]),
+    st.booleans(),
+)  # fmt: skip
 def test_what_is_granted_stays_within_the_setting(
-    order: Order, data: st.DataObject, threads: int, shard_bytes: int
+    order: Order, data: st.DataObject, threads: int, shard_bytes: int, pin: bool
 ) -> None:
     """For any part, threads and shards: never more than was allowed, never less than is needed to
     go on; and what a refusal calls enough is, to the byte."""
@@ -50,10 +55,11 @@ def test_what_is_granted_stays_within_the_setting(
 
     def plan(memory_bytes: int) -> LoaderMemory:
         return plan_memory(
-            order, start, stop, memory_bytes=memory_bytes, threads=threads, shard_bytes=shard_bytes
-        )
+            order, start, stop, memory_bytes=memory_bytes, threads=threads,
+            shard_bytes=shard_bytes, pin=pin,
+        )  # fmt: skip
 
-    least = len(order.segments(0, start, stop)) * order.window_blocks
+    least, most = least_batches(order), least_batches(order) + longest_need(order)
     try:
         granted = plan(allowed)
     except RefusedError as error:
@@ -62,34 +68,38 @@ def test_what_is_granted_stays_within_the_setting(
         needed = least_bytes(error)
         assert needed > allowed
         granted, allowed = plan(needed), needed
-        assert (granted.buffers, granted.threads, granted.bytes) == (least, 1, needed)
+        assert (granted.batches, granted.threads, granted.bytes) == (least, 1, needed)
         with pytest.raises(RefusedError):
             plan(needed - 1)
     assert granted.bytes <= allowed
-    assert least <= granted.buffers <= 2 * least
+    assert least <= granted.batches <= most
     assert 1 <= granted.threads <= threads
     assert (granted.fetchers > 0) == (shard_bytes > 0)
-    held = granted.buffers * order.longest_block * (784 + 2 + 4)
-    held += BATCHES * (stop - start) * (784 + 8) + granted.fetchers * shard_bytes
-    assert held < granted.bytes
+    held = ring_bytes(granted.batches, stop - start, pin) + granted.fetchers * shard_bytes
+    assert held + granted.threads * order.longest_block * (784 + 2 + 4) < granted.bytes
+    if granted.batches < most:  # all that there is room for
+        one_more = ring_bytes(granted.batches + 1, stop - start, pin)
+        assert granted.bytes - ring_bytes(granted.batches, stop - start, pin) + one_more > allowed
 
 
-def test_memory_goes_to_threads_windows_and_shards_under_way() -> None:
-    """Plenty is not taken because it is there; half of what is left goes to the store."""
+def test_memory_goes_to_threads_batches_and_shards_under_way() -> None:
+    """Plenty is not taken because it is there; half of what is left goes to the store. A window of
+    4 blocks of 1,024 is spread over 65 batches that take 64 of a lane."""
     order = Order(((1024,) * 60,) * 64, global_batch=4096, lanes=64, window_blocks=4, seed=1)
 
     def plan(memory_bytes: float, shard_bytes: int = 0) -> LoaderMemory:
         return plan_memory(
-            order, 0, 4096, memory_bytes=int(memory_bytes), threads=8, shard_bytes=shard_bytes
-        )
+            order, 0, 4096, memory_bytes=int(memory_bytes), threads=8, shard_bytes=shard_bytes,
+            pin=False,
+        )  # fmt: skip
 
     plenty = plan(1e12)
-    assert (plenty.buffers, plenty.threads, plenty.fetchers) == (512, 8, 0)
+    assert (plenty.batches, plenty.threads, plenty.fetchers) == (2 * 65 + 1, 8, 0)
     assert plenty.bytes < 500e6
     assert plan(1e12, 50_000_000).fetchers == 8
     tight = plan(400e6, 50_000_000)
     assert tight.threads == 8
-    assert tight.fetchers < 4 and 256 < tight.buffers < 512
+    assert tight.fetchers < 4 and 66 < tight.batches < 2 * 65 + 1
 
 
 def test_what_a_refusal_suggests_needs_less() -> None:
@@ -99,7 +109,7 @@ def test_what_a_refusal_suggests_needs_less() -> None:
     needs = []
     for of, part in ((order, (0, 4096)), (other, (0, 4096)), (order, rank_part(4096, 1, 8))):
         with pytest.raises(RefusedError) as refused:
-            plan_memory(of, *part, memory_bytes=1000, threads=4, shard_bytes=0)
+            plan_memory(of, *part, memory_bytes=1000, threads=4, shard_bytes=0, pin=False)
         needs.append(least_bytes(refused.value))
     assert needs[1] < 0.6 * needs[0]
     assert needs[2] < 0.2 * needs[0]

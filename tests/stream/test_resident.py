@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from quickdraw_dist.errors import CorruptError, RefusedError
+from quickdraw_dist.shards.blocks import Block
 from quickdraw_dist.stream import resident
-from quickdraw_dist.stream.memory import RESIDENT_BYTES, resident_drawings
+from quickdraw_dist.stream.batch import Batch
+from quickdraw_dist.stream.memory import HELD, RESIDENT_BYTES, resident_drawings
 from quickdraw_dist.stream.order import Order
 from quickdraw_dist.stream.reader import SplitReader
 from quickdraw_dist.stream.resident import ResidentLoader
@@ -23,6 +24,7 @@ from tests.conftest import Dataset
 from tests.stream.delivery import (
     SHAPES,
     USUAL,
+    InTurn,
     Shape,
     deliver,
     digest_of,
@@ -79,11 +81,11 @@ def test_drawings_are_read_once(dataset: Dataset, tmp_path: Path, world_size: in
     asked: list[tuple[int, int]] = []
     plain = reader.read
 
-    def noted(shard: int, number: int, *arrays: NDArray[np.uint32]) -> None:
+    def noted(shard: int, number: int) -> Block:
         asked.append((shard, number))
-        plain(shard, number, *arrays)
+        return plain(shard, number)
 
-    reader.read = noted  # type: ignore[method-assign, assignment]
+    reader.read = noted  # type: ignore[method-assign]
     loaders = [make_resident(reader, order, rank, world_size) for rank in range(world_size)]
     assert asked == []
     deliver(loaders.__getitem__, order, world_size)
@@ -95,6 +97,18 @@ def test_drawings_are_read_once(dataset: Dataset, tmp_path: Path, world_size: in
     shutil.rmtree(folder)
     assert deliver(loaders.__getitem__, order, world_size, 1).in_order() == line(dataset, USUAL, 1)
     assert len(asked) == len(pieces)
+
+
+def test_batches_in_use_stay_as_they_are(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is made while a step still reads this one."""
+    monkeypatch.setattr(resident, "ThreadPoolExecutor", InTurn)
+    reader = open_local(dataset)
+    in_use: list[Batch] = []
+    for batch in make_resident(reader, USUAL.order(reader.block_counts)).epoch(0):
+        in_use = [*in_use, batch][-HELD:]
+        for held in in_use:
+            labels = held.labels.numpy()
+            assert np.array_equal(held.drawings.numpy(), dataset.pixels(labels, held.rows))
 
 
 def test_a_pass_that_failed_is_made_again(dataset: Dataset, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from quickdraw_dist.errors import CorruptError
+from quickdraw_dist.shards.blocks import Block
 from quickdraw_dist.stream.order import sequential
 from quickdraw_dist.stream.sequence import evaluation_batches
 from tests.conftest import Dataset
@@ -86,9 +87,9 @@ def test_a_rank_reads_its_own_blocks_only(
     asked: list[tuple[int, int]] = []
     read = reader.read
 
-    def noted(shard: int, number: int, *arrays: np.ndarray) -> None:
+    def noted(shard: int, number: int) -> Block:
         asked.append((shard, number))
-        read(shard, number, *arrays)
+        return read(shard, number)
 
     monkeypatch.setattr(reader, "read", noted)
     for rank in range(3):

@@ -1,0 +1,57 @@
+"""Batches in the making: decoded drawings go straight to their places in coming batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quickdraw_dist.drawings import PIXELS
+from quickdraw_dist.shards.blocks import Block
+from quickdraw_dist.stream.batch import batch_bytes, room
+
+
+def ring_bytes(steps: int, count: int, pin: bool) -> int:
+    """What a `Ring` of these sizes takes."""
+    return batch_bytes(steps * count + 1, pin)
+
+
+class Ring:
+    """Room for the batches of so many steps in a row; step t lies where t - `steps` lay.
+
+    One copy brings a drawing from where it was decoded (or from the mapped file) to where the
+    device reads it. Threads write to different places, so they need no lock.
+    """
+
+    def __init__(self, steps: int, count: int, pin: bool) -> None:
+        """Reserve `steps` batches of `count` drawings; pages are taken as they are first written,
+        or at once where they are pinned."""
+        self.steps, self._count = steps, count
+        # What belongs to no batch goes to one more place at the end: cheaper than leaving it out.
+        self._nowhere = steps * count
+        self._drawings, self._labels = room(self._nowhere + 1, pin)
+        self._rows = np.empty(self._nowhere + 1, np.uint32)
+        # As one element a drawing, which numpy copies as a whole, and without the interpreter lock.
+        self._pixels = _as_elements(self._drawings.numpy())
+
+    def places(self, steps: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What `put` takes for drawings of these steps, at these places of their batches (-1: of
+        none)."""
+        return np.where(places < 0, self._nowhere, steps % self.steps * self._count + places)
+
+    def put(self, places: NDArray[np.int64], block: Block) -> None:
+        """Copy drawings, labels and rows of a block to these places, (n,)."""
+        self._pixels[places] = _as_elements(block.drawings)
+        self._labels.numpy()[places] = block.labels
+        self._rows[places] = block.rows
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
+        """Drawings (n, 28, 28), labels (n,) and rows (n,) of a step."""
+        first = step % self.steps * self._count
+        part = slice(first, first + self._count)
+        return self._drawings[part], self._labels[part], self._rows[part]
+
+
+def _as_elements(drawings: NDArray[np.uint8]) -> NDArray[np.void]:
+    """(n, 28, 28) uint8, contiguous -> (n,) of 784 bytes each, without a copy."""
+    return drawings.reshape(-1).view(f"V{PIXELS}")
