@@ -14,6 +14,7 @@ import torch
 
 from jobs.command import run
 from quickdraw_dist.command_line import Parser, load
+from quickdraw_dist.run_report import PAGE
 
 SOURCE = "synthetic:?classes=20&per_class=1000&seed=7"
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the three commands that a user would."""
     title = "Synthetic drawings to a report."
     parser = Parser("python -m jobs.demo", title, EPILOG, config="configs/demo.yaml")
-    _, arguments = load(parser, argv, ())
+    settings, arguments = load(parser, argv, ())
     given = sys.argv[1:] if argv is None else list(argv)
     config = ["--config", arguments.config, *given]
     gpus = torch.cuda.device_count()
@@ -47,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"\naccuracy on {count:,} test drawings: {top1:.1%}, in {time.monotonic() - started:.0f} s"
     )
-    print(f"report: {Path(report.removeprefix('report: ')).resolve()} (open it in a browser)")
+    print("pages for a browser:")
+    print(f"  the training    {Path(settings.output, PAGE).resolve()}")
+    print(f"  the evaluation  {Path(report.removeprefix('report: ')).resolve()}")
 
 
 def _step(title: str, *command: str, capture: bool = False) -> str:

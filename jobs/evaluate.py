@@ -17,7 +17,7 @@ from quickdraw_dist.command_line import Parser, load
 from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import World, choose_device
 from quickdraw_dist.errors import RefusedError
-from quickdraw_dist.evaluation import Evaluation, evaluate
+from quickdraw_dist.evaluation import MISTAKES, Evaluation, evaluate
 from quickdraw_dist.report import write_report
 from quickdraw_dist.shards import manifest
 from quickdraw_dist.shards.plan import SPLITS
@@ -32,9 +32,6 @@ Prints the figures as one line of JSON and writes a folder of pictures with an i
 
   python -m jobs.evaluate --checkpoint runs/quickdraw --split test --data data/shards
 """
-
-_MISTAKES = 60
-"""Drawings on the contact sheet."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -98,7 +95,7 @@ def _measure(
             std=saved.meta["normalisation"]["std"],
             world=World(0, 1, 0, 1, device),
             autocast=torch.autocast(device.type, enabled=False),
-            keep_mistakes=_MISTAKES,
+            keep_mistakes=MISTAKES,
         )
 
 

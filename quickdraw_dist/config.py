@@ -194,6 +194,8 @@ class Metrics(Section):
     """Address to listen on; 0.0.0.0 lets another machine's Prometheus in."""
     live: bool = True
     """Where standard output is a terminal, one line that follows the run instead of one a look."""
+    report: bool = True
+    """At the end of the run, write its page report.html into output; needs the extra report."""
     tensorboard: bool = False
     """TensorBoard's event files, in the folder tensorboard of a local output; an extra."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +17,11 @@ from torch.nn import functional
 
 from quickdraw_dist.augment import normalise
 from quickdraw_dist.distributed import World, sum_over_ranks
+from quickdraw_dist.errors import CorruptError
 from quickdraw_dist.stream.batch import Batch
+
+MISTAKES = 40
+"""Most that a report shows."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,47 @@ class Evaluation:
         order = np.argsort(-off, axis=None, kind="stable")[:count]
         pairs = [(int(i) // off.shape[1], int(i) % off.shape[1]) for i in order]
         return [(true, guess, int(off[true, guess])) for true, guess in pairs if off[true, guess]]
+
+    def to_bytes(self) -> bytes:
+        """All of it, an .npz file without pickle."""
+        rest = {"split": self.split, "classes": self.classes, "map3": self.map3, "loss": self.loss}
+        facts = [(m.label, m.predicted, m.row, m.confidence) for m in self.mistakes]
+        out = io.BytesIO()
+        np.savez_compressed(
+            out,
+            rest=np.frombuffer(json.dumps(rest).encode(), np.uint8),
+            confusion=self.confusion,
+            top3_per_class=self.top3_per_class,
+            pixels=np.array([m.pixels for m in self.mistakes], np.uint8).reshape(-1, 28, 28),
+            facts=np.array(facts, np.float64).reshape(-1, 4),
+        )
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Evaluation:
+        """What `to_bytes` made.
+
+        Raises:
+            CorruptError: it did not make this.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                rest = json.loads(arrays["rest"].tobytes())
+                rows = zip(arrays["pixels"], arrays["facts"].tolist(), strict=True)
+                return cls(
+                    rest["split"],
+                    tuple(rest["classes"]),
+                    arrays["confusion"],
+                    arrays["top3_per_class"],
+                    rest["map3"],
+                    rest["loss"],
+                    tuple(
+                        Mistake(pixels, int(label), int(guess), confidence, int(row))
+                        for pixels, (label, guess, row, confidence) in rows
+                    ),
+                )
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise CorruptError(f"not a kept evaluation: {error}") from None
 
     def figures(self) -> dict[str, float | int | str]:
         """The headline numbers, ready for JSON."""
@@ -148,7 +196,7 @@ def evaluate(
             logits = model(normalise(batch.drawings.to(world.device), mean, std)).float()
         guesses = tally.add(logits, labels)
         if keep_mistakes:
-            mistakes += _mistakes(batch, guesses.cpu(), logits.softmax(1).cpu())
+            mistakes += _mistakes(batch, guesses, logits, labels, keep_mistakes)
             mistakes = sorted(mistakes, key=lambda m: -m.confidence)[:keep_mistakes]
     model.train(was_training)
     for counts in (tally.confusion, tally.hits, tally.loss):
@@ -166,15 +214,23 @@ def evaluate(
     )
 
 
-def _mistakes(batch: Batch, guesses: torch.Tensor, probabilities: torch.Tensor) -> list[Mistake]:
-    wrong = (guesses != batch.labels).nonzero().flatten().tolist()
+def _mistakes(
+    batch: Batch, guesses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, most: int
+) -> list[Mistake]:
+    """The most confident ones of a batch, at `most`; chosen on the device."""
+    confidence = logits.softmax(1).gather(1, guesses[:, None]).flatten()  # (B,)
+    wrong = (guesses != labels).nonzero().flatten()
+    surest = confidence[wrong].topk(min(most, len(wrong)))
+    at = wrong[surest.indices]
     return [
         Mistake(
-            pixels=batch.drawings[at].numpy().copy(),
-            label=int(batch.labels[at]),
-            predicted=int(guesses[at]),
-            confidence=float(probabilities[at, guesses[at]]),
-            row=int(batch.rows[at]),
+            pixels=batch.drawings[place].cpu().numpy().copy(),
+            label=int(batch.labels[place]),
+            predicted=guess,
+            confidence=sure,
+            row=int(batch.rows[place]),
         )
-        for at in wrong
+        for place, guess, sure in zip(
+            at.tolist(), guesses[at].tolist(), surest.values.tolist(), strict=True
+        )
     ]

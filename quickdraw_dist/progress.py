@@ -44,6 +44,11 @@ class Position:
         return self.epochs * self.epoch_steps * self.global_batch
 
     @property
+    def ended(self) -> bool:
+        """Whether all of them are done."""
+        return self.drawings >= self.total_drawings
+
+    @property
     def passes(self) -> float:
         """Epochs so far, with the fraction of this one."""
         return self.epoch + self.step / self.epoch_steps
@@ -76,7 +81,7 @@ class ProgressLog:
         self._goodput, self._folder, self._settings = goodput, folder, settings
         self._live: LiveLine | None = None
         self._events: EventFile | None = None
-        self._validated = ""
+        self.validation: Evaluation | None = None  # the last one
         self._shown_steps = 0
         self._loop_seconds = self._waited = 0.0
         self.restarts = 0
@@ -86,9 +91,11 @@ class ProgressLog:
         if self._folder is not None:
             print(f"{line}\n", end="", flush=True)  # at once: other threads say things, too
 
-    def start(self, position: Position, meta: Mapping[str, Any] | None) -> None:
+    def start(
+        self, position: Position, meta: Mapping[str, Any] | None, facts: Mapping[str, Any]
+    ) -> None:
         """From here on steps are counted and timed. `meta` is the checkpoint's that the run goes
-        on from. Called by all ranks."""
+        on from, `facts` go into the log. Called by all ranks."""
         past = self._past(meta) if self._folder is not None else None
         if (past := distributed.broadcast_object(past)) is not None:
             self.restarts = past["restarts"] + 1
@@ -99,7 +106,7 @@ class ProgressLog:
         telemetry.EPOCH.set(position.passes)
         self._shown_steps = position.total_steps
         self._loop_seconds, self._waited = self._clocks()
-        self._record(position, {"kind": "start", "time": self._goodput.started})
+        self._record(position, {"kind": "start", "time": self._goodput.started, **facts})
         live = self._settings.live and sys.stdout.isatty()
         if self._folder is None:
             if live:
@@ -163,10 +170,11 @@ class ProgressLog:
         if torch.cuda.is_available():
             telemetry.DEVICE_MEMORY_BYTES.set(torch.cuda.max_memory_allocated())
         if self._live is not None:
+            validated = f"  val {self.validation.top1:.1%}" if self.validation is not None else ""
             self._live.show(
                 _epoch(position),
                 f"{duration(left)} left  {tqdm.format_sizeof(rate)}/s  loss {counts.loss:.3f}  "
-                f"acc {counts.accuracy:.1%}{self._validated}  wait {wait:.1%}",
+                f"acc {counts.accuracy:.1%}{validated}  wait {wait:.1%}",
             )
         else:
             self.say(
@@ -185,7 +193,7 @@ class ProgressLog:
         for metric in ("top1", "top3", "map3", "mean_class_accuracy"):
             value = result.figures()[metric]
             telemetry.EVALUATION_ACCURACY.labels(result.split, metric).set(float(value))
-        self._validated = f"  val {result.top1:.1%}"
+        self.validation = result
         self.say(
             f"validation after {position.drawings:,} drawings: top-1 {result.top1:.2%}, top-3 "
             f"{result.top3:.2%}, MAP@3 {result.map3:.4f}, mean per class "

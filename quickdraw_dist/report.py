@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from quickdraw_dist.evaluation import Evaluation
-from quickdraw_dist.report_page import SECTIONS, Rows, make_page, printable
+from quickdraw_dist.page import document, facts_table, printable
+from quickdraw_dist.report_page import SCRIPT, SECTIONS, Rows, evaluation_parts
 
 PAIRS = 30  # most confused pairs in the JSON file and in the page's table
 
@@ -32,7 +33,7 @@ def write_report(
     """
     from quickdraw_dist import report_pictures  # here, since importing it needs matplotlib
 
-    visible = replace(evaluation, classes=tuple(printable(name) for name in evaluation.classes))
+    visible = _visible(evaluation)
     pictures = report_pictures.draw_pictures(visible)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(figures(evaluation), indent=1, allow_nan=False) + "\n"
@@ -43,10 +44,29 @@ def write_report(
         else:
             (folder / f"{name}.png").unlink(missing_ok=True)
     page = folder / "index.html"
-    tables = {"classes": per_class(visible), "pairs": confused_pairs(visible)}
-    text = make_page(visible, pictures, tables, title, facts)
-    page.write_text(text, encoding="utf-8", newline="\n")
+    parts = evaluation_parts(visible, pictures, _tables(visible), facts_table(facts))
+    page.write_text(document(title, parts, SCRIPT), encoding="utf-8", newline="\n")
     return page
+
+
+def evaluation_section(evaluation: Evaluation) -> list[str]:
+    """An evaluation as part of another page: HTML for `page.document`, with `SCRIPT`.
+
+    Raises RefusedError when matplotlib, the extra `report`, is not installed.
+    """
+    from quickdraw_dist import report_pictures
+
+    visible = _visible(evaluation)
+    return evaluation_parts(visible, report_pictures.draw_pictures(visible), _tables(visible))
+
+
+def _visible(evaluation: Evaluation) -> Evaluation:
+    """With names that can be shown."""
+    return replace(evaluation, classes=tuple(printable(name) for name in evaluation.classes))
+
+
+def _tables(visible: Evaluation) -> dict[str, Rows]:
+    return {"classes": per_class(visible), "pairs": confused_pairs(visible)}
 
 
 def figures(evaluation: Evaluation) -> dict[str, Any]:

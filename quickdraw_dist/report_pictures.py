@@ -11,13 +11,15 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickdraw_dist.errors import RefusedError
-from quickdraw_dist.evaluation import Evaluation
+from quickdraw_dist.evaluation import MISTAKES, Evaluation
 
 try:
     from matplotlib import style
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 DPI = 200
 NUMBERED_CLASSES = 40  # up to here a cell of the confusion matrix has room for its number
 PAIRS = 20
-MISTAKES = 40
 
 INK, MUTED, FAINT, EMPTY = "#1c2430", "#66707d", "#d3d9e0", "#eceff3"
 RIGHT, ALMOST, WRONG = "#2f6fb5", "#b7d2ee", "#d9622b"
@@ -59,10 +60,15 @@ def draw_pictures(evaluation: Evaluation) -> dict[str, bytes]:
         plots["pairs"] = plot_pairs
     if evaluation.mistakes:
         plots["mistakes"] = plot_mistakes
+    return render({name: partial(plot, evaluation) for name, plot in plots.items()})
+
+
+def render(plots: Mapping[str, Callable[[], Figure]]) -> dict[str, bytes]:
+    """The figures as PNG files, in the style of all reports."""
     with style.context(["default", STYLE]), warnings.catch_warnings():
         # Names in scripts the bundled font lacks become boxes; the page's tables have the text.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
-        return {name: _encode(plot(evaluation)) for name, plot in plots.items()}
+        return {name: _encode(plot()) for name, plot in plots.items()}
 
 
 def _encode(figure: Figure) -> bytes:

@@ -13,11 +13,12 @@ from quickdraw_dist.checkpoint import Checkpoint
 from quickdraw_dist.config import Settings
 from quickdraw_dist.device_timer import DeviceTimer
 from quickdraw_dist.distributed import World
-from quickdraw_dist.evaluation import evaluate
+from quickdraw_dist.evaluation import MISTAKES, evaluate
 from quickdraw_dist.faults import FaultLog
 from quickdraw_dist.learner import Learner
 from quickdraw_dist.progress import Interval, Position, ProgressLog
 from quickdraw_dist.run_folder import RunFolder
+from quickdraw_dist.run_report import report_end
 from quickdraw_dist.saving import Saver
 from quickdraw_dist.stopping import SAVED_EXIT_CODE, StopSignal, leave
 from quickdraw_dist.stream.batch import Batch
@@ -108,8 +109,8 @@ class Trainer:
             self.learner.warm_up(stop - start)
         if self.resumed is not None:
             self._go_on_from(self.resumed)
-        self._introduce()
-        self.log.start(self.position, self.resumed.meta if self.resumed is not None else None)
+        meta = self.resumed.meta if self.resumed is not None else None
+        self.log.start(self.position, meta, self._introduce())
         self.learner.model.train()
         gc.collect()
         gc.freeze()  # what is here stays: later collections need not look at it again
@@ -122,24 +123,30 @@ class Trainer:
         self.save_for_good()
         self.agreement.meet()
         self.log.finish(self.position)
+        if self.folder is not None and self.settings.metrics.report:
+            self.log.say(report_end(self.folder, self.log.validation))
         return 0
 
-    def _introduce(self) -> None:
-        """Say what is about to happen."""
-        learner, position = self.learner, self.position
-        parameters = sum(p.numel() for p in learner.model.parameters())
-        self.log.say(
-            f"{self.settings.model.name} of {parameters:,} parameters, "
-            f"{len(self.dataset.classes)} classes, {self.world.size} x {self.world.device.type}, "
-            f"{learner.precision}"
-        )
+    def _introduce(self) -> dict[str, Any]:
+        """Say what is about to happen; returns the facts that the log keeps of it."""
+        facts = {
+            "model": self.settings.model.name,
+            "parameters": sum(p.numel() for p in self.learner.model.parameters()),
+            "classes": len(self.dataset.classes),
+            "ranks": self.world.size,
+            "device": self.world.device.type,
+            "precision": self.learner.precision,
+        }
+        shown = "{model} of {parameters:,} parameters, {classes} classes, {ranks} x {device}, "
+        self.log.say((shown + "{precision}").format(**facts))
         for line in self.feed.describe(self.step):
             self.log.say(line)
         if self.resumed is not None:
-            place = f"epoch {self.epoch + 1}, step {self.step:,} of {position.epoch_steps:,}"
+            place = f"epoch {self.epoch + 1}, step {self.step:,} of {self.feed.steps:,}"
             self.log.say(f"resumed {self.resumed.url}: {place}")
             for change in self.setting_changes:
                 self.log.say(f"  changed since: {change}")
+        return facts
 
     def _train_epoch(self) -> None:
         """The rest of the current epoch, its validation included."""
@@ -247,6 +254,8 @@ class Trainer:
                 std=dataset.pixel_std,
                 world=world,
                 autocast=self.learner.autocast,
+                # For the page at the end, which is rank 0's.
+                keep_mistakes=MISTAKES if self.position.ended and world.is_first else 0,
             )
             if not self.agreement.stopped:
                 self.last_validation = result.figures() | {"step": self.total_steps}

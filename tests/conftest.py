@@ -8,6 +8,9 @@ import os
 # while they wait would take them from the others (a tiny training took ten times as long).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Nor does each of the many small runs draw its page, which takes longer than the run.
+os.environ.setdefault("QUICKDRAW_METRICS__REPORT", "false")
+
 import gzip
 import io
 import multiprocessing

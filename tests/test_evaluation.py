@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from quickdraw_dist.distributed import World
+from quickdraw_dist.errors import CorruptError
 from quickdraw_dist.evaluation import Evaluation, evaluate
 from quickdraw_dist.stream.batch import Batch
 
@@ -222,6 +225,34 @@ def test_fewer_mistakes_than_asked_for() -> None:
     drawings.labels[3] = (drawings.labels[3] + 1) % 4
     assert len(measure(drawings, drawings.batches((20,)), keep_mistakes=60).mistakes) == 1
     assert measure(drawings, drawings.batches((20,))).mistakes == ()
+
+
+@pytest.mark.parametrize("keep_mistakes", [0, 12])
+def test_kept_as_bytes(keep_mistakes: int) -> None:
+    """A run leaves its last validation in its folder, and its page can be made again from it."""
+    drawings = Drawings(5, 80)
+    whole = measure(drawings, drawings.batches((80,)), keep_mistakes=keep_mistakes)
+    again = Evaluation.from_bytes(whole.to_bytes())
+    assert again.figures() == whole.figures()
+    assert (again.classes, again.loss, again.map3) == (whole.classes, whole.loss, whole.map3)
+    assert np.array_equal(again.confusion, whole.confusion)
+    assert np.array_equal(again.top3_per_class, whole.top3_per_class)
+    assert len(again.mistakes) == len(whole.mistakes) == keep_mistakes
+    for one, other in zip(again.mistakes, whole.mistakes, strict=True):
+        assert np.array_equal(one.pixels, other.pixels)
+        assert replace(one, pixels=other.pixels) == other
+
+
+def test_other_bytes_are_refused() -> None:
+    """Half a file, somebody else's, and one that pickle would be needed for."""
+    drawings = Drawings(5, 20)
+    whole = measure(drawings, drawings.batches((20,))).to_bytes()
+    other, pickled = io.BytesIO(), io.BytesIO()
+    np.savez(other, confusion=np.zeros(3))
+    np.savez(pickled, rest=np.array([{}], dtype=object))
+    for data in (b"", b"text", whole[:-100], other.getvalue(), pickled.getvalue()):
+        with pytest.raises(CorruptError, match="not a kept evaluation"):
+            Evaluation.from_bytes(data)
 
 
 # -- ties ------------------------------------------------------------------------------------------

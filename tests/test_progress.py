@@ -92,6 +92,7 @@ def test_interval_includes_its_end() -> None:
 # -- the log ---------------------------------------------------------------------------------------
 
 COUNTS = Counts(loss=1.25, accuracy=0.625, gradient_norm=0.5, learning_rate=1e-3)
+FACTS = {"model": "sketchcnn", "ranks": 2}
 
 
 def at(total_steps: int) -> Position:
@@ -128,7 +129,7 @@ def test_speed_is_the_loops(
     log = ProgressLog(goodput, folder, Metrics())
     clock.now += 100  # starting
     goodput.switch("train")
-    log.start(at(0), None)
+    log.start(at(0), None, FACTS)
     clock.now += 6
     with goodput.during("data_wait"):
         clock.now += 2
@@ -148,7 +149,7 @@ def test_speed_is_the_loops(
     log.training(at(60), COUNTS)
     assert "epoch 2/2  step 10/50  400 drawings/s" in capsys.readouterr().out
     start, first, second = records(folder)
-    assert start == {"kind": "start", "time": 0.0, "step": 0, "drawings": 0, "epoch": 0}
+    assert start == {"kind": "start", "time": 0, "step": 0, "drawings": 0, "epoch": 0} | FACTS
     assert first | {"time": 0} == {
         "time": 0,
         "kind": "train",
@@ -178,7 +179,7 @@ def test_other_ranks_count_in_silence(capsys: pytest.CaptureFixture[str]) -> Non
     steps = REGISTRY.get_sample_value("quickdraw_steps_total") or 0
     drawings = REGISTRY.get_sample_value("quickdraw_drawings_total") or 0
     log = ProgressLog(Goodput(), None, Metrics())
-    log.start(at(10), None)
+    log.start(at(10), None, FACTS)
     log.training(at(13), COUNTS)
     log.finish(at(13))
     assert capsys.readouterr().out == ""
@@ -201,7 +202,7 @@ def test_goes_on_from_a_checkpoint(folder: RunFolder, clock: SimpleNamespace) ->
     goodput = Goodput()
     log = ProgressLog(goodput, folder, Metrics())
     saved = {"until": 900.0, "seconds": {"train": 5.0}}
-    log.start(at(30), {"step": 30, "restarts": 2, "goodput": saved})
+    log.start(at(30), {"step": 30, "restarts": 2, "goodput": saved}, FACTS)
     assert log.restarts == 3
     after = [REGISTRY.get_sample_value(f"quickdraw_{name}_total") or 0 for name in names]
     assert [b - a for a, b in zip(before, after, strict=True)] == [3, 30, 300]
@@ -221,7 +222,7 @@ def test_time_lost_before_the_first_checkpoint(folder: RunFolder, clock: SimpleN
     clock.now = 200
     goodput = Goodput()
     log = ProgressLog(goodput, folder, Metrics())
-    log.start(at(0), None)
+    log.start(at(0), None, FACTS)
     assert log.restarts == 2
     assert goodput.seconds["restart"] == 100
     assert [record["time"] for record in records(folder)] == [100, 150, 200]
