@@ -19,7 +19,7 @@ RUN pip install -c constraints.txt torch numpy
 COPY pyproject.toml README.md LICENSE ./
 COPY quickdraw_dist quickdraw_dist
 COPY jobs jobs
-RUN pip install -c constraints.txt .
+RUN pip install -c constraints.txt '.[report]'
 
 FROM ${BASE_IMAGE}
 # torch.compile writes C and C++ that it compiles at run time, against Python's headers. Debian's
