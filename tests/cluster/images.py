@@ -18,7 +18,10 @@ BASE = "localhost/quickdraw-base:bookworm"
 
 _SUITE, _PACKAGES = "bookworm", "python3,python3-venv,ca-certificates"
 
-PODMAN = ("podman", "--runtime=runc", "--cgroup-manager=cgroupfs")
+_OWN_MOUNTS = ("unshare", "--mount")
+"""Runs a command whose mounts end with it: podman and buildah leave theirs to the next one."""
+
+PODMAN = (*_OWN_MOUNTS, "podman", "--runtime=runc", "--cgroup-manager=cgroupfs")
 
 _STORE = "/var/lib/containers/storage"
 """Where a machine has its images."""
@@ -62,7 +65,8 @@ def build(name: str, scratch: Path) -> str:
         "REVISION": "test",
     }
     _run(
-        *("buildah", "build", "--isolation=chroot", "--network=host", "--layers"),
+        *(*_OWN_MOUNTS, "buildah", "build", "--isolation=chroot", "--network=host"),
+        *("--layers", "--force-rm"),
         *(f"--build-arg={key}={value}" for key, value in arguments.items()),
         *(f"--volume={source}:{target}:ro" for source, target in _pip_settings(scratch).items()),
         *("--file", ROOT / "dockerfiles" / f"{name}.Dockerfile", "--tag", image, ROOT),
