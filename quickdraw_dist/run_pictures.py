@@ -8,7 +8,6 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
-from tqdm import tqdm
 
 from quickdraw_dist.history import History
 from quickdraw_dist.progress import duration
@@ -45,11 +44,11 @@ def _curve(plot: Plot, history: History) -> Figure:
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, pad=6)
     axes.set_xlim(0, max(history.last["epoch"], 1e-9))
     axes.set_xlabel("epochs")
     axes.margins(y=0.08)
-    if len(axes.get_legend_handles_labels()[0]) > 1:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)
     return figure
 
@@ -74,12 +73,13 @@ def _accuracy(axes: Axes, history: History) -> None:
 def _learning_rate(axes: Axes, history: History) -> None:
     axes.plot(*history.curve("train", "learning_rate"), color=RIGHT, linewidth=1.2)
     axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _speed(axes: Axes, history: History) -> None:
     axes.plot(*history.curve("train", "drawings_per_second"), color=RIGHT, linewidth=1.2)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tqdm.format_sizeof(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def plot_goodput(seconds: dict[str, float]) -> Figure:
