@@ -14,7 +14,8 @@ from quickdraw_dist.stopping import StopSignal
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(minutes=10)
+_PATIENCE = timedelta(minutes=10)
+"""With a rank that does not come to the end of its batch."""
 
 
 class Agreement:
@@ -34,7 +35,7 @@ class Agreement:
         """
         self._stop, self._seconds, self._phase = stop, seconds, phase
         self._group = (
-            dist.new_group(backend="gloo", timeout=_TIMEOUT) if dist.is_initialized() else None
+            dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.is_initialized() else None
         )
         self.stopped = False
         """Whether they agreed to stop; the same on every rank."""
@@ -78,6 +79,6 @@ def _wait(work: dist.Work) -> None:
         work.wait()
     except RuntimeError:
         raise TrainingError(
-            "another rank is gone; nothing is saved, the last checkpoint stands, and the same "
-            "command goes on from there"
+            f"another rank is gone, or has stood still for {_PATIENCE}; nothing is saved, the last "
+            "checkpoint stands, and the same command goes on from there"
         ) from None

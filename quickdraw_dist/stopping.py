@@ -73,10 +73,10 @@ class StopSignal:
         """Answer signals from now on; a second INT ends the process at once. Main thread only."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
-        for number in SIGNALS:
-            signal.signal(number, lambda *_: None)
         # Written to by the C handler, also while the main thread is inside C++.
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
         keep = (reader, writer)
         threading.Thread(target=self._watch, args=keep, daemon=True, name="signals").start()
 

@@ -208,5 +208,8 @@ def processes() -> ForkServerContext:
     They have the environment of the first one that started: pass in what a test sets.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", "gcsfs", "quickdraw_dist.stream.loader"])
+    # The last one's two seconds are otherwise spent by every process that makes an optimizer.
+    context.set_forkserver_preload(
+        ["torch.distributed", "gcsfs", "quickdraw_dist.trainer", "torch._dynamo"]
+    )
     return context

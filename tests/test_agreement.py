@@ -128,7 +128,7 @@ def lose(rank: int, agreement: Agreement, stop: StopSignal) -> Any:
 def test_a_lost_rank_is_an_error(processes: ForkServerContext, tmp_path: Path) -> None:
     """The TERM that one may get then is torchrun's answer: nobody saves alone."""
     (said,) = results(processes, tmp_path, 2, lose)
-    assert "another rank is gone; nothing is saved" in said
+    assert "another rank is gone, or has stood still for 0:10:00; nothing is saved" in said
 
 
 @pytest.mark.parametrize("items", [0, 1, 5])

@@ -113,6 +113,22 @@ def test_while_the_dataset_is_opened(dataset: Path, tmp_path: Path) -> None:
         assert "before the first step" in stop(process)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_while_the_model_is_compiled(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compilers and their workers end, too: they hold the output open until they do."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    arguments = runs.settings(dataset, tmp_path / "run", "--train.compile", "on")
+    process = runs.start(runs.launcher(1), arguments)
+    while not any(path.suffix == ".cpp" for path in cache.rglob("*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    assert "before the first step" in stop(process)
+    assert runs.checkpoints(tmp_path / "run") == []
+
+
 # -- from the first step on ------------------------------------------------------------------------
 
 
