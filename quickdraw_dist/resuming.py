@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from quickdraw_dist import checkpoint, distributed
+from quickdraw_dist import checkpoint, distributed, storage
 from quickdraw_dist.checkpoint import Checkpoint
 from quickdraw_dist.config import Settings
 from quickdraw_dist.errors import RefusedError
@@ -31,7 +31,9 @@ def find(settings: Settings, dataset: Dataset) -> tuple[Checkpoint | None, list[
 
 def _choose(settings: Settings) -> str | None:
     output, resume = settings.output, settings.train.resume
-    there = checkpoint.steps(output)
+    # A run that was killed before its first one was whole is no run yet: it begins anew.
+    home, names = checkpoint.folder(output), map(checkpoint.name, checkpoint.steps(output))
+    there = any(storage.exists(storage.join(home, name, "meta.json")) for name in names)
     if resume == "never" and there:
         raise RefusedError(
             f"--output {output}: holds a run, and --train.resume is never; another "

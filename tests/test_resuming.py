@@ -55,6 +55,15 @@ def test_the_newest_is_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert all(home.is_dir() for home in homes)
 
 
+def test_killed_before_the_first_one_was_whole(tmp_path: Path) -> None:
+    """A machine that is taken away often would otherwise leave a run that can never start."""
+    (save(tmp_path, 3) / "meta.json").unlink()
+    assert find(tmp_path) is None
+    assert find(tmp_path, "never") is None
+    with pytest.raises(RefusedError, match="no run there to resume"):
+        find(tmp_path, "must")
+
+
 def test_a_newer_release_was_here(tmp_path: Path) -> None:
     """It is not passed over: going on from an older one would write over the newer one's run."""
     save(tmp_path, 3)
