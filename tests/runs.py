@@ -87,6 +87,13 @@ def wait_for(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError("never said " + text + ":\n" + "".join(lines))
 
 
+def finish(process: subprocess.Popen[str]) -> str:
+    """All of its output; it must end well."""
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
+
+
 def _rank(rank: int, ranks: int, port: int, arguments: list[str], store: str | None) -> None:
     if store is not None:
         use_store(store)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import torch
 import webdataset
 
-from tests.test_resume import finish, last_state, wait_for
+from tests import runs
 
 CLASSES = ("dots", "lines", "boxes")
 
@@ -33,25 +32,16 @@ def write_shards(folder: Path, sizes: list[int], wrong_in: int = -1) -> None:
 
 def start(data: Path, output: Path, ranks: int, *extra: str) -> subprocess.Popen[str]:
     """The training command in a process group of its own."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command = [sys.executable, *(launcher if ranks > 1 else []), "-m", "quickdraw_dist.train"]
-    command += ["--data", str(data), "--output", str(output), "--stream.reader", "webdataset"]
-    command += ["--stream.class_names", *CLASSES, "--train.epochs", "2", "--train.log_every", "1"]
-    command += ["--train.global_batch", "32", "--train.deterministic", "true", "--model.width", "4"]
-    command += ["--train.device", "cpu", "--metrics.port", "0", *extra]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    arguments = ["--data", str(data), "--output", str(output), "--stream.reader", "webdataset"]
+    arguments += ["--stream.class_names", *CLASSES, "--train.epochs", "2", "--train.log_every", "1"]
+    arguments += ["--train.global_batch", "32", "--train.deterministic", "true"]
+    arguments += ["--model.width", "4", "--train.device", "cpu", "--metrics.port", "0", *extra]
+    return runs.start(runs.torchrun(ranks) if ranks > 1 else runs.ALONE, arguments)
 
 
 def kill_at(process: subprocess.Popen[str], line: str) -> None:
     """SIGKILL to all of it when it has said something."""
-    wait_for(process, line)
+    runs.wait_for(process, line)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
@@ -61,23 +51,24 @@ def test_two_ranks_resume_exactly_at_an_epoch(tmp_path: Path) -> None:
     weights and order of a run that was never touched."""
     write_shards(tmp_path / "data" / "train", [70, 100, 30, 60])
     write_shards(tmp_path / "data" / "val", [40])
-    said = finish(start(tmp_path / "data", tmp_path / "whole", 2))
+    said = runs.finish(start(tmp_path / "data", tmp_path / "whole", 2))
     assert "260 drawings (all, as counted) of 4 shards, 8 steps of 32" in said
     assert said.count("does not promise that a drawing comes exactly once") == 1
     assert "epoch 2/2  step 8/8" in said and "no validation split" not in said
-    weights, meta = last_state(tmp_path / "whole")
+    whole = runs.newest(tmp_path / "whole")
+    meta = whole.meta
     assert meta["classes"] == list(CLASSES)
     assert (meta["step"], meta["lanes"], meta["epoch_drawings"]) == (16, 0, 260)
-    assert meta["validation"]["drawings"] == 40  # type: ignore[index]
+    assert meta["validation"]["drawings"] == 40
 
     kill_at(start(tmp_path / "data", tmp_path / "killed", 2), "epoch 2/2  step 3/8")
-    said = finish(start(tmp_path / "data", tmp_path / "killed", 2))
+    said = runs.finish(start(tmp_path / "data", tmp_path / "killed", 2))
     assert "epoch 2, step 0 of 8" in said and "anew" not in said
-    again, its_meta = last_state(tmp_path / "killed")
-    assert its_meta["order_digest"] == meta["order_digest"]
-    assert its_meta["normalisation"] == meta["normalisation"]
-    for name, value in weights.items():
-        assert torch.equal(value, again[name]), name
+    again = runs.newest(tmp_path / "killed")
+    assert again.meta["order_digest"] == meta["order_digest"]
+    assert again.meta["normalisation"] == meta["normalisation"]
+    for name, value in whole.weights.items():
+        assert torch.equal(value, again.weights[name]), name
 
 
 def test_in_mid_epoch_it_goes_on_otherwise_and_says_so(tmp_path: Path) -> None:
@@ -85,17 +76,19 @@ def test_in_mid_epoch_it_goes_on_otherwise_and_says_so(tmp_path: Path) -> None:
     write_shards(tmp_path / "data", [70, 100])
     often = ["--checkpoint.every_drawings", "64", "--train.epochs", "1"]
     kill_at(start(tmp_path / "data", tmp_path / "run", 1, *often), "epoch 1/1  step 4/5")
-    said = finish(start(tmp_path / "data", tmp_path / "run", 1, *often))
+    said = runs.finish(start(tmp_path / "data", tmp_path / "run", 1, *often))
     assert "epoch 1, step 2 of 5" in said
     assert "the 3 steps that are left of this epoch are shuffled anew" in said
     assert said.count("no validation split") == 1 and "validation after" not in said
-    _, meta = last_state(tmp_path / "run")
+    meta = runs.last_meta(tmp_path / "run")
     assert (meta["step"], meta["validation"]) == (5, None)
     kept = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-000000004", "step-000000005"]
-    assert "this run is finished" in finish(start(tmp_path / "data", tmp_path / "run", 1, *often))
+    assert "this run is finished" in runs.finish(
+        start(tmp_path / "data", tmp_path / "run", 1, *often)
+    )
     grown = [*often, "--stream.epoch_drawings", "64", "--train.epochs", "2"]
-    said = finish(start(tmp_path / "data", tmp_path / "run", 1, *grown))
+    said = runs.finish(start(tmp_path / "data", tmp_path / "run", 1, *grown))
     assert "stream.epoch_drawings: 0 -> 64" in said and "epoch 2/2  step 2/2" in said
 
 

@@ -25,13 +25,6 @@ def start(dataset: Path, output: Path, ranks: int, *extra: str) -> subprocess.Po
     return runs.start(command, runs.settings(dataset, output, *extra))
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """All of its output; it must end well."""
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    return output
-
-
 @pytest.mark.parametrize(("ranks", "extra"), [(1, []), (2, []), (3, ["--train.micro_batch", "20"])])
 def test_killed_run_resumes_bit_for_bit(
     dataset: Path, tmp_path: Path, processes: ForkServerContext, ranks: int, extra: list[str]
@@ -46,7 +39,7 @@ def test_killed_run_resumes_bit_for_bit(
     assert runs.last_meta(tmp_path / "killed")["restarts"] == 1
     runs.assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
     if ranks == 1:
-        assert "this run is finished" in finish(start(dataset, tmp_path / "killed", ranks))
+        assert "this run is finished" in runs.finish(start(dataset, tmp_path / "killed", ranks))
 
 
 def test_another_world_goes_on_in_the_same_order(

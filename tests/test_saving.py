@@ -39,7 +39,7 @@ class Run:
         self.learner = Learner(self.settings, world, dataset, 10_000)
         self.folder = RunFolder(str(output))
         goodput = telemetry.Goodput()
-        log = ProgressLog(goodput, self.folder)
+        log = ProgressLog(goodput, self.folder, self.settings.metrics)
         self.saver = Saver(self.settings, feed, self.learner, log, goodput, self.folder)
         self.steps = 0
 

@@ -23,6 +23,7 @@ from quickdraw_dist import storage, telemetry, train
 from quickdraw_dist.errors import CorruptError
 from quickdraw_dist.processors import processors
 from quickdraw_dist.storage import StorageError
+from tests import runs
 from tests.conftest import Store, use_store
 from tests.fault_proxy import FAULTS, STATUSES, FaultProxy
 from tests.gcs_server import GcsServer, Request
@@ -237,18 +238,11 @@ def start(*command: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    """All of its output; it must end well."""
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    return output
-
-
 def test_all_commands_on_a_store(bucket: Store, without_faults: Result, tmp_path: Path) -> None:
     """Source, dataset and run in gs://, each command a process of its own, and one killed."""
-    said = finish(start("jobs.shard", *SHARD))
+    said = runs.finish(start("jobs.shard", *SHARD))
     assert f"{DATASET}/manifest.json: complete" in said
-    said = finish(start("jobs.verify", DATASET, "--source", SOURCE))
+    said = runs.finish(start("jobs.verify", DATASET, "--source", SOURCE))
     assert "every pixel equal to the source's" in said
     settings = ["--data", DATASET, "--output", "gs://bucket/run", *TRAIN]
     settings += ["--checkpoint.every_drawings", "192", "--train.log_every", "1"]
@@ -258,7 +252,7 @@ def test_all_commands_on_a_store(bucket: Store, without_faults: Result, tmp_path
     assert any("step 9/18" in line for line in killed.stdout)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert "resumed" in finish(start("quickdraw_dist.train", *settings))
+    assert "resumed" in runs.finish(start("quickdraw_dist.train", *settings))
     result = Result.of(bucket.server)
     assert result.dataset == without_faults.dataset
     assert result.order_digests[-1] == without_faults.order_digests[0]
