@@ -15,6 +15,7 @@ from torch.distributed import run as torchrun
 from quickdraw_dist import agent
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.launch import outcome
+from quickdraw_dist.stopping import SIGNALS
 from tests import runs
 
 
@@ -187,10 +188,10 @@ def test_a_second_interrupt_ends_everything(tmp_path: Path) -> None:
     assert process.returncode == 1 and "still here" not in said
 
 
-def has_term(pid: int, field: str) -> bool:
-    """Whether TERM is in a set of signals of a process: SigCgt, that have handlers, or SigIgn."""
+def has(pid: int, field: str, number: int) -> bool:
+    """Whether a set of signals of a process has one: SigCgt, those with handlers, or SigIgn."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return bool(int(status.partition(f"{field}:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1)
+    return bool(int(status.partition(f"{field}:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
 SAVE = """
@@ -214,7 +215,7 @@ def test_signals_to_the_whole_tree(tmp_path: Path) -> None:
     os.kill(torchrun_pid, signal.SIGUSR1)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "SIGTERM\n"
-    assert has_term(torchrun_pid, "SigIgn")
+    assert has(torchrun_pid, "SigIgn", signal.SIGTERM)
     os.kill(torchrun_pid, signal.SIGTERM)
     (tmp_path / "mark").touch()
     process.communicate()
@@ -226,7 +227,7 @@ def test_signals_to_the_whole_tree(tmp_path: Path) -> None:
 def test_a_signal_to_the_launcher_that_just_started(number: int, tmp_path: Path) -> None:
     """Before there is a torchrun, or while that is still importing: nothing was lost."""
     process = launch(tmp_path, WAIT)
-    while not has_term(process.pid, "SigCgt"):
+    while not has(process.pid, "SigCgt", SIGNALS[-1]):  # the last that gets a handler
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(number)
