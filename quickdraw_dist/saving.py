@@ -51,11 +51,12 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[str] | None = None
         self._begun: object = None  # what the newest checkpoint is of, whole or not
-        self._saved: object = None  # what the newest whole one of this process is of
+        self._saved: object = None  # what the newest whole one is of
 
-    def resume(self, meta: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.order_digest.resume(meta["order_digest"])
+    def resume(self, order_digest: str, position: Position, carried: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, which is of `position` and has `carried`."""
+        self.order_digest.resume(order_digest)
+        self._saved = (position, carried)
 
     def save(self, position: Position, carried: Mapping[str, Any], must: bool) -> None:
         """Have a checkpoint written in the background; a failure is reported and counted there.

@@ -75,8 +75,8 @@ class Trainer:
         self.learner.load(saved)
         self.epoch, self.step, self.total_steps = meta["epoch"], meta["step_in_epoch"], meta["step"]
         self.last_validation = meta["validation"]
-        self.saver.resume(meta)
         self.faults.resume(meta.get("skipped_steps", 0))
+        self.saver.resume(meta["order_digest"], self.position, self._carried)
 
     @property
     def position(self) -> Position:

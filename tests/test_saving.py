@@ -223,8 +223,8 @@ def test_the_same_step_is_not_written_again(run: Run, monkeypatch: pytest.Monkey
     run.save(must=True)
     run.save_for_good()
     again = Run(Path(run.settings.output, "again"))
-    again.saver.resume({"order_digest": "00", "step": 5})
     again.steps = 5
+    again.saver.resume("00", again.position, CARRIED)
     again.save_for_good()
     again.close()
     monkeypatch.setattr(storage, "publish", no_room)

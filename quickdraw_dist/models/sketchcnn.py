@@ -23,7 +23,10 @@ class SketchCNN(nn.Module):
             *_block(width, 2 * width),
             nn.MaxPool2d(2),  # (B, 2 width, 7, 7)
             *_block(2 * width, 4 * width),
-            nn.AvgPool2d(2, ceil_mode=True),  # (B, 4 width, 4, 4)
+            # 7 to 4: windows at the edge are means of what is there. Without padding the last
+            # option changes no mean, but with its default the compiled gradient is wrong there
+            # (github.com/pytorch/pytorch/issues/198119).
+            nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),  # (B, 4 width, 4, 4)
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
