@@ -109,7 +109,7 @@ def _command(folder: Path, name: str, epochs: int) -> list[str]:
         "train.epochs": epochs, "train.global_batch": GLOBAL_BATCH, "train.micro_batch": 20,
         "train.deterministic": True, "train.device": "cpu", "train.log_every": 1,
         "model.width": 4, "checkpoint.every_drawings": SAVE_EVERY_STEPS * GLOBAL_BATCH,
-        "optimizer.ema_half_life_drawings": 1_000, "metrics.port": 0,
+        "optimizer.ema_half_life_drawings": 1_000, "metrics.port": 0, "metrics.report": False,
     }  # fmt: skip
     launcher = [sys.executable, "-m", "quickdraw_dist.launch", "--standalone"]
     arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]

@@ -78,7 +78,7 @@ def source(fraction: float) -> str:
 
 def training_settings(gpus: int) -> list[str]:
     """One epoch with the default network; a narrow one in small batches without a GPU."""
-    settings = ["--train.epochs", "1", "--metrics.port", "0"]
+    settings = ["--train.epochs", "1", "--metrics.port", "0", "--metrics.report", "false"]
     if gpus:
         return [*settings, "--train.global_batch", str(8_192 * gpus)]
     return [*settings, "--train.global_batch", "1024", "--model.width", "8"]

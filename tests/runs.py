@@ -20,6 +20,8 @@ from quickdraw_dist.stopping import leave
 from tests.conftest import use_store
 
 GLOBAL_BATCH = 96
+NO_PAGE = ["--metrics.report", "false"]
+"""Drawing the curves of a run costs more than the rest of a small one."""
 STEPS = 5
 """In an epoch of the small dataset; a run has two."""
 
@@ -46,7 +48,8 @@ def settings(dataset: Path | str, output: Path | str, *extra: str) -> list[str]:
     chosen = ["--data", str(dataset), "--output", str(output), "--train.epochs", "2"]
     chosen += ["--train.global_batch", str(GLOBAL_BATCH), "--train.deterministic", "true"]
     chosen += ["--train.log_every", "1", "--checkpoint.every_drawings", str(2 * GLOBAL_BATCH)]
-    return [*chosen, "--model.width", "4", "--train.device", "cpu", "--metrics.port", "0", *extra]
+    chosen += ["--model.width", "4", "--train.device", "cpu", "--metrics.port", "0"]
+    return [*chosen, *NO_PAGE, *extra]
 
 
 ALONE = [sys.executable]

@@ -35,8 +35,9 @@ def start(data: Path, output: Path, ranks: int, *extra: str) -> subprocess.Popen
     arguments = ["--data", str(data), "--output", str(output), "--stream.reader", "webdataset"]
     arguments += ["--stream.class_names", *CLASSES, "--train.epochs", "2", "--train.log_every", "1"]
     arguments += ["--train.global_batch", "32", "--train.deterministic", "true"]
-    arguments += ["--model.width", "4", "--train.device", "cpu", "--metrics.port", "0", *extra]
-    return runs.start(runs.torchrun(ranks) if ranks > 1 else runs.ALONE, arguments)
+    arguments += ["--model.width", "4", "--train.device", "cpu", "--metrics.port", "0"]
+    command = runs.torchrun(ranks) if ranks > 1 else runs.ALONE
+    return runs.start(command, [*arguments, *runs.NO_PAGE, *extra])
 
 
 def kill_at(process: subprocess.Popen[str], line: str) -> None:

@@ -15,6 +15,7 @@ from jobs import shard
 from quickdraw_dist import train
 from quickdraw_dist.progress import ProgressLog
 from quickdraw_dist.stopping import leave
+from tests import runs
 
 BATCH = 64
 
@@ -44,6 +45,7 @@ def test_causes_add_up_to_the_wall_over_restarts(
     settings += ["--train.global_batch", str(BATCH), "--train.log_every", "1"]
     settings += ["--checkpoint.every_drawings", str(3 * BATCH), "--checkpoint.keep_last", "9"]
     settings += ["--model.width", "4", "--metrics.port", "0", "--train.device", "cpu"]
+    settings += runs.NO_PAGE
     before, starts = time.time(), []
     for dies_after, code in ((2, -signal.SIGKILL), (4, -signal.SIGKILL), (None, 0)):
         process = processes.Process(target=life, args=(settings, dies_after))

@@ -14,6 +14,7 @@ import pytest
 from jobs import shard
 from quickdraw_dist import live
 from quickdraw_dist.live import LiveLine
+from tests import runs
 from tests.terminal import Terminal, screen
 
 
@@ -99,6 +100,7 @@ def test_a_run_on_a_terminal(tmp_path: Path, extra: list[str]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "quickdraw_dist.train", "--data", str(tmp_path / "shards")]
     command += ["--output", str(tmp_path / "run"), "--train.epochs", "2", "--metrics.port", "0"]
+    command += runs.NO_PAGE
     command += ["--train.global_batch", "64", "--train.log_every", "1", "--model.width", "4"]
     terminal = Terminal(columns=150)
     process = subprocess.Popen(

@@ -17,13 +17,14 @@ import torch
 
 from quickdraw_dist import checkpoint, lease, storage, telemetry, train
 from quickdraw_dist.run_folder import RunFolder
+from tests import runs
 from tests.conftest import Dataset, Store
 from tests.gcs_server import Request, Response
 from tests.stream.test_cache_in_runs import with_full_disk
 
 RUN = "gs://bucket/run"
 TRAIN = ["--train.global_batch", "96", "--train.device", "cpu", "--train.deterministic", "true"]
-TRAIN += ["--model.width", "4", "--metrics.port", "0", "--stream.threads", "1"]
+TRAIN += ["--model.width", "4", "--metrics.port", "0", "--stream.threads", "1", *runs.NO_PAGE]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -35,7 +35,7 @@ SOURCE, DATASET = "gs://bucket/source", "gs://bucket/dataset"
 SIZES = ["--shard.drawings_per_shard", "320", "--shard.block", "64", "--shard.group_shards", "2"]
 SHARD = ["--source", SOURCE, "--dest", DATASET, "--processes", "1", *SIZES]
 TRAIN = ["--train.epochs", "1", "--train.global_batch", "96", "--train.device", "cpu"]
-TRAIN += ["--model.width", "4", "--metrics.port", "0"]
+TRAIN += ["--model.width", "4", "--metrics.port", "0", *runs.NO_PAGE]
 
 CORES = str(processors())
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from jobs import evaluate, shard
 from quickdraw_dist import storage, train
+from tests import runs
 from tests.conftest import Store
 
 
@@ -140,6 +141,7 @@ def test_a_full_disk_does_not_stop_training(dataset: Path, tmp_path: Path) -> No
     )
     settings = ["--data", str(dataset), "--output", str(tmp_path), "--train.epochs", "2"]
     settings += ["--train.global_batch", "64", "--model.width", "4", "--metrics.port", "0"]
+    settings += runs.NO_PAGE
     done = subprocess.run(
         [sys.executable, "-c", limited, *settings], capture_output=True, text=True
     )
@@ -156,6 +158,7 @@ def test_a_run_that_explodes_ends_and_keeps_its_checkpoint(dataset: Path, tmp_pa
     command = [sys.executable, "-m", "quickdraw_dist.train", "--data", str(dataset)]
     command += ["--output", str(tmp_path), "--train.epochs", "9", "--train.global_batch", "64"]
     command += ["--model.width", "4", "--metrics.port", "0", "--train.log_every", "2"]
+    command += runs.NO_PAGE
     command += ["--optimizer.learning_rate", "1e30", "--train.max_skipped", "7"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1

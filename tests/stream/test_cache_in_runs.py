@@ -27,6 +27,7 @@ from quickdraw_dist.stream.memory import plan_memory
 from quickdraw_dist.stream.order import Order
 from quickdraw_dist.stream.reader import SplitReader
 from quickdraw_dist.trainer import Trainer
+from tests import runs
 from tests.conftest import Dataset, Store
 from tests.stream.caching import URL, base, downloads, held, shards_of
 from tests.stream.delivery import least_bytes
@@ -34,7 +35,7 @@ from tests.stream.delivery import least_bytes
 LANES, STEPS = 8, 18
 TRAIN = ["--train.epochs", "2", "--train.global_batch", "96", "--train.device", "cpu"]
 TRAIN += ["--stream.lanes", str(LANES), "--stream.window_blocks", "1", "--stream.threads", "1"]
-TRAIN += ["--model.width", "4", "--metrics.port", "0", "--train.seed", "5"]
+TRAIN += ["--model.width", "4", "--metrics.port", "0", "--train.seed", "5", *runs.NO_PAGE]
 
 
 def keep_to_one_thread(patch: pytest.MonkeyPatch) -> None:
