@@ -98,14 +98,14 @@ def our_cases(
     """Settings of every run of ours: the base, then one thing changed at a time; pure."""
     base: dict[str, object] = {"train.global_batch": batch, "train.precision": precision}
     off: dict[str, object] = {"train.channels_last": False, "train.compile": "off"}
-    off |= {"train.augment": False, "optimizer.ema_half_life_drawings": 0}
+    off |= {"augment.affine": False, "optimizer.ema_half_life_drawings": 0}
     changes: dict[str, dict[str, object]] = {
         BASE: {},
         "channels first": {"train.channels_last": False},
         "torch.compile off" if on_gpu else "torch.compile on": {
-            "train.compile": "off" if on_gpu else "on"
+            "train.compile": "off" if on_gpu else "default"
         },
-        "no augmentation": {"train.augment": False},
+        "no augmentation": {"augment.affine": False},
         "no moving average": {"optimizer.ema_half_life_drawings": 0},
         "all of these off, fp32, batch 256": {
             **off, "train.precision": "fp32", "train.global_batch": 256,
@@ -117,6 +117,8 @@ def our_cases(
         changes["fp32 instead of bf16"] = {"train.precision": "fp32"}
     if on_gpu:
         changes["fp16 instead of bf16"] = {"train.precision": "fp16"}
+        for mode in ("reduce-overhead", "max-autotune"):
+            changes[f"compiled with {mode}"] = {"train.compile": mode}
     changes |= {f"batch {size:,}": {"train.global_batch": size} for size in batches}
     return {name: base | change for name, change in changes.items()}
 

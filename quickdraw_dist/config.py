@@ -38,6 +38,14 @@ PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
 NaturalReal = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
 
 
+Probability = Annotated[float, Field(ge=0, le=1), _Number]
+OpenShare = Annotated[float, Field(gt=0, lt=1), _Number]
+CompileMode = Annotated[
+    Literal["auto", "off", "default", "reduce-overhead", "max-autotune"],
+    BeforeValidator(lambda value: "off" if value is False else value),  # YAML's off
+]
+
+
 class Section(BaseModel):
     """A branch of the tree."""
 
@@ -112,10 +120,14 @@ class Model(Section):
 class Optimizer(Section):
     """How the weights move. Durations are in drawings: the same whatever the batch or world."""
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Which optimizer, fused on the device."""
     learning_rate: PositiveReal = 2e-3
-    """Peak learning rate of AdamW, after warmup."""
+    """Peak learning rate, after warmup; sgd needs a far larger one than adamw, such as 0.1."""
+    momentum: OpenShare = 0.9
+    """sgd: share of the last move in the next one, Nesterov's way."""
     weight_decay: NaturalReal = 0.05
-    """Decoupled weight decay; not applied to biases and normalisation."""
+    """Not of biases and normalisation. adamw: decoupled; sgd: in the gradient, such as 5e-4."""
     warmup_drawings: Literal["auto"] | Natural = "auto"
     """Drawings over which the learning rate rises from 0; auto: 5 % of the run."""
     final_share: Share = 0.01
@@ -126,6 +138,21 @@ class Optimizer(Section):
     """Share of the target spread evenly over all classes."""
     ema_half_life_drawings: Natural = 100_000
     """Half-life of the average of the weights that is evaluated and exported; 0: no average."""
+
+
+class Augment(Section):
+    """Random changes of every training drawing, on the device, as one piece with the network."""
+
+    affine: bool = True
+    """Shift, rotation, scale and horizontal shear."""
+    flip: Probability = 0.0
+    """Share of drawings that are mirrored left to right. Caution, class by class: people draw mugs,
+    cups, stairs, guitars and baseball bats mostly one way round, and that clue is lost; where the
+    side is the meaning, as with letters, leave it at 0."""
+    erase: Probability = 0.0
+    """Share of drawings that lose a random rectangle, of 2 to 20 % of the picture."""
+    thickness: Probability = 0.0
+    """Share of drawings whose lines become thicker, each by its own part of a pixel a side."""
 
 
 class Train(Section):
@@ -143,20 +170,27 @@ class Train(Section):
     """auto: bf16 on cuda, fp32 elsewhere."""
     channels_last: bool = True
     """Memory format of activations and convolution weights."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: on for cuda."""
-    augment: bool = True
-    """Random shift, rotation, scale and horizontal shear of every training drawing."""
+    compile: CompileMode = "auto"
+    """torch.compile of augmentation, network and loss as one, by its mode; auto: default on cuda,
+    off elsewhere. reduce-overhead and max-autotune replay CUDA graphs."""
     deterministic: bool = False
     """Only algorithms that give the same bits every time; slower."""
     seed: Natural = 1
     """Decides initial weights, order, augmentation and dropout."""
     log_every: Positive = 20
     """Steps between progress lines, metrics and looks at the loss."""
+    profile: Natural = 0
+    """Steps, after a few first ones, that torch's profiler traces: a trace and a page that sums it
+    up, for every rank, in the folder profile of output."""
     max_skipped: Positive = 10
     """Steps in a row that may be skipped because loss or gradient is not a number; then it ends."""
     shutdown_seconds: PositiveReal = 20
     """Seconds from a signal to the end: a rank that is then still busy leaves without saving."""
+    start_seconds: PositiveReal = 1_800
+    """Seconds that a rank may stand still before its first step is done, and for a checkpoint; then
+    the run ends and says where it stood."""
+    stall_seconds: PositiveReal = 300
+    """Seconds that a rank may stand still otherwise."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: go on with the run in output, if there is one; never: refuse if there is one."""
     allow_dataset_change: bool = False
@@ -220,6 +254,7 @@ class Settings(BaseSettings):
     stream: Stream = Stream()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
+    augment: Augment = Augment()
     train: Train = Train()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: EvaluationSettings = EvaluationSettings()

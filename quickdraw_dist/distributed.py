@@ -73,15 +73,19 @@ def describe(train: Train) -> World:
     return World(rank, size, local_rank, local_size, torch.device(name))
 
 
-def join(world: World) -> None:
-    """Take the device, share out the processor's cores, and meet the other ranks."""
+def join(world: World, timeout_seconds: float) -> None:
+    """Take the device, share out the processor's cores, and meet the other ranks.
+
+    A rank that waits for another one longer than the timeout ends with a RuntimeError.
+    """
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     # torchrun gives every rank one thread.
     torch.set_num_threads(max(1, processors() // world.local_size))
     if world.size > 1:
         dist.init_process_group(
-            "nccl" if world.device.type == "cuda" else "gloo", timeout=timedelta(minutes=10)
+            "nccl" if world.device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_seconds),
         )
 
 

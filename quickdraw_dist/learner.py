@@ -10,18 +10,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from quickdraw_dist import models
-from quickdraw_dist.augment import normalise, random_affine
 from quickdraw_dist.checkpoint import Checkpoint
 from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import World
 from quickdraw_dist.hashing import key64
+from quickdraw_dist.objective import Objective
 from quickdraw_dist.optimization import MovingAverage, Statistics, learning_rate, make_optimizer
+from quickdraw_dist.stragglers import WorkClock
 from quickdraw_dist.stream.feed import Facts
 from quickdraw_dist.tally import Tally
+from quickdraw_dist.whereabouts import phase
+
+
+def compile_mode(setting: str, device: str) -> str | None:
+    """The mode of torch.compile on a kind of device; None: not at all. Pure."""
+    if setting == "auto":
+        return "default" if device == "cuda" else None
+    return None if setting == "off" else setting
 
 
 class Learner:
@@ -41,22 +49,37 @@ class Learner:
         memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         model = models.build(settings.model, len(dataset.classes)).to(device)
         self.model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
-        if train.compile == "on" or (train.compile == "auto" and device.type == "cuda"):
-            self.model.compile()
-        self.forward: Callable[[torch.Tensor], torch.Tensor] = self.model
-        self.ddp: DistributedDataParallel | None = None
-        if world.size > 1:
-            # Batch-norm statistics stay each rank's own in training; rank 0's are the model's.
-            self.forward = self.ddp = DistributedDataParallel(
-                self.model,
-                forward_sync_buffers=False,
-                gradient_as_bucket_view=True,
-                static_graph=True,
-            )
         self.precision = train.precision
         if self.precision == "auto":
             self.precision = "bf16" if device.type == "cuda" else "fp32"
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        objective = Objective(
+            self.model,
+            settings.augment,
+            mean=dataset.pixel_mean,
+            std=dataset.pixel_std,
+            label_smoothing=settings.optimizer.label_smoothing,
+            autocast=dtype,
+        )
+        mode = compile_mode(train.compile, device.type)
+        if mode is not None:
+            objective.compile(mode=mode, dynamic=False)
+        # A graph that is replayed writes its gradients to the same place every time: they are
+        # added to others that exist already, so that none of these is that place.
+        self.keep_gradients = mode in ("reduce-overhead", "max-autotune")
+        if self.keep_gradients:
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        self.forward: Callable[..., tuple[torch.Tensor, torch.Tensor]] = objective
+        self.ddp: DistributedDataParallel | None = None
+        if world.size > 1:
+            # Batch-norm statistics stay each rank's own in training; rank 0's are the model's.
+            self.forward = self.ddp = DistributedDataParallel(
+                objective,
+                forward_sync_buffers=False,
+                gradient_as_bucket_view=True,
+                static_graph=True,
+            )
         self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         # Fused ones skip a step by a flag on the device; Apple's do not look at it.
@@ -66,6 +89,7 @@ class Learner:
         self.average = MovingAverage(self.model, half_life) if half_life else None
         self.statistics = Statistics(self.model)
         self.tally = Tally()
+        self.work = WorkClock(self.model, device)
         self.rate = 0.0
 
     def step(self, drawings: torch.Tensor, labels: torch.Tensor, number: int) -> None:
@@ -87,16 +111,22 @@ class Learner:
         parts = self._parts(len(labels))
         pieces = zip(drawings.tensor_split(parts), labels.tensor_split(parts), strict=True)
         self.statistics.remember()
+        self.work.begin()
         figures = torch.zeros(2, device=self.world.device)
         for part, (some, their_labels) in enumerate(pieces):
             # Gradients meet the other ranks' once a step, with the last part.
-            alone = self.ddp is not None and part < parts - 1
-            with self.ddp.no_sync() if alone and self.ddp else contextlib.nullcontext():
-                figures += self._backward(self._inputs(some), their_labels)
-        self.scaler.unscale_(self.optimizer)
-        limit = optimizer.clip_norm or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self._move(number, skipped=(~norm.isfinite()).float())
+            with self._meeting(alone=part < parts - 1):
+                with phase("forward", number, part):
+                    loss, right = self.forward(some, their_labels)
+                with phase("backward", number, part):
+                    self._backward(loss)
+            figures += torch.stack([loss.detach(), right])
+        self.work.end()
+        with phase("optimizer", number):
+            self.scaler.unscale_(self.optimizer)
+            limit = optimizer.clip_norm or float("inf")
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+            self._move(number, skipped=(~norm.isfinite()).float())
         self.tally.add(figures[0], figures[1], norm)
 
     def _move(self, number: int, skipped: torch.Tensor) -> None:
@@ -105,7 +135,7 @@ class Learner:
         if self.fused or not skipped:
             self.optimizer.step()
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         self.statistics.restore(skipped)
         if self.average is not None:
             batch = self.settings.train.global_batch
@@ -115,32 +145,16 @@ class Learner:
         """Forward passes that this rank needs for its part of a batch; others may need one more."""
         return -(-drawings // (self.settings.train.micro_batch or drawings))
 
-    def _inputs(self, drawings: torch.Tensor) -> torch.Tensor:
-        """(B, 28, 28) uint8 -> (B, 1, 28, 28) float, augmented."""
-        mean, std = self.dataset.pixel_mean, self.dataset.pixel_std
-        pixels = normalise(drawings, mean, std)
-        if not self.settings.train.augment:
-            return pixels
-        return random_affine(pixels, background=-mean / std)
-
-    def _backward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Add one part's gradients; returns its loss and right guesses, (2,).
+    def _backward(self, loss: torch.Tensor) -> None:
+        """Add one part's gradients.
 
         Parts differ in size, so the loss is summed over the part and divided by G/n: DDP's mean
         over ranks is then the mean over the global batch. A loss that is not finite makes nan of
         all its gradients, so that the sum over ranks tells every rank.
         """
-        with self.autocast:
-            logits = self.forward(inputs)
-        smoothing = self.settings.optimizer.label_smoothing
-        loss = functional.cross_entropy(
-            logits.float(), labels, reduction="sum", label_smoothing=smoothing
-        )
         share = self.world.size / self.settings.train.global_batch
         weight = torch.where(loss.detach().isfinite(), share, float("nan"))
         torch.autograd.backward(self.scaler.scale(loss * weight))
-        with torch.no_grad():
-            return torch.stack([loss.detach(), (logits.argmax(1) == labels).sum()])
 
     def warm_up(self, batch_drawings: int) -> None:
         """Two passes on noise, thrown away, before state is loaded.
@@ -150,13 +164,24 @@ class Learner:
         """
         weights = copy.deepcopy(self.model.state_dict())
         self.model.train()
-        count = -(-batch_drawings // self._parts(batch_drawings))
-        labels = torch.zeros(count, dtype=torch.int64, device=self.world.device)
-        for _ in range(2):
-            noise = torch.randn(count, 1, 28, 28, device=self.world.device)
-            self._backward(noise, labels)
-            self.optimizer.zero_grad(set_to_none=True)
+        device = self.world.device
+        noise = torch.randint(256, (batch_drawings, 28, 28), dtype=torch.uint8, device=device)
+        labels = torch.zeros(batch_drawings, dtype=torch.int64, device=device)
+        parts = noise.tensor_split(self._parts(batch_drawings))
+        # The last part may be shorter, and the compiler makes a program for every size. It stays
+        # alone: another rank may have no such part.
+        for part, alone in ((parts[0], False), (parts[0], False), (parts[-1], True)):
+            with self._meeting(alone):
+                self._backward(self.forward(part, labels[: len(part)])[0])
+            self._forget_gradients()
         self.model.load_state_dict(weights)
+
+    def _meeting(self, alone: bool) -> contextlib.AbstractContextManager[None]:
+        """Around a forward and backward pass: whether its gradients stay this rank's own."""
+        return self.ddp.no_sync() if alone and self.ddp else contextlib.nullcontext()
+
+    def _forget_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
 
     def load(self, saved: Checkpoint) -> None:
         """Take over a checkpoint's weights, average, optimizer and scaler."""

@@ -29,15 +29,23 @@ def learning_rate(settings: Optimizer, drawings: int, total_drawings: int) -> fl
     return settings.learning_rate * (settings.final_share + (1 - settings.final_share) * cosine)
 
 
-def make_optimizer(settings: Optimizer, model: nn.Module, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019); matrices and kernels decay, vectors do not."""
+def make_optimizer(settings: Optimizer, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter, 2019), or SGD with Nesterov's momentum (Sutskever and others,
+    2013); matrices and kernels decay, vectors do not."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=fused)
+    rate = settings.learning_rate
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=fused)
+    sgd = torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=True, fused=fused)
+    for parameter in model.parameters():
+        # torch would take uninitialised memory for it where the very first step is skipped.
+        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 class Statistics:

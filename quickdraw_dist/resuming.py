@@ -53,8 +53,9 @@ def _choose(settings: Settings) -> str | None:
     return found.url if found is not None else None
 
 
-_FIXED = ("model", "train.global_batch", "train.seed", "stream.window_blocks")
-"""Settings that decide the network or the order: another value is another run."""
+_FIXED = ("model", "optimizer.name", "train.global_batch", "train.seed", "stream.window_blocks")
+"""Settings that decide the network, the optimizer's state or the order: another value is another
+run. One that the checkpoint does not know yet is new, with a default that does what was done."""
 
 
 def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> list[str]:
@@ -65,7 +66,9 @@ def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> l
     """
     before, now = saved.meta["config"], settings.model_dump(mode="json")
     changes = list(_differences(before, now))
-    fixed = [change for change in changes if change.startswith(_FIXED)]
+    fixed = [
+        change for change in changes if change.startswith(_FIXED) and ": None -> " not in change
+    ]
     lanes = saved.meta["lanes"]  # 0: a foreign dataset, which has none
     if lanes and settings.stream.lanes not in ("auto", lanes):
         fixed.append(f"stream.lanes: {lanes} -> {settings.stream.lanes}")

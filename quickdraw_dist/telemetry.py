@@ -65,6 +65,12 @@ STEP_SECONDS = Histogram(
     unit="seconds",
     registry=REGISTRY,
 )
+RANK_STEP_SECONDS = _gauge(
+    "rank_step_seconds",
+    "A rank's own work in a step, without waiting for others, mean since the last log line.",
+    "rank",
+)
+SLOWEST_RANK = _gauge("slowest_rank", "Number of the rank with the most work of its own.")
 DATA_WAIT_SECONDS = _counter("data_wait_seconds", "Time the loop waited for a batch.")
 HOST_TO_DEVICE_SECONDS = _counter(
     "host_to_device_seconds", "Time of copying batches to the device, beside the steps."

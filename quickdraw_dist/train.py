@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
     from quickdraw_dist import telemetry
 
     goodput = telemetry.Goodput()  # what follows takes seconds, which are the run's
-    from quickdraw_dist import distributed, run_folder, start_checks
+    from quickdraw_dist import distributed, run_folder, start_checks, watchdog
     from quickdraw_dist.errors import CorruptError, RefusedError, TrainingError
     from quickdraw_dist.storage import StorageError
     from quickdraw_dist.stream.feed import open_dataset
@@ -63,11 +63,15 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
         dataset = open_dataset(settings)
         world = distributed.describe(settings.train)
         refuse_impossible(settings, dataset, world.size)
-        distributed.join(world)
+        if world.device.type == "cuda":
+            watchdog.record_collectives(settings.output)
+        train = settings.train
+        distributed.join(world, train.start_seconds + train.stall_seconds)  # the watchdog is first
         start_checks.refuse_differences(settings, dataset.digest)
         if settings.metrics.port:
             telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
-        with run_folder.held(settings.output) as folder:
+        dog = watchdog.watch(world.rank, world.size, train.start_seconds, train.stall_seconds)
+        with dog, run_folder.held(settings.output) as folder:
             trainer = Trainer(settings, world, dataset, goodput, folder, stop)
             with contextlib.closing(trainer.log), contextlib.closing(trainer.saver):
                 return trainer.run()

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Iterator
 from typing import Any
 
-from quickdraw_dist import distributed, models, resuming, telemetry, tensorboard
+from quickdraw_dist import (
+    distributed,
+    garbage,
+    models,
+    resuming,
+    telemetry,
+    tensorboard,
+    whereabouts,
+)
 from quickdraw_dist.agreement import Agreement
 from quickdraw_dist.checkpoint import Checkpoint
 from quickdraw_dist.config import Settings
@@ -16,11 +23,13 @@ from quickdraw_dist.distributed import World
 from quickdraw_dist.evaluation import MISTAKES, evaluate
 from quickdraw_dist.faults import FaultLog
 from quickdraw_dist.learner import Learner
+from quickdraw_dist.profiling import StepProfiler
 from quickdraw_dist.progress import Interval, Position, ProgressLog
 from quickdraw_dist.run_folder import RunFolder
 from quickdraw_dist.run_report import report_end
 from quickdraw_dist.saving import Saver
 from quickdraw_dist.stopping import SAVED_EXIT_CODE, StopSignal, leave
+from quickdraw_dist.stragglers import Stragglers
 from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.device import DeviceBatch, on_device
 from quickdraw_dist.stream.feed import Dataset, open_feed, refuse_misfit
@@ -68,6 +77,8 @@ class Trainer:
         self.last_validation: dict[str, Any] | None = None
         self.log = ProgressLog(goodput, folder, settings.metrics)
         self.faults = FaultLog(settings, world, self.dataset.classes)
+        self.stragglers = Stragglers(world)
+        self.profiler = StepProfiler(settings.train.profile, world, settings.output, self.log.say)
         self.saver = Saver(settings, self.feed, self.learner, self.log, goodput, folder)
 
     def _go_on_from(self, saved: Checkpoint) -> None:
@@ -104,6 +115,7 @@ class Trainer:
         if self.resumed is not None and self.resumed.meta["epoch"] >= epochs:
             self.log.say(f"{self.settings.output}: this run is finished ({epochs} epochs)")
             return 0
+        whereabouts.at("compile", 0)
         with self.goodput.during("compile"):
             start, stop = self.feed.part
             self.learner.warm_up(stop - start)
@@ -112,14 +124,14 @@ class Trainer:
         meta = self.resumed.meta if self.resumed is not None else None
         self.log.start(self.position, meta, self._introduce())
         self.learner.model.train()
-        gc.collect()
-        gc.freeze()  # what is here stays: later collections need not look at it again
         self._validate_if_due()  # a signal may have stopped the run in the midst of it
-        while self.epoch < epochs:
-            self._train_epoch()
-            self.epoch, self.step = self.epoch + 1, 0
-            if self.epoch < epochs:
-                self.save(must=True)
+        with garbage.collected_by_hand():
+            while self.epoch < epochs:
+                self._train_epoch()
+                self.epoch, self.step = self.epoch + 1, 0
+                if self.epoch < epochs:
+                    self.save(must=True)
+        self.profiler.close()
         self.save_for_good()
         self.agreement.meet()
         self.log.finish(self.position)
@@ -174,8 +186,10 @@ class Trainer:
         """Batches on the device; the time they are waited for is charged to the data."""
         there = on_device(batches, self.world.device)
         while True:
+            self.profiler.step()
             self.goodput.switch("data_wait")
-            batch = next(there, None)
+            with whereabouts.phase("data wait", self.total_steps):
+                batch = next(there, None)
             telemetry.DATA_WAIT_SECONDS.inc(self.goodput.switch("train"))
             if batch is None:
                 return
@@ -203,17 +217,22 @@ class Trainer:
             figures = learner.tally.read()
             for line in self.faults.look(figures, self.total_steps, learner.loss_scale()):
                 self.log.say(line)
+            for line in self.stragglers.look(learner.work.mean_seconds()):
+                self.log.say(line)
             batch = self.settings.train.global_batch
             self.log.training(self.position, figures.counts(batch, learner.rate))
+            garbage.collect()
 
     def save(self, must: bool = False) -> None:
         """Have a checkpoint written in the background; `must` waits for the one before."""
         self.look()  # a resumed run cannot look at the steps before it
+        whereabouts.at("checkpoint", self.total_steps)
         self.saver.save(self.position, self._carried, must)
 
     def save_for_good(self) -> None:
         """The last checkpoint of this process, which all ranks wait for."""
         self.look()
+        whereabouts.at("checkpoint", self.total_steps)
         self.saver.save_for_good(self.position, self._carried)
 
     @property
@@ -247,7 +266,9 @@ class Trainer:
             distributed.broadcast_tensors(model.state_dict().values())
             result = evaluate(
                 model,
-                self.agreement.together(batches),
+                self.agreement.together(
+                    whereabouts.passing("evaluation", self.total_steps, batches)
+                ),
                 split="val",
                 classes=dataset.classes,
                 mean=dataset.pixel_mean,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,16 +14,22 @@ from quickdraw_dist.augment import (
     SCALE,
     SHEAR,
     SHIFT_PIXELS,
+    augment,
     normalise,
     random_affine,
+    random_erase,
+    random_flip,
+    random_thickness,
 )
+from quickdraw_dist.config import Augment
 
 SIDE = 28
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _same_every_time() -> None:
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 def doodles(count: int, seed: int = 0) -> torch.Tensor:
@@ -180,3 +188,101 @@ def test_values_stay_between_paper_and_ink() -> None:
     moved = random_affine(batch, BACKGROUND)
     assert float(moved.min()) >= BACKGROUND - 1e-4
     assert float(moved.max()) <= float(batch.max()) + 1e-4
+
+
+# -- flip, thickness, erase ------------------------------------------------------------------------
+
+
+def changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Which drawings are not what they were, (count,)."""
+    return (before != after).flatten(1).any(1)
+
+
+def test_flip_mirrors_the_stated_share() -> None:
+    """Flipped drawings are mirror images, and flipped again they are themselves."""
+    batch = inputs(2_000)
+    flipped = random_flip(batch, 0.3)
+    moved = changed(batch, flipped)
+    assert float(moved.float().mean()) == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(flipped[moved], batch[moved].flip(-1))
+    assert torch.equal(random_flip(random_flip(batch, 1.0), 1.0), batch)
+    assert torch.equal(random_flip(batch, 0.0), batch)
+
+
+def test_thickness_adds_ink_beside_the_lines_only() -> None:
+    """No pixel loses ink; what is further than a pixel from a line stays paper; lines stay."""
+    batch = inputs(500)
+    thick = random_thickness(batch, 1.0)
+    assert bool((thick >= batch - 1e-6).all())
+    near = torch.nn.functional.max_pool2d((batch > BACKGROUND + 0.01).float(), 3, 1, 1) > 0
+    torch.testing.assert_close(thick[~near], batch[~near])
+    assert float(thick.max()) <= float(batch.max()) + 1e-5
+    growth = (thick - BACKGROUND).sum((1, 2, 3)) / (batch - BACKGROUND).sum((1, 2, 3))
+    assert float(growth.min()) < 1.1 and float(growth.max()) > 1.8  # every amount up to the whole
+    some = random_thickness(batch, 0.25)
+    assert float(changed(batch, some).float().mean()) == pytest.approx(0.25, abs=0.07)
+
+
+def test_erase_empties_a_rectangle_of_the_stated_size() -> None:
+    """Seen on pictures full of ink: one rectangle each, of 2 to 20 % of the area and a ratio of
+    sides of at most 3 (and rounding), anywhere in the picture."""
+    full = torch.ones(2_000, 1, SIDE, SIDE)
+    holes = random_erase(full, 1.0, BACKGROUND)[:, 0] == BACKGROUND
+    heights, widths = holes.any(2).sum(1), holes.any(1).sum(1)
+    assert torch.equal(holes.sum((1, 2)), heights * widths), "not rectangles"
+    shares = heights * widths / SIDE**2
+    assert 0.01 < float(shares.min()) < 0.03 and 0.17 < float(shares.max()) < 0.24
+    ratios = (heights / widths).log2()
+    assert float(ratios.abs().max()) <= math.log2(3) + 0.6
+    assert float(ratios.mean()) == pytest.approx(0, abs=0.1)
+    where = holes.float().mean(0)
+    assert float(where.min()) > 0, "some pixels are never erased"
+    torch.testing.assert_close(where, where.flip(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(where, where.T, atol=0.05, rtol=0)
+
+
+def test_erase_takes_the_stated_share_and_leaves_the_rest() -> None:
+    """Outside the rectangle every pixel is what it was."""
+    batch = inputs(1_000)
+    erased = random_erase(batch, 0.5, BACKGROUND)
+    moved = changed(batch, erased)
+    assert 0.4 < float(moved.float().mean()) < 0.6  # a hole in paper changes nothing
+    assert bool(((erased == batch) | (erased == BACKGROUND)).all())
+
+
+@pytest.mark.parametrize("name", ["affine", "flip", "erase", "thickness"])
+def test_settings_reach_the_drawings(name: str) -> None:
+    """Each of them alone changes drawings, decided by the seed; none of them, none."""
+    batch = inputs(64)
+    before = batch.clone()
+
+    def augmented(settings: Augment, seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return augment(batch, settings, BACKGROUND)
+
+    off: dict[str, bool | float] = {"affine": False}
+    one = Augment.model_validate(off | {name: True if name == "affine" else 0.5})
+    assert torch.equal(augmented(Augment.model_validate(off), 1), batch)
+    assert bool(changed(batch, augmented(one, 1)).any())
+    assert torch.equal(augmented(one, 1), augmented(one, 1))
+    assert not torch.equal(augmented(one, 1), augmented(one, 2))
+    assert torch.equal(batch, before)
+    assert augmented(one, 1).shape == batch.shape
+
+
+def test_real_drawings_stay_drawings(real_data: Path) -> None:
+    """All changes together on real drawings of three classes: still white lines on black, with
+    about as much ink, and an empty margin somewhere."""
+    names = ("cat", "The Eiffel Tower", "zigzag")
+    stored = [np.load(real_data / "numpy_bitmap" / f"{name}.npy", mmap_mode="r") for name in names]
+    pixels = np.concatenate([array[:200] for array in stored]).reshape(-1, SIDE, SIDE)
+    batch = normalise(torch.from_numpy(pixels.copy()), 0.17, 0.31)
+    paper = -0.17 / 0.31
+    torch.manual_seed(0)
+    settings = Augment(flip=0.5, erase=0.25, thickness=0.5)
+    seen = augment(batch, settings, paper)
+    before, after = (batch - paper).sum((1, 2, 3)), (seen - paper).sum((1, 2, 3))
+    ratio = after / before
+    assert 0.8 < float(ratio.median()) < 1.6
+    assert float(ratio.min()) > 0.2 and float(ratio.max()) < 4
+    assert float(seen.min()) >= paper - 1e-4 and float(seen.max()) <= float(batch.max()) + 1e-4

@@ -78,7 +78,7 @@ def test_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     try:
         world = distributed.describe(Train(device="cpu"))
-        distributed.join(world)
+        distributed.join(world, 600)
     finally:
         torch.set_num_threads(threads)
     assert world == World(0, 1, 0, 1, torch.device("cpu"))
@@ -187,7 +187,7 @@ DIGESTS = (0xFEDCBA9876543210, 0xF123456789ABCDEF)
 def run_rank() -> None:
     """One of two ranks."""
     world = distributed.describe(Train(device="cpu"))
-    distributed.join(world)
+    distributed.join(world, 600)
     first = world.is_first
     seen: dict[str, Any] = {
         "world": [world.rank, world.size, world.local_rank, world.local_size, str(world.device)]

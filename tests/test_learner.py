@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from quickdraw_dist.checkpoint import Checkpoint
-from quickdraw_dist.config import Model, Optimizer, Settings, Train
+from quickdraw_dist.config import Augment, Model, Optimizer, Settings, Train
 from quickdraw_dist.distributed import World
-from quickdraw_dist.learner import Learner
+from quickdraw_dist.learner import Learner, compile_mode
 from quickdraw_dist.shards.manifest import Manifest
 from quickdraw_dist.stream.order import rank_part
 from tests.conftest import Dataset
@@ -25,14 +25,26 @@ CLOSE = {"rtol": 1e-3, "atol": 2e-5}
 """Of weights: sums in another order; a part weighed wrongly moves them by the rate, 2e-3."""
 
 
-def make(dataset: Manifest, world: World | None = None, **train: object) -> Learner:
+def make(
+    dataset: Manifest,
+    world: World | None = None,
+    affine: bool = False,
+    optimizer: str = "adamw",
+    **train: object,
+) -> Learner:
     """A small learner without randomness: the same weights, no dropout, no augmentation."""
     torch.set_num_threads(1)
-    given = {"global_batch": BATCH, "augment": False, "device": "cpu", **train}
+    given = {"global_batch": BATCH, "device": "cpu", **train}
     settings = Settings(
         model=Model(width=2, dropout=0),
+        augment=Augment(affine=affine),
         train=Train.model_validate(given),
-        optimizer=Optimizer(warmup_drawings=0, clip_norm=0.5),
+        optimizer=Optimizer(
+            name="sgd" if optimizer == "sgd" else "adamw",
+            learning_rate=5e-2 if optimizer == "sgd" else 2e-3,
+            warmup_drawings=0,
+            clip_norm=0.5,
+        ),
     )
     learner = Learner(settings, world or World(0, 1, 0, 1, CPU), dataset, 1000 * BATCH)
     # Batch norm looks at a whole part when it trains; with fixed statistics parts can be compared.
@@ -99,10 +111,11 @@ def test_uneven_ranks_take_the_step_of_one(
         torch.testing.assert_close(there, alone, **CLOSE)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_every_precision_learns(dataset: Dataset, precision: str) -> None:
+def test_every_precision_learns(dataset: Dataset, precision: str, name: str) -> None:
     """The same batch again and again: the loss goes down, and stays a number."""
-    learner = make(dataset.manifest, precision=precision)
+    learner = make(dataset.manifest, precision=precision, optimizer=name)
     learner.model.train()
     for number in range(8):
         learner.step(*batch(5), number)
@@ -111,9 +124,10 @@ def test_every_precision_learns(dataset: Dataset, precision: str) -> None:
     assert learner.scaler.is_enabled() == (precision == "fp16")
 
 
-def test_state_goes_on_bit_for_bit(dataset: Dataset) -> None:
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_state_goes_on_bit_for_bit(dataset: Dataset, name: str) -> None:
     """Saved after two steps and loaded into another learner: the third step is the same."""
-    one, other = make(dataset.manifest), make(dataset.manifest)
+    one, other = (make(dataset.manifest, optimizer=name) for _ in range(2))
     weights_after(one, 0, BATCH)
     average = dict(one.average.state) if one.average else {}
     saved = Checkpoint("here", {}, dict(one.model.state_dict()), average, one.state())
@@ -133,6 +147,48 @@ def test_precision_may_change_on_resume(dataset: Dataset) -> None:
     one.load(Checkpoint("here", {}, dict(other.model.state_dict()), {}, other.state()))
 
 
+def test_resumed_settings_of_the_optimizer_are_the_new_ones(dataset: Dataset) -> None:
+    """A resumed run says that weight decay changed: then it must have."""
+    one = make(dataset.manifest)
+    weights_after(one, 0, BATCH)
+    saved = Checkpoint("here", {}, dict(one.model.state_dict()), {}, copy.deepcopy(one.state()))
+    for group in saved.state["optimizer"]["param_groups"]:
+        group |= {"weight_decay": 0.7, "betas": (0.1, 0.2), "fused": False}
+    other = make(dataset.manifest)
+    other.load(saved)
+    for learner in (one, other):
+        learner.step(*batch(5), 2)
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "mode"),
+    [
+        ("auto", "cuda", "default"),
+        ("auto", "cpu", None),
+        ("auto", "mps", None),
+        ("off", "cuda", None),
+        ("default", "cpu", "default"),
+        ("max-autotune", "cuda", "max-autotune"),
+    ],
+)
+def test_compile_mode(setting: str, device: str, mode: str | None) -> None:
+    """Where it pays by default, and whatever is asked for elsewhere."""
+    assert compile_mode(setting, device) == mode
+
+
+def test_compiled_as_one_piece(dataset: Dataset) -> None:
+    """Augmentation, network and loss are one graph without breaks, whose result is that of the
+    plain code (without randomness, which the compiler draws otherwise)."""
+    whole = make(dataset.manifest, affine=True)
+    explained = torch._dynamo.explain(whole.forward)(*batch(5))  # type: ignore[attr-defined]
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+    plain = weights_after(make(dataset.manifest), 0, BATCH)
+    compiled = make(dataset.manifest, compile="reduce-overhead")
+    torch.testing.assert_close(weights_after(compiled, 0, BATCH), plain, **CLOSE)
+
+
 def test_warm_up_leaves_no_trace(dataset: Dataset) -> None:
     """Weights, statistics, figures and gradients are as before: only DDP and the compiler know."""
     learner = make(dataset.manifest)
@@ -148,7 +204,7 @@ def test_step_number_decides_the_randomness(dataset: Dataset) -> None:
     """Augmentation and dropout follow from seed, step and rank, not from what ran before."""
 
     def after(number: int, disturb: bool) -> torch.Tensor:
-        learner = make(dataset.manifest, augment=True)
+        learner = make(dataset.manifest, affine=True)
         if disturb:
             torch.rand(100)
         learner.step(*batch(5), number)

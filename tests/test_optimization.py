@@ -115,6 +115,38 @@ def test_decay_is_decoupled() -> None:
     torch.testing.assert_close(model.bias.detach(), before["bias"])
 
 
+@given(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=8))
+def test_sgd_is_nesterovs(gradients: list[float]) -> None:
+    """The same in plain Python, also where the first step was skipped: its momentum is 0 then."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    chosen = Optimizer(name="sgd", learning_rate=0.1, momentum=0.5, weight_decay=0.0)
+    optimizer = make_optimizer(chosen, model, fused=True)
+    weight = momentum = 0.0
+    for at, gradient in enumerate([float("nan"), *gradients]):
+        model.weight.grad = torch.full((1, 1), gradient)
+        optimizer.found_inf = torch.tensor(float(at == 0))  # type: ignore[attr-defined]
+        optimizer.step()
+        if at > 0:
+            momentum = 0.5 * momentum + gradient
+            weight -= 0.1 * (gradient + 0.5 * momentum)
+        assert model.weight.item() == pytest.approx(weight, rel=1e-4, abs=1e-4)
+
+
+def test_decay_of_sgd_is_in_the_gradient() -> None:
+    """As optimizer.weight_decay says; vectors do not decay here, either."""
+    model = nn.Linear(3, 2)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    chosen = Optimizer(name="sgd", weight_decay=0.5, learning_rate=0.1, momentum=0.9)
+    optimizer = make_optimizer(chosen, model, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    decayed = before["weight"] * (1 - 0.1 * 0.5 * 1.9)  # Nesterov: 1 + momentum
+    torch.testing.assert_close(model.weight.detach(), decayed)
+    torch.testing.assert_close(model.bias.detach(), before["bias"])
+
+
 # -- moving average --------------------------------------------------------------------------------
 
 

@@ -97,6 +97,7 @@ def test_no_change(tmp_path: Path) -> None:
         ("model", "name", "other"),
         ("model", "width", 32),
         ("model", "dropout", 0.1),
+        ("optimizer", "name", "sgd"),
         ("train", "global_batch", 8192),
         ("train", "seed", 2),
         ("stream", "window_blocks", 8),

@@ -92,13 +92,13 @@ def scratch(
     folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """The volume /scratch of a container that trained, with compile on, to /data/run."""
+    """The volume /scratch of a container that trained, with torch.compile, to /data/run."""
     made = tmp_path_factory.mktemp("scratch")
     made.chmod(0o777)
     command = images.command(
         built["quickdraw-train"],
         *("quickdraw_dist.launch", "--nproc-per-node=1", "-m", "quickdraw_dist.train", *TRAIN),
-        *("--train.compile=on", "--data=/data/shards", "--output=/data/run"),
+        *("--train.compile=default", "--data=/data/shards", "--output=/data/run"),
         volumes={folder: "/data", made: "/scratch"},
         options=["--network=none"],
     )
