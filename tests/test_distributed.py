@@ -19,6 +19,7 @@ from quickdraw_dist import distributed
 from quickdraw_dist.config import Train
 from quickdraw_dist.distributed import World, choose_device
 from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.stopping import leave
 
 ROOT = Path(__file__).parents[1]
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -210,9 +211,8 @@ def run_rank() -> None:
     distributed.broadcast_tensors(tensors)
     seen["tensors"] = [*(t.tolist() for t in tensors[:2]), tensors[2].flatten().tolist()]
 
-    if dist.is_initialized():
-        dist.destroy_process_group()
     print(json.dumps(seen), flush=True)
+    leave(0)
 
 
 if __name__ == "__main__":

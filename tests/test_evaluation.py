@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from quickdraw_dist.distributed import World
 from quickdraw_dist.errors import CorruptError
 from quickdraw_dist.evaluation import Evaluation, evaluate
 from quickdraw_dist.stream.batch import Batch
+from tests.ranks import run_ranks
 
 ROOT = Path(__file__).parents[1]
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -304,22 +302,11 @@ PARTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def pair(
+    processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """What each of two real gloo ranks found, for all partitions at once."""
-    meeting = tmp_path_factory.mktemp("pair") / "rendezvous"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(meeting), str(rank)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate()[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0]
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    return run_ranks(processes, 2, tmp_path_factory.mktemp("pair"), run_rank)
 
 
 def summary(result: Evaluation) -> dict[str, Any]:
@@ -344,18 +331,12 @@ def test_two_ranks_find_the_same(name: str, pair: list[dict[str, Any]]) -> None:
         assert found[name] == {k: v for k, v in expected.items() if k != "figures"}
 
 
-def run_rank(meeting: Path, rank: int) -> None:
+def run_rank(rank: int, size: int) -> dict[str, Any]:
     """One of two ranks: evaluates its part of every partition."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    world = World(rank, 2, rank, 2, torch.device("cpu"))
+    world = World(rank, size, rank, size, torch.device("cpu"))
     drawings, found = Drawings(4, 41), {}
     for name, parts in PARTS.items():
         start = sum(parts[0]) if rank else 0
         found[name] = summary(measure(drawings, drawings.batches(parts[rank], start), world))
-    dist.destroy_process_group()
-    print(json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    run_rank(Path(sys.argv[1]), int(sys.argv[2]))
+    return found

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from multiprocessing.context import ForkServerContext
-from multiprocessing.queues import Queue
 from pathlib import Path
 
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quickdraw_dist.order_digest import OrderDigest
+from tests.ranks import run_ranks
 
 BATCH = st.integers(0, 2**64 - 1)
 
@@ -33,35 +32,20 @@ def test_a_stop_in_between_changes_nothing(before: list[int], after: list[int]) 
     assert second.total()() == digest_of(before + after)
 
 
-def _rank(rank: int, size: int, meeting: str, batches: list[int], said: Queue[list[str]]) -> None:
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+def _rank(rank: int, size: int, batches: list[int]) -> list[str]:
     digest = OrderDigest()
     digest.resume("00000000000000ff")
     answers = []
     for batch in batches[rank::size]:
         digest.add(batch)
         answers.append(digest.total())
-    late = [answer() for answer in reversed(answers)][::-1]  # each is of its own moment
-    if rank == 0:
-        said.put(late)
-    dist.barrier()
-    dist.destroy_process_group()
+    return [answer() for answer in reversed(answers)][::-1]  # each is of its own moment
 
 
 def test_ranks_add_up(processes: ForkServerContext, tmp_path: Path) -> None:
     """Three real ranks: sums beyond 2^63 and 2^64 included, asked for at every step and read
     later, in any order, as a checkpoint's thread does."""
     batches = [2**64 - 1, 2**63, 1, 2**63 - 1, 5, 2**64 - 7, 2**62, 2**63, 2**63 + 12]
-    size, said = 3, processes.Queue()
-    meeting = (tmp_path / "meeting").as_uri()
-    ranks = [
-        processes.Process(target=_rank, args=(rank, size, meeting, batches, said))
-        for rank in range(size)
-    ]
-    for process in ranks:
-        process.start()
-    answers = said.get()
-    for process in ranks:
-        process.join()
-    assert [process.exitcode for process in ranks] == [0] * size
+    size = 3
+    answers, *_ = run_ranks(processes, size, tmp_path, _rank, batches)
     assert answers == [digest_of([255, *batches[: size * step]]) for step in (1, 2, 3)]

@@ -9,16 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
-from multiprocessing.queues import Queue
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 
 from quickdraw_dist import lease, run_folder, storage
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.run_folder import RunFolder
 from tests.conftest import Store
+from tests.ranks import run_ranks
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,33 +116,22 @@ def test_folder_that_cannot_be(tmp_path: Path) -> None:
         assert "writable folder is right" in str(refused.value)
 
 
-def _rank(rank: int, meeting: str, here: str, said: Queue[str]) -> None:
-    os.chdir(here)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+def _rank(rank: int, _: int, disks: list[str]) -> str:
+    Path(disks[rank]).mkdir(exist_ok=True)
+    os.chdir(disks[rank])
     try:
         with run_folder.held("run") as folder:
-            said.put(f"{rank}: {folder is not None}")
+            return f"{rank}: {folder is not None}"
     except RefusedError as error:
-        said.put(f"{rank}: {error}")
-    dist.barrier()
-    dist.destroy_process_group()
+        return f"{rank}: {error}"
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_nodes_with_a_disk_each(shared: bool, processes: ForkServerContext, tmp_path: Path) -> None:
     """All ranks must see the folder that the first one writes: found out at the start, by every
     rank, and not when a restart finds no checkpoint. (Two working folders stand for two disks.)"""
-    said = processes.Queue()
-    meeting = (tmp_path / "meeting").as_uri()
-    ranks = []
-    for rank in range(2):
-        here = tmp_path / ("disk" if shared else f"disk {rank}")
-        here.mkdir(exist_ok=True)
-        ranks.append(processes.Process(target=_rank, args=(rank, meeting, str(here), said)))
-        ranks[-1].start()
-    lines = sorted(said.get() for _ in ranks)
-    for process in ranks:
-        process.join()
+    disks = [str(tmp_path / ("disk" if shared else f"disk {rank}")) for rank in range(2)]
+    lines = run_ranks(processes, 2, tmp_path, _rank, disks)
     if shared:
         assert lines == ["0: True", "1: False"]
     else:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from quickdraw_dist.distributed import from_first_rank
 from quickdraw_dist.errors import CorruptError, RefusedError
 from quickdraw_dist.start_checks import first_difference, refuse_differences, spell
 from quickdraw_dist.storage import StorageError
+from tests.ranks import run_ranks
 
 
 @pytest.mark.parametrize(
@@ -66,33 +66,20 @@ def test_code_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # -- real ranks ------------------------------------------------------------------------------------
 
 
-def run_rank(
-    rank: int, size: int, meeting: str, task: Callable[[int, str], None], folder: str
-) -> None:
-    """One rank: writes what its task raised, if anything."""
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+def run_rank(rank: int, _: int, task: Callable[[int, str], None], folder: str) -> str:
+    """What a rank's task raised, if anything."""
     try:
         task(rank, folder)
-        said = "nothing"
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-    Path(folder, f"said-{rank}").write_text(said)
-    dist.barrier()  # nobody was left waiting
-    dist.destroy_process_group()
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
 
 
 def said_by_ranks(
     processes: ForkServerContext, folder: Path, size: int, task: Callable[[int, str], None]
 ) -> list[str]:
     """What every rank raised."""
-    arguments = (size, str(folder / "meeting"), task, str(folder))
-    ranks = [processes.Process(target=run_rank, args=(rank, *arguments)) for rank in range(size)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    assert [process.exitcode for process in ranks] == [0] * size
-    return [(folder / f"said-{rank}").read_text() for rank in range(size)]
+    return run_ranks(processes, size, folder, run_rank, task, str(folder))
 
 
 def compare(rank: int, folder: str) -> None:

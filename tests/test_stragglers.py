@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from quickdraw_dist.distributed import World
 from quickdraw_dist.stragglers import Stragglers, WorkClock, slowest
 from quickdraw_dist.telemetry import REGISTRY
+from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -45,10 +45,9 @@ class Slow(torch.autograd.Function):
         return gradient * matrix[0, 0], None
 
 
-def one_rank(rank: int, size: int, meeting: str, out: str) -> None:
+def one_rank(rank: int, size: int) -> Any:
     """Steps of which rank 1 has many times the work."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     network = nn.Linear(4, 4)
     ddp = DistributedDataParallel(network)
     clock, stragglers = WorkClock(network, CPU), Stragglers(World(rank, size, rank, size, CPU))
@@ -65,22 +64,14 @@ def one_rank(rank: int, size: int, meeting: str, out: str) -> None:
         for other in range(size)
     ]
     slow = REGISTRY.get_sample_value("quickdraw_slowest_rank")
-    Path(out, str(rank)).write_text(json.dumps([looks, gauges, slow]))
-    dist.destroy_process_group()
+    return looks, gauges, slow
 
 
 def test_the_slow_rank_is_told_once(
     processes: multiprocessing.context.ForkServerContext, tmp_path: Path
 ) -> None:
     """All ranks' steps take as long, since the gradients meet; their own work does not."""
-    arguments = (3, str(tmp_path / "meeting"), str(tmp_path))
-    ranks = [processes.Process(target=one_rank, args=(rank, *arguments)) for rank in range(3)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    assert [process.exitcode for process in ranks] == [0, 0, 0]
-    seen = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
+    seen = run_ranks(processes, 3, tmp_path, one_rank)
     for looks, _, _ in seen:
         (_, first), (_, second) = looks
         assert len(first) == 1 and first[0].startswith("rank 1 is slow:")

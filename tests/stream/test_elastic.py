@@ -22,6 +22,7 @@ from quickdraw_dist.stream.feed import ShardFeed
 from quickdraw_dist.stream.order import Order
 from tests.conftest import Dataset, DatasetMaker, Store, use_store
 from tests.gcs_server import GcsServer
+from tests.ranks import run_ranks
 from tests.stream.delivery import (
     SHAPES,
     WORLDS,
@@ -209,16 +210,13 @@ def test_any_cut_is_the_same_run(places: Places, cut: Cut) -> None:
 
 
 def stream_one_rank(
-    rank: int, world_size: int, meeting: str, store: str, chosen: Settings, first: tuple[int, int],
-    last: tuple[int, int], results: str,
-) -> None:  # fmt: skip
+    rank: int, world_size: int, store: str, chosen: Settings, first: tuple[int, int],
+    last: tuple[int, int],
+) -> int:  # fmt: skip
     """A rank as in training: its own process, its own reader, digests added up over gloo."""
     import torch.distributed as dist
 
     use_store(store)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size
-    )
     feed = open_feed(chosen, rank, world_size, least=True)
     digest = 0
     for epoch in range(first[0], last[0] + 1):
@@ -229,8 +227,7 @@ def stream_one_rank(
             digest = (digest + batch.digest) % 2**64
     total = torch.tensor([digest - (digest >> 63 << 64)])
     dist.all_reduce(total)
-    Path(results, str(rank)).write_text(str(int(total) % 2**64))
-    dist.destroy_process_group()
+    return int(total) % 2**64
 
 
 @pytest.mark.parametrize(
@@ -252,25 +249,8 @@ def test_real_processes_agree_on_the_digest(
     chosen, stop, digest = places.settings(cut, shape), cut.position(order), 0
     legs = (cut.before, (0, 0), stop), (cut.after, stop, (1, order.steps))
     for number, (world_size, first, last) in enumerate(legs):
-        results = tmp_path / str(number)
-        results.mkdir()
-        meeting = str(tmp_path / f"meeting-{number}")
-        ranks = [
-            processes.Process(
-                target=stream_one_rank,
-                args=(
-                    rank, world_size, meeting, places.server.url, chosen, first, last, str(results)
-                ),
-            )
-            for rank in range(world_size)
-        ]  # fmt: skip
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-        assert [process.exitcode for process in ranks] == [0] * world_size
-        (of_leg,) = {int(path.read_text()) for path in results.iterdir()}
-        assert len(list(results.iterdir())) == world_size
+        task = stream_one_rank, places.server.url, chosen, first, last
+        (of_leg,) = set(run_ranks(processes, world_size, tmp_path / str(number), *task))
         digest += of_leg
     expected = sum(digest_of(line(dataset, shape, epoch), epoch) for epoch in (0, 1))
     assert digest % 2**64 == expected % 2**64
