@@ -120,7 +120,7 @@ def test_while_the_model_is_compiled(
     """Compilers and their workers end, too: they hold the output open until they do."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    arguments = runs.settings(dataset, tmp_path / "run", "--train.compile", "on")
+    arguments = runs.settings(dataset, tmp_path / "run", "--train.compile", "default")
     process = runs.start(runs.launcher(1), arguments)
     while not any(path.suffix == ".cpp" for path in cache.rglob("*")):
         assert process.poll() is None

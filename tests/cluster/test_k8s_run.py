@@ -226,7 +226,7 @@ def test_the_run_is_the_one_never_disturbed(
     """Drawing for drawing, beside the same settings in one process that nobody touches."""
     command = [sys.executable, "-m", "quickdraw_dist.train", "--config", str(trained.settings)]
     command += ["--data", str(dataset), "--output", str(tmp_path), "--metrics.port", "0"]
-    command += ["--model.width", "4", "--train.augment", "false"]  # no part of the order
+    command += ["--model.width", "4", "--augment.affine", "false"]  # no part of the order
     subprocess.run(command, check=True, capture_output=True)
     assert order_digest(trained.run) == order_digest(tmp_path)
 
