@@ -12,10 +12,10 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling full-size chaos clean
+.PHONY: help install demo test test-slow test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling full-size chaos clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make shard SOURCE=gs://quickdraw_dataset/full/numpy_bitmap DEST=gs://BUCKET/quickdraw"
 	@echo "  make shard SOURCE='synthetic:?classes=20&per_class=1000' DEST=data/try ARGS=--dry-run"
@@ -36,8 +36,11 @@ install: $(INSTALLED) ## make .venv with everything in it, at the versions of co
 demo: $(INSTALLED) ## synthetic drawings, shards, a two-process training run and a report, in minutes
 	@env -u QUICKDRAW_DATA -u QUICKDRAW_OUTPUT $(BIN)/python -m jobs.demo $(ARGS)
 
-test: $(INSTALLED) ## the test suite
+test: $(INSTALLED) ## the test suite, less than 10 minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+test-slow: $(INSTALLED) ## its slow part: whole runs that are stopped and killed, rehearsals
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
 
 test-cluster: $(INSTALLED) ## as root: what is shipped for clusters, run; installs what that needs
 	@PATH="$(abspath $(BIN)):$$PATH" tests/cluster/install.sh

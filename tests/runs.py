@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,70 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def _rank(rank: int, ranks: int, port: int, arguments: list[str], store: str | None) -> None:
+class Here:
+    """A training run whose ranks are forked from a process that has torch already: it begins in
+    seconds less than torchrun needs."""
+
+    def __init__(
+        self,
+        processes: ForkServerContext,
+        ranks: int,
+        arguments: list[str],
+        store: str | None = None,
+    ) -> None:
+        """Begins at once; `store` is the address of what stands behind gs://, if that is used."""
+        # This process keeps the store that ranks meet in, as torchrun does.
+        self._meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        said, say = processes.Pipe(duplex=False)
+        self.ranks = [
+            processes.Process(
+                target=_rank, args=(rank, ranks, self._meeting.port, arguments, store, say)
+            )
+            for rank in range(ranks)
+        ]
+        for process in self.ranks:
+            process.start()
+        say.close()
+        self._said = os.fdopen(os.dup(said.fileno()))
+
+    def wait_for(self, text: str) -> None:
+        """Read lines until one has the text."""
+        lines = []
+        for line in self._said:
+            lines.append(line)
+            if text in line:
+                return
+        raise AssertionError("never said " + text + ":\n" + "".join(lines))
+
+    def kill(self) -> None:
+        """SIGKILL to all of it."""
+        for process in self.ranks:
+            process.kill()
+        self.end()
+
+    def end(self) -> tuple[str, list[int | None]]:
+        """What it says from now on, and the ranks' exit codes."""
+        with self._said:
+            said = self._said.read()
+        for process in self.ranks:
+            process.join()
+        return said, [process.exitcode for process in self.ranks]
+
+
+def run_here(
+    processes: ForkServerContext, ranks: int, arguments: list[str], store: str | None = None
+) -> str:
+    """All that such a run says; it must end well."""
+    said, codes = Here(processes, ranks, arguments, store).end()
+    assert codes == [0] * ranks, said
+    return said
+
+
+def _rank(
+    rank: int, ranks: int, port: int, arguments: list[str], store: str | None, say: Connection
+) -> None:
+    for output in (1, 2):
+        os.dup2(say.fileno(), output)
     if store is not None:
         use_store(store)
     if ranks > 1:
@@ -111,26 +175,6 @@ def _rank(rank: int, ranks: int, port: int, arguments: list[str], store: str | N
             "LOCAL_WORLD_SIZE": str(ranks),
         }
     leave(train.main(arguments))
-
-
-def run_here(
-    processes: ForkServerContext, ranks: int, arguments: list[str], store: str | None = None
-) -> None:
-    """Run the training command to its end, in seconds less than a start of torchrun takes.
-
-    `store` is the address of what stands behind gs://, if that is used.
-    """
-    # This process keeps the store that ranks meet in, as torchrun does.
-    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    started = [
-        processes.Process(target=_rank, args=(rank, ranks, meeting.port, arguments, store))
-        for rank in range(ranks)
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-    assert [process.exitcode for process in started] == [0] * ranks
 
 
 def checkpoints(output: Path) -> list[int]:

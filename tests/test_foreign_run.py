@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -30,29 +28,28 @@ def write_shards(folder: Path, sizes: list[int], wrong_in: int = -1) -> None:
                 writer.write({"__key__": f"{shard}-{number}", "png": picture, "cls": wrong})
 
 
-def start(data: Path, output: Path, ranks: int, *extra: str) -> subprocess.Popen[str]:
-    """The training command in a process group of its own."""
+def settings(data: Path, output: Path, *extra: str) -> list[str]:
+    """Of a small run on these tars."""
     arguments = ["--data", str(data), "--output", str(output), "--stream.reader", "webdataset"]
     arguments += ["--stream.class_names", *CLASSES, "--train.epochs", "2", "--train.log_every", "1"]
     arguments += ["--train.global_batch", "32", "--train.deterministic", "true"]
     arguments += ["--model.width", "4", "--train.device", "cpu", "--metrics.port", "0"]
-    command = runs.torchrun(ranks) if ranks > 1 else runs.ALONE
-    return runs.start(command, [*arguments, *runs.NO_PAGE, *extra])
+    return [*arguments, *runs.NO_PAGE, *extra]
 
 
-def kill_at(process: subprocess.Popen[str], line: str) -> None:
-    """SIGKILL to all of it when it has said something."""
-    runs.wait_for(process, line)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+def kill_at(processes: ForkServerContext, ranks: int, arguments: list[str], line: str) -> None:
+    """SIGKILL to all of a run when it has said something."""
+    run = runs.Here(processes, ranks, arguments)
+    run.wait_for(line)
+    run.kill()
 
 
-def test_two_ranks_resume_exactly_at_an_epoch(tmp_path: Path) -> None:
+def test_two_ranks_resume_exactly_at_an_epoch(processes: ForkServerContext, tmp_path: Path) -> None:
     """Uneven shards, equal steps; killed in the second epoch, the same command ends with the
     weights and order of a run that was never touched."""
     write_shards(tmp_path / "data" / "train", [70, 100, 30, 60])
     write_shards(tmp_path / "data" / "val", [40])
-    said = runs.finish(start(tmp_path / "data", tmp_path / "whole", 2))
+    said = runs.run_here(processes, 2, settings(tmp_path / "data", tmp_path / "whole"))
     assert "260 drawings (all, as counted) of 4 shards, 8 steps of 32" in said
     assert said.count("does not promise that a drawing comes exactly once") == 1
     assert "epoch 2/2  step 8/8" in said and "no validation split" not in said
@@ -62,8 +59,9 @@ def test_two_ranks_resume_exactly_at_an_epoch(tmp_path: Path) -> None:
     assert (meta["step"], meta["lanes"], meta["epoch_drawings"]) == (16, 0, 260)
     assert meta["validation"]["drawings"] == 40
 
-    kill_at(start(tmp_path / "data", tmp_path / "killed", 2), "epoch 2/2  step 3/8")
-    said = runs.finish(start(tmp_path / "data", tmp_path / "killed", 2))
+    arguments = settings(tmp_path / "data", tmp_path / "killed")
+    kill_at(processes, 2, arguments, "epoch 2/2  step 3/8")
+    said = runs.run_here(processes, 2, arguments)
     assert "epoch 2, step 0 of 8" in said and "anew" not in said
     again = runs.newest(tmp_path / "killed")
     assert again.meta["order_digest"] == meta["order_digest"]
@@ -72,12 +70,15 @@ def test_two_ranks_resume_exactly_at_an_epoch(tmp_path: Path) -> None:
         assert torch.equal(value, again.weights[name]), name
 
 
-def test_in_mid_epoch_it_goes_on_otherwise_and_says_so(tmp_path: Path) -> None:
+def test_in_mid_epoch_it_goes_on_otherwise_and_says_so(
+    processes: ForkServerContext, tmp_path: Path
+) -> None:
     """Without a validation split, too: said once, and the newest checkpoints are kept."""
     write_shards(tmp_path / "data", [70, 100])
-    often = ["--checkpoint.every_drawings", "64", "--train.epochs", "1"]
-    kill_at(start(tmp_path / "data", tmp_path / "run", 1, *often), "epoch 1/1  step 4/5")
-    said = runs.finish(start(tmp_path / "data", tmp_path / "run", 1, *often))
+    often = settings(tmp_path / "data", tmp_path / "run", "--checkpoint.every_drawings", "64")
+    often += ["--train.epochs", "1"]
+    kill_at(processes, 1, often, "epoch 1/1  step 4/5")
+    said = runs.run_here(processes, 1, often)
     assert "epoch 1, step 2 of 5" in said
     assert "the 3 steps that are left of this epoch are shuffled anew" in said
     assert said.count("no validation split") == 1 and "validation after" not in said
@@ -85,11 +86,9 @@ def test_in_mid_epoch_it_goes_on_otherwise_and_says_so(tmp_path: Path) -> None:
     assert (meta["step"], meta["validation"]) == (5, None)
     kept = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-000000004", "step-000000005"]
-    assert "this run is finished" in runs.finish(
-        start(tmp_path / "data", tmp_path / "run", 1, *often)
-    )
+    assert "this run is finished" in runs.run_here(processes, 1, often)
     grown = [*often, "--stream.epoch_drawings", "64", "--train.epochs", "2"]
-    said = runs.finish(start(tmp_path / "data", tmp_path / "run", 1, *grown))
+    said = runs.run_here(processes, 1, grown)
     assert "stream.epoch_drawings: 0 -> 64" in said and "epoch 2/2  step 2/2" in said
 
 
@@ -97,8 +96,9 @@ def test_in_mid_epoch_it_goes_on_otherwise_and_says_so(tmp_path: Path) -> None:
 def test_any_rank_names_the_drawing_that_it_cannot_use(tmp_path: Path, rank: int) -> None:
     """With the length of an epoch given nothing was counted: it is found in training."""
     write_shards(tmp_path / "data", [50, 50], wrong_in=rank)
-    process = start(tmp_path / "data", tmp_path / "run", 2, "--stream.epoch_drawings", "64")
-    output, _ = process.communicate()
+    arguments = settings(tmp_path / "data", tmp_path / "run", "--stream.epoch_drawings", "64")
+    process = runs.start(runs.torchrun(2), arguments)
+    said, _ = process.communicate()
     assert process.returncode == 1
-    assert f"error: {tmp_path}/data/x-{rank:02d}.tar: {rank}-" in output
-    assert "label 9, but there are 3 classes (0 to 2)" in output
+    assert f"error: {tmp_path}/data/x-{rank:02d}.tar: {rank}-" in said
+    assert "label 9, but there are 3 classes (0 to 2)" in said

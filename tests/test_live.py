@@ -91,6 +91,7 @@ def test_other_ranks_pass_the_bar() -> None:
         line.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["--metrics.live", "false"]])
 def test_a_run_on_a_terminal(tmp_path: Path, extra: list[str]) -> None:
     """Two ranks: one line that moves, with everything a person looks for, and the others above

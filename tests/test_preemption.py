@@ -19,7 +19,9 @@ import pytest
 from tests import runs
 from tests.conftest import Store
 from tests.gcs_server import Request, Response
-from tests.test_launch import NAMESPACE, has_term, may_unshare
+from tests.test_launch import NAMESPACE, has, may_unshare
+
+pytestmark = pytest.mark.slow
 
 EXTRA = ("--train.micro_batch", "5")
 """Ten passes accumulate a rank's gradient of a step: a signal comes in their midst."""
@@ -76,7 +78,7 @@ def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
     while True:
         assert launcher.poll() is None
         ranks = [rank for torchrun in children(launcher.pid) for rank in children(torchrun)]
-        if len(ranks) == 2 and all(has_term(rank, "SigCgt") for rank in ranks):
+        if len(ranks) == 2 and all(has(rank, "SigCgt", signal.SIGTERM) for rank in ranks):
             return ranks
         time.sleep(0.001)
 

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import subprocess
-import sys
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
+from tests import runs
 from tests.conftest import Dataset
-
-
-def train(dataset: Dataset, output: Path, steps: int, ranks: int) -> str:
-    """A run of 28 steps."""
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
-    command = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "quickdraw_dist.train"]
-    command += ["--data", dataset.folder, "--output", str(output), "--train.epochs", "1"]
-    command += ["--train.global_batch", "64", "--train.micro_batch", "40", "--model.width", "2"]
-    command += ["--metrics.port", "0", "--train.device", "cpu", "--train.profile", str(steps)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def shares(page: str) -> dict[str, float]:
@@ -34,10 +20,21 @@ def shares(page: str) -> dict[str, float]:
     return {name: float(milliseconds) for name, milliseconds in rows}
 
 
-@pytest.mark.parametrize(("ranks", "steps", "traced"), [(2, 3, 3), (1, 1_000, 20)])
-def test_profile(dataset: Dataset, tmp_path: Path, ranks: int, steps: int, traced: int) -> None:
-    """As many steps as asked for, or as the run has left; also where it is cut into two passes."""
-    said = train(dataset, tmp_path, steps, ranks)
+@pytest.mark.parametrize(("ranks", "steps", "traced"), [(2, 3, 3), (1, 1_000, 8)])
+def test_profile(
+    processes: ForkServerContext,
+    dataset: Dataset,
+    tmp_path: Path,
+    ranks: int,
+    steps: int,
+    traced: int,
+) -> None:
+    """As many steps as asked for, or as the run has left of its 14; also where a step is cut into
+    two passes."""
+    arguments = ["--data", dataset.folder, "--output", str(tmp_path), "--train.epochs", "1"]
+    arguments += ["--train.global_batch", "128", "--train.micro_batch", "80", "--model.width", "2"]
+    arguments += ["--metrics.port", "0", "--train.device", "cpu", "--train.profile", str(steps)]
+    said = runs.run_here(processes, ranks, [*arguments, *runs.NO_PAGE])
     assert str(tmp_path / "profile" / "rank-0.md") in said
     for rank in range(ranks):
         page = (tmp_path / "profile" / f"rank-{rank}.md").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from multiprocessing.context import ForkServerContext
@@ -31,15 +30,14 @@ def test_killed_run_resumes_bit_for_bit(
 ) -> None:
     """SIGKILL to everything in mid-epoch, the same command again: equal final weights."""
     runs.run_here(processes, ranks, runs.settings(dataset, tmp_path / "whole", *extra))
-    killed = start(dataset, tmp_path / "killed", ranks, *extra)
-    runs.wait_for(killed, "checkpoint saved at step 2")
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    runs.run_here(processes, ranks, runs.settings(dataset, tmp_path / "killed", *extra))
+    arguments = runs.settings(dataset, tmp_path / "killed", *extra)
+    killed = runs.Here(processes, ranks, arguments)
+    killed.wait_for("checkpoint saved at step 2")
+    killed.kill()
+    runs.run_here(processes, ranks, arguments)
     assert runs.last_meta(tmp_path / "killed")["restarts"] == 1
     runs.assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
-    if ranks == 1:
-        assert "this run is finished" in runs.finish(start(dataset, tmp_path / "killed", ranks))
+    assert "this run is finished" in runs.run_here(processes, ranks, arguments)
 
 
 def test_another_world_goes_on_in_the_same_order(
@@ -85,7 +83,6 @@ def test_more_ranks_than_lanes_cannot_go_on(
 ) -> None:
     """The order was fixed with the lanes; the message says whose they are and how many fit."""
     runs.run_here(processes, 1, runs.settings(dataset, tmp_path / "run", "--stream.lanes", "1"))
-    process = start(dataset, tmp_path / "run", 2)
-    output, _ = process.communicate()
-    assert process.returncode == 1
-    assert "begun with 1 lanes" in output and "at most 1 ranks can go on" in output
+    said, codes = runs.Here(processes, 2, runs.settings(dataset, tmp_path / "run")).end()
+    assert codes == [2, 2]
+    assert "begun with 1 lanes" in said and "at most 1 ranks can go on" in said

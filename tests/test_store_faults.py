@@ -199,6 +199,7 @@ def test_every_request(
 
 
 @pytest.mark.usefixtures("few_tries")
+@pytest.mark.slow
 def test_a_store_that_goes_away_in_the_middle(
     bucket: Store, without_faults: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +239,7 @@ def start(*command: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_all_commands_on_a_store(bucket: Store, without_faults: Result, tmp_path: Path) -> None:
     """Source, dataset and run in gs://, each command a process of its own, and one killed."""
     said = runs.finish(start("jobs.shard", *SHARD))

@@ -60,6 +60,7 @@ def test_same_sees_a_bit() -> None:
     assert not same([1, 2], [1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_a_few_kills_change_nothing(tmp_path: Path) -> None:
     """Killed four times, of five targets: equal order, weights and optimizer state."""

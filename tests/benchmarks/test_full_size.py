@@ -21,6 +21,7 @@ def test_the_source_has_that_fraction(fraction: float) -> None:
     assert sum(open_source(source(fraction)).counts) == pytest.approx(whole * fraction, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_all_phases(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.full_size", "--folder", str(tmp_path / "full")]
