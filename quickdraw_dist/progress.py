@@ -218,7 +218,8 @@ class ProgressLog:
         self.close()
         seconds = self._goodput.now()
         total = sum(seconds.values())
-        shares = ", ".join(f"{cause} {s / total:.1%}" for cause, s in seconds.items() if s)
+        names = {cause: cause.replace("_", " ") for cause in seconds} | {"restart": "starting"}
+        shares = ", ".join(f"{names[cause]} {s / total:.1%}" for cause, s in seconds.items() if s)
         self.say(f"finished {position.drawings:,} drawings in {duration(total)}: {shares}")
         if self._folder is not None:
             self.say(f"checkpoints and metrics.jsonl are in {self._folder.url}")
