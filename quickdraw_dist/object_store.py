@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import google_crc32c
+from crc32c import crc32c
 
 from quickdraw_dist import telemetry
 from quickdraw_dist.errors import RefusedError
@@ -83,7 +83,7 @@ class ObjectStore:
 
         def get(client: Client) -> Whole:
             headers, data = client.call("GET", client.url(url))
-            came, kept = google_crc32c.value(data), _kept_crc32c(headers)
+            came, kept = crc32c(data), _kept_crc32c(headers)
             if kept is not None and kept != came:
                 raise RequestError(
                     "checksum",
@@ -150,7 +150,7 @@ class ObjectStore:
         """
         bucket, name = _split(url)
         # The store compares the checksum before the object exists: a damaged one never does.
-        own = base64.b64encode(google_crc32c.value(data).to_bytes(4)).decode()
+        own = base64.b64encode(crc32c(data).to_bytes(4)).decode()
         mark = uuid.uuid4().hex
         head = (
             f"--{mark}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"

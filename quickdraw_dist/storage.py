@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import mmap
 import os
 import shutil
+import threading
 import uuid
 from pathlib import Path
 
-import google_crc32c
+import crc32c as library
 import numpy as np
 
 from quickdraw_dist.errors import RefusedError
@@ -51,10 +51,8 @@ def join(base: str, *parts: str) -> str:
 
 
 def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
-    """CRC-32C of the bytes, going on from that of the bytes before them."""
-    # A memoryview is no argument for the library, an array on the same memory is.
-    plain = data if isinstance(data, bytes) else np.frombuffer(data, np.uint8)
-    return int(google_crc32c.extend(crc, plain))
+    """CRC-32C of the bytes, going on from that of the bytes before them; other threads run on."""
+    return library.crc32c(data, crc)
 
 
 def read(url: str) -> bytes:
@@ -87,26 +85,34 @@ def read_range(url: str, start: int, length: int) -> bytes:
     return _store().read_range(url, start, length)
 
 
-def view(url: str, start: int, length: int) -> memoryview:
-    """Like `read_range`, but a local file is mapped: what copies from it copies once, and page
-    after page as fast as memory (measured here at twice the rate of `read`).
+class Scratch(threading.local):
+    """Memory that is read into again and again, each thread's own. New memory for every read, or a
+    map of the file, costs as much as the reading, and makes threads wait for each other in the
+    system."""
 
-    A map stays good when the file is replaced or removed, as we do. (One that someone else cuts
-    short while it is being copied ends the process with SIGBUS, so hold it only to copy.)
-    """
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._bytes = np.empty(0, np.uint8)
+
+    def of(self, size: int) -> memoryview:
+        """So many bytes, good until the thread asks again."""
+        if len(self._bytes) < size:
+            self._bytes = np.empty(size, np.uint8)
+        return self._bytes.data[:size]
+
+
+def read_range_into(scratch: Scratch, url: str, start: int, length: int) -> memoryview:
+    """Like `read_range`; what comes from a local file is good until `scratch` is used again."""
     if is_remote(url):
         return memoryview(read_range(url, start, length))
+    into, done = scratch.of(length), 0
     handle = os.open(url, os.O_RDONLY)
     try:
-        length = min(length, os.fstat(handle).st_size - start)
-        if length <= 0:
-            return memoryview(b"")
-        first = start - start % mmap.ALLOCATIONGRANULARITY
-        whole = start + length - first
-        mapped = mmap.mmap(handle, whole, access=mmap.ACCESS_READ, offset=first)
+        while done < length and (got := os.preadv(handle, [into[done:]], start + done)):
+            done += got
     finally:
         os.close(handle)
-    return memoryview(mapped)[start - first :]
+    return into[:done]
 
 
 def size(url: str) -> int:

@@ -8,6 +8,7 @@ import os
 import resource
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def test_ranges(place: str, start: int, length: int, expected: bytes) -> None:
     url = storage.join(place, "x")
     storage.publish(url, b"0123456789")
     assert storage.read_range(url, start, length) == expected
-    assert bytes(storage.view(url, start, length)) == expected
+    assert bytes(storage.read_range_into(storage.Scratch(), url, start, length)) == expected
 
 
 @pytest.mark.parametrize(("content", "start"), [(b"0123456789", 10), (b"0123456789", 99), (b"", 0)])
@@ -118,17 +119,21 @@ def test_a_range_beyond_the_end_is_empty(place: str, content: bytes, start: int)
     url = storage.join(place, "x")
     storage.publish(url, content)
     assert storage.read_range(url, start, 5) == b""
-    assert bytes(storage.view(url, start, 5)) == b""
+    assert bytes(storage.read_range_into(storage.Scratch(), url, start, 5)) == b""
 
 
-def test_a_view_stays_what_it_was(place: str) -> None:
-    """A shard is replaced or evicted while it is copied from; far from the start of a file, too."""
-    url, data = storage.join(place, "x"), bytes(range(256)) * 1000
-    storage.publish(url, data)
-    view = storage.view(url, 200_001, 50_000)
-    storage.publish(url, b"new")
-    storage.remove_folder(place)
-    assert bytes(view) == data[200_001:250_001]
+def test_scratch_is_used_again_by_its_thread_only(tmp_path: Path) -> None:
+    """Of any size in any order; another thread has memory of its own."""
+    data = bytes(range(256)) * 1000
+    (tmp_path / "x").write_bytes(data)
+    url, scratch = str(tmp_path / "x"), storage.Scratch()
+    first = storage.read_range_into(scratch, url, 200_001, 50_000)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(storage.read_range_into, scratch, url, 0, 50_000).result()
+    assert bytes(first) == data[200_001:250_001]
+    second = storage.read_range_into(scratch, url, 7, 100)
+    assert bytes(second) == bytes(first[:100]) == data[7:107]
+    assert bytes(storage.read_range_into(scratch, url, 1, 200_000)) == data[1:200_001]
 
 
 def test_checksums_of_whole_objects(place: str) -> None:

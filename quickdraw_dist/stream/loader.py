@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from quickdraw_dist.storage import Scratch
 from quickdraw_dist.stream.ahead import ShardsAhead
 from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.memory import HELD, LoaderMemory
@@ -33,6 +34,7 @@ class TrainLoader:
         start, stop = self.part
         # Kept from epoch to epoch.
         self._ring = Ring(memory.batches, stop - start, pin)
+        self._scratch = Scratch()
         self._in_use: deque[Batch] = deque()  # handed out, and maybe on their way to the device
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
@@ -103,6 +105,6 @@ class TrainLoader:
         for piece in need.window.pieces:
             if ahead is not None:
                 ahead.wait(piece.shard)
-            block = self._reader.read(piece.shard, piece.block)
+            block = self._reader.read(piece.shard, piece.block, self._scratch)
             self._ring.put(places[at : at + len(piece)], block.part(piece.start, piece.stop))
             at += len(piece)

@@ -47,9 +47,9 @@ class SplitReader:
         """Where a shard lies."""
         return self._urls[shard]
 
-    def read(self, shard: int, number: int) -> blocks.Block:
-        """A block, read afresh when it is not what the manifest says. Of an uncompressed local
-        file it may be the mapped file itself: copy from it and let go.
+    def read(self, shard: int, number: int, scratch: storage.Scratch | None = None) -> blocks.Block:
+        """A block, read afresh when it is not what the manifest says. It is good until
+        this thread uses `scratch` again, where that is given.
 
         Raises:
             CorruptError: it stays wrong, or its shard is missing.
@@ -60,7 +60,7 @@ class SplitReader:
         attempts = storage.ATTEMPTS if self.remote and self.cache is None else 2
         trouble = ""
         for _ in range(attempts):
-            data = self._view(shard, entry.offset, entry.size)
+            data = self._read(scratch or storage.Scratch(), shard, entry.offset, entry.size)
             try:
                 block = blocks.decode(data, entry.drawings)
                 if block.crc == entry.crc32c:
@@ -75,16 +75,16 @@ class SplitReader:
             "it builds again what is missing"
         )
 
-    def _view(self, shard: int, offset: int, size: int) -> memoryview:
+    def _read(self, scratch: storage.Scratch, shard: int, offset: int, size: int) -> memoryview:
         """Bytes of a shard from wherever it is nearest."""
         url, entry = self.url(shard), self.shards[shard]
         while self.cache is not None and (path := self.cache.path(url, entry)) is not None:
             try:
-                return storage.view(str(path), offset, size)
+                return storage.read_range_into(scratch, str(path), offset, size)
             except FileNotFoundError:
                 continue  # evicted between the look and the opening
         try:
-            return storage.view(url, offset, size)
+            return storage.read_range_into(scratch, url, offset, size)
         except FileNotFoundError:
             raise CorruptError(
                 f"{url}: missing, though the manifest names it; run make shard again"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from quickdraw_dist.drawings import SIDE
 from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.storage import Scratch
 from quickdraw_dist.stream.ahead import ShardsAhead
 from quickdraw_dist.stream.batch import Batch, room
 from quickdraw_dist.stream.memory import (
@@ -65,6 +66,7 @@ class ResidentLoader:
         self._drawings = torch.empty(0)
         self._labels = np.empty(0, np.uint16)
         self._rows = np.empty(0, np.uint32)
+        self._scratch = Scratch()
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._plans: dict[int, Future[_Plan]] = {}
 
@@ -160,9 +162,10 @@ class ResidentLoader:
     def _load(self, piece: Piece, place: int, ahead: ShardsAhead | None) -> None:
         if ahead is not None:
             ahead.wait(piece.shard)
-        block = self._reader.read(piece.shard, piece.block).part(piece.start, piece.stop)
+        block = self._reader.read(piece.shard, piece.block, self._scratch)
+        block = block.part(piece.start, piece.stop)
         target = slice(place, place + len(piece))
-        self._drawings[target] = torch.tensor(block.drawings)  # which the reader may only lend
+        self._drawings[target] = torch.tensor(block.drawings)  # which is lent
         self._labels[target], self._rows[target] = block.labels, block.rows
 
     def _plan(self, epoch: int) -> Future[_Plan]:

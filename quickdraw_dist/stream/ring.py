@@ -19,8 +19,8 @@ def ring_bytes(steps: int, count: int, pin: bool) -> int:
 class Ring:
     """Room for the batches of so many steps in a row; step t lies where t - `steps` lay.
 
-    One copy brings a drawing from where it was decoded (or from the mapped file) to where the
-    device reads it. Threads write to different places, so they need no lock.
+    One copy brings a drawing from where it was decoded (or read to) to where the device reads it.
+    Threads write to different places, so they need no lock.
     """
 
     def __init__(self, steps: int, count: int, pin: bool) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from quickdraw_dist.shards.blocks import Block
+from quickdraw_dist.storage import Scratch
 from quickdraw_dist.stream.order import Order
 from quickdraw_dist.stream.reader import SplitReader
 
@@ -47,7 +48,7 @@ class Numbered(SplitReader):
     def __init__(self, order: Order) -> None:
         self.block_counts, self.cache = order.shards, None
 
-    def read(self, shard: int, number: int) -> Block:
+    def read(self, shard: int, number: int, scratch: Scratch | None = None) -> Block:
         at = np.arange(self.block_counts[shard][number], dtype=np.uint32)
         drawings = np.repeat(at.astype(np.uint8), 28 * 28).reshape(-1, 28, 28)
         return Block(drawings, np.full(len(at), shard, np.uint16), np.uint32(number << 16) | at)

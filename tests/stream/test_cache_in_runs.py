@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,10 +21,8 @@ import torch
 from quickdraw_dist import stopping, train
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.learner import Learner
-from quickdraw_dist.shards.blocks import Block
 from quickdraw_dist.stream.memory import plan_memory
 from quickdraw_dist.stream.order import Order
-from quickdraw_dist.stream.reader import SplitReader
 from quickdraw_dist.trainer import Trainer
 from tests import runs
 from tests.conftest import Dataset, Store
@@ -90,7 +87,7 @@ def arguments(dataset: Dataset, tmp_path: Path, *more: str) -> list[str]:
 
 @dataclass
 class Moments:
-    """What happens in a run, and when. Nobody is reading a shard meanwhile."""
+    """What happens in a run, and when."""
 
     at_step: dict[int, Callable[[], None]]
     after_epoch: dict[int, Callable[[], None]]
@@ -103,25 +100,19 @@ class Moments:
 @pytest.fixture
 def moments(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moments]:
     """Things to be done in this process's run, before a step or between epochs."""
-    planned, reading = Moments({}, {}), threading.Lock()
-    step, validate, read = Learner.step, Trainer.validate, SplitReader.read
+    planned = Moments({}, {})
+    step, validate = Learner.step, Trainer.validate
 
     def step_then(self: Learner, drawings: object, labels: object, number: int) -> None:
-        with reading:
-            planned.happen(planned.at_step, number)
+        planned.happen(planned.at_step, number)
         step(self, drawings, labels, number)  # type: ignore[arg-type]
 
     def validate_after(self: Trainer) -> None:
         planned.happen(planned.after_epoch, self.epoch)
         validate(self)
 
-    def read_alone(self: SplitReader, shard: int, number: int) -> Block:
-        with reading:  # a mapped file that is cut short while it is read ends the process
-            return read(self, shard, number)
-
     monkeypatch.setattr(Learner, "step", step_then)
     monkeypatch.setattr(Trainer, "validate", validate_after)
-    monkeypatch.setattr(SplitReader, "read", read_alone)
     yield planned
     assert not planned.at_step and not planned.after_epoch
 

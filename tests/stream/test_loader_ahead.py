@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from quickdraw_dist.config import Stream
 from quickdraw_dist.errors import CorruptError
 from quickdraw_dist.shards.blocks import Block
+from quickdraw_dist.storage import Scratch
 from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.memory import HELD, least_batches
 from quickdraw_dist.stream.order import Order
@@ -37,7 +38,7 @@ class Recording(Numbered):
         self.asked: list[tuple[int, int]] = []
         self.damaged = damaged
 
-    def read(self, shard: int, number: int) -> Block:
+    def read(self, shard: int, number: int, scratch: Scratch | None = None) -> Block:
         self.asked.append((shard, number))
         if (shard, number) == self.damaged:
             raise CorruptError(f"shard {shard}: block {number}")
@@ -142,7 +143,7 @@ class Reluctant(SplitReader):
     until: tuple[int, int]
     released: threading.Event
 
-    def read(self, shard: int, number: int) -> Block:
+    def read(self, shard: int, number: int, scratch: Scratch | None = None) -> Block:
         if (shard, number) == self.held:
             self.released.wait(1.0)
         block = super().read(shard, number)

@@ -14,6 +14,7 @@ import torch
 
 from quickdraw_dist.errors import CorruptError, RefusedError
 from quickdraw_dist.shards.blocks import Block
+from quickdraw_dist.storage import Scratch
 from quickdraw_dist.stream import resident
 from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.memory import HELD, RESIDENT_BYTES, resident_drawings
@@ -81,9 +82,9 @@ def test_drawings_are_read_once(dataset: Dataset, tmp_path: Path, world_size: in
     asked: list[tuple[int, int]] = []
     plain = reader.read
 
-    def noted(shard: int, number: int) -> Block:
+    def noted(shard: int, number: int, scratch: Scratch | None = None) -> Block:
         asked.append((shard, number))
-        return plain(shard, number)
+        return plain(shard, number, scratch)
 
     reader.read = noted  # type: ignore[method-assign]
     loaders = [make_resident(reader, order, rank, world_size) for rank in range(world_size)]

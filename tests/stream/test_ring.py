@@ -64,7 +64,7 @@ def test_a_step_lies_where_an_earlier_one_lay() -> None:
 
 
 def test_a_block_may_be_lent() -> None:
-    """A part of a mapped file is put in place from there: it begins anywhere, and is read only."""
+    """A part of what was read is put in place from there: it begins anywhere, and is read only."""
     lent = blocks.decode(blocks.encode(numbered(list(range(12))), "0-0", "none"), 12)
     assert not lent.drawings.flags.writeable
     assert not lent.drawings.flags.owndata

@@ -10,6 +10,7 @@ import pytest
 
 from quickdraw_dist.errors import CorruptError
 from quickdraw_dist.shards.blocks import Block
+from quickdraw_dist.storage import Scratch
 from quickdraw_dist.stream.order import sequential
 from quickdraw_dist.stream.sequence import evaluation_batches
 from tests.conftest import Dataset
@@ -87,9 +88,9 @@ def test_a_rank_reads_its_own_blocks_only(
     asked: list[tuple[int, int]] = []
     read = reader.read
 
-    def noted(shard: int, number: int) -> Block:
+    def noted(shard: int, number: int, scratch: Scratch | None = None) -> Block:
         asked.append((shard, number))
-        return read(shard, number)
+        return read(shard, number, scratch)
 
     monkeypatch.setattr(reader, "read", noted)
     for rank in range(3):
