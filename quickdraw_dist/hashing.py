@@ -20,13 +20,12 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 def mix64(values: Array64) -> Array64:
     """Mix every element of a uint64 array to a well-distributed uint64; a bijection."""
-    with np.errstate(over="ignore"):
-        mixed = values + np.uint64(_GOLDEN)
-        mixed ^= mixed >> np.uint64(30)
-        mixed *= np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(27)
-        mixed *= np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
+    mixed = values + np.uint64(_GOLDEN)  # arrays wrap around in silence
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
     return mixed
 
 

@@ -30,6 +30,7 @@ class Ring:
         # What belongs to no batch goes to one more place at the end: cheaper than leaving it out.
         self._nowhere = steps * count
         self._drawings, self._labels = room(self._nowhere + 1, pin)
+        self._numbers = self._labels.numpy()
         self._rows = np.empty(self._nowhere + 1, np.uint32)
         # As one element a drawing, which numpy copies as a whole, and without the interpreter lock.
         self._pixels = _as_elements(self._drawings.numpy())
@@ -42,7 +43,7 @@ class Ring:
     def put(self, places: NDArray[np.int64], block: Block) -> None:
         """Copy drawings, labels and rows of a block to these places, (n,)."""
         self._pixels[places] = _as_elements(block.drawings)
-        self._labels.numpy()[places] = block.labels
+        self._numbers[places] = block.labels
         self._rows[places] = block.rows
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
