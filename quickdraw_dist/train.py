@@ -29,6 +29,9 @@ Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved, 
 place passes them on.)
 """
 
+_PATIENCE_SECONDS = 5.0
+"""That a rank leaves the node's first one to say the same."""
+
 
 def read_settings(argv: Sequence[str] | None = None) -> Settings:
     """What a command line, with environment and YAML file, asks for.
@@ -91,12 +94,23 @@ def _complain(error: object, code: int, alone: bool = False) -> int:
 
     Bare torchrun prints 40 lines about an exit code; what stands in its error file is among them.
     """
-    if alone or os.environ.get("LOCAL_RANK", "0") == "0":
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # of this rank: FOLDER/LOCAL_RANK/error.json
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if alone or first or (file and not _first_has_said(Path(file))):
         print(f"error: {error}", file=sys.stderr, flush=True)
-    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+    if file:
         told = {"message": f"error: {error}", "timestamp": int(time.time())}
         Path(file).write_text(json.dumps(told), encoding="utf-8")
     return code
+
+
+def _first_has_said(own: Path) -> bool:
+    """Whether the node's first rank has said what is wrong; waits for it, since torchrun ends the
+    ranks that are left as soon as one has."""
+    firsts, until = own.parent.parent / "0" / own.name, time.monotonic() + _PATIENCE_SECONDS
+    while not (said := firsts.exists()) and time.monotonic() < until:
+        time.sleep(0.01)
+    return said
 
 
 def _run() -> int:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,24 @@ def test_impossible_settings_under_two_ranks(
     for part in parts:
         assert part in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_other_ranks_leave_it_to_the_first_to_complain(
+    said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They wait for it, since torchrun would end it if they left; what it does not say, they do."""
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+    first, own = (tmp_path / rank / "error.json" for rank in ("0", "1"))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(own))
+    monkeypatch.setattr(train, "_PATIENCE_SECONDS", 60.0 if said else 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        complaint = pool.submit(train._complain, "no such setting", 2)
+        if said:
+            assert not own.exists()
+            first.write_text("{}")
+        assert complaint.result() == 2
+    assert json.loads(own.read_text())["message"] == "error: no such setting"
+    assert capsys.readouterr().err == ("" if said else "error: no such setting\n")
