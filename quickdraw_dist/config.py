@@ -36,8 +36,6 @@ Natural = Annotated[int, Field(ge=0), _Number]
 Share = Annotated[float, Field(ge=0, lt=1), _Number]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
 NaturalReal = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
-
-
 Probability = Annotated[float, Field(ge=0, le=1), _Number]
 OpenShare = Annotated[float, Field(gt=0, lt=1), _Number]
 CompileMode = Annotated[

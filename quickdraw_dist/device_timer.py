@@ -24,7 +24,7 @@ class DeviceTimer:
     def __enter__(self) -> None:
         """The piece begins."""
         if self._cuda:
-            self._begin = _mark()
+            self._begin = mark()
         else:
             self._started = time.monotonic()
 
@@ -38,13 +38,14 @@ class DeviceTimer:
         if self._begin is None:
             self._observe(time.monotonic() - self._started)
             return
-        self._under_way.append((self._begin, _mark()))
+        self._under_way.append((self._begin, mark()))
         while self._under_way and _passed(self._under_way[0][1]):
             begin, end = self._under_way.popleft()
             self._observe(begin.elapsed_time(end) / 1000)
 
 
-def _mark() -> torch.cuda.Event:
+def mark() -> torch.cuda.Event:
+    """The time when the current stream comes to this point."""
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event

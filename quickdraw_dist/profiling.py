@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from quickdraw_dist import storage
 from quickdraw_dist.distributed import World
+from quickdraw_dist.whereabouts import PHASES
 
 FOLDER = "profile"
 """Of a run: a trace and a page a rank."""
@@ -23,9 +24,6 @@ _FIRST_STEPS = 4
 
 _OPERATORS = 15
 """Rows of the page's last table."""
-
-_PARTS = ("data wait", "forward", "backward", "optimizer")
-"""Of a step, as whereabouts.phase names them."""
 
 
 class StepProfiler:
@@ -81,7 +79,7 @@ def page(world: World, averages: Iterable[FunctionEventAvg]) -> str:
     def cells(us: float) -> str:
         return f"{us / 1000:.2f} | {us / step_us:.1%} |"
 
-    parts = {row.name: row.total_us / steps for row in on_host if row.name in _PARTS}
+    parts = {row.name: row.total_us / steps for row in on_host if row.name in PHASES}
     parts["the rest: figures, log, agreement"] = step_us - sum(parts.values())
     lines = [
         f"# Rank {world.rank} of {world.size}: where {steps} steps went",
@@ -99,7 +97,7 @@ def page(world: World, averages: Iterable[FunctionEventAvg]) -> str:
         lines += ["| on the device | ms a step | share |", "|---|---|---|", f"| busy | {busy}", ""]
     kind = "kernel" if on_device else "operator, without those inside it"
     lines += [f"| {kind} | ms a step | share | calls |", "|---|---|---|---|"]
-    inner = on_device or [row for row in on_host if row.name not in _PARTS and row is not wall]
+    inner = on_device or [row for row in on_host if row.name not in PHASES and row is not wall]
     for row in sorted(inner, key=lambda row: row.own_us, reverse=True)[:_OPERATORS]:
         lines.append(f"| `{row.name[:70]}` | {cells(row.own_us / steps)} {row.count / steps:g} |")
     return "\n".join(lines) + "\n"

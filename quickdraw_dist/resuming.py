@@ -65,9 +65,12 @@ def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> l
         RefusedError: the dataset, network or order is not the checkpoint's.
     """
     before, now = saved.meta["config"], settings.model_dump(mode="json")
-    changes = list(_differences(before, now))
+    differences = list(_differences(before, now))
+    changes = [f"{name}: {old} -> {new}" for name, old, new in differences]
     fixed = [
-        change for change in changes if change.startswith(_FIXED) and ": None -> " not in change
+        change
+        for change, (name, old, _) in zip(changes, differences, strict=True)
+        if name.startswith(_FIXED) and old is not None
     ]
     lanes = saved.meta["lanes"]  # 0: a foreign dataset, which has none
     if lanes and settings.stream.lanes not in ("auto", lanes):
@@ -91,13 +94,15 @@ def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> l
     return changes
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Settings that changed, as 'train.epochs: 4 -> 8'."""
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that changed, as ('train.epochs', 4, 8); None: not known then."""
     for section, values in now.items():
         old = before.get(section)
         if isinstance(values, dict):
             for key, value in values.items():
                 if (was := (old or {}).get(key)) != value:
-                    yield f"{section}.{key}: {was} -> {value}"
+                    yield f"{section}.{key}", was, value
         elif old != values:
-            yield f"{section}: {old} -> {values}"
+            yield section, old, values

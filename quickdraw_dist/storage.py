@@ -15,8 +15,8 @@ import threading
 import uuid
 from pathlib import Path
 
-import crc32c as library
 import numpy as np
+from crc32c import crc32c as crc32c  # goes on from a second argument; other threads run meanwhile
 
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.object_store import ChangedError as ChangedError
@@ -48,11 +48,6 @@ def is_remote(url: str) -> bool:
 def join(base: str, *parts: str) -> str:
     """An address below another."""
     return "/".join([base.rstrip("/"), *parts]) if is_remote(base) else str(Path(base, *parts))
-
-
-def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
-    """CRC-32C of the bytes, going on from that of the bytes before them; other threads run on."""
-    return library.crc32c(data, crc)
 
 
 def read(url: str) -> bytes:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from quickdraw_dist import telemetry
+from quickdraw_dist.device_timer import mark
 from quickdraw_dist.distributed import World, sum_over_ranks
 
 _SLOW = 1.5
@@ -39,11 +40,7 @@ class WorkClock:
         first.register_hook(self._gradient)  # type: ignore[no-untyped-call]
 
     def _mark(self) -> Mark:
-        if not self._cuda:
-            return time.monotonic()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
+        return mark() if self._cuda else time.monotonic()
 
     def _gradient(self, _: torch.Tensor) -> None:
         self._ready = self._mark()  # of the last forward pass, where there are several

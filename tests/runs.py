@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -80,15 +80,20 @@ def start(command: Sequence[str], arguments: Sequence[str]) -> subprocess.Popen[
     )
 
 
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
-    """Read lines until one has the text."""
-    assert process.stdout is not None
+def _read_until(said: Iterable[str], text: str) -> str:
+    """Lines up to one that has the text; there must be one."""
     lines = []
-    for line in process.stdout:
+    for line in said:
         lines.append(line)
         if text in line:
             return "".join(lines)
     raise AssertionError("never said " + text + ":\n" + "".join(lines))
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """Read lines until one has the text."""
+    assert process.stdout is not None
+    return _read_until(process.stdout, text)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -124,14 +129,9 @@ class Here:
         say.close()
         self._said = os.fdopen(os.dup(said.fileno()))
 
-    def wait_for(self, text: str) -> None:
+    def wait_for(self, text: str) -> str:
         """Read lines until one has the text."""
-        lines = []
-        for line in self._said:
-            lines.append(line)
-            if text in line:
-                return
-        raise AssertionError("never said " + text + ":\n" + "".join(lines))
+        return _read_until(self._said, text)
 
     def kill(self) -> None:
         """SIGKILL to all of it."""
