@@ -48,7 +48,9 @@ def permutation(count: int, key: int) -> NDArray[np.int64]:
     plain sort is enough, and the result does not depend on the sorting algorithm.
     """
     mask = np.uint64((1 << max(count - 1, 1).bit_length()) - 1)
-    riders = random64(key, count) & ~mask
+    riders = random64(key, count)
+    riders &= ~mask
     riders |= np.arange(count, dtype=np.uint64)
     riders.sort()
-    return (riders & mask).astype(np.int64)
+    riders &= mask
+    return riders.view(np.int64)

@@ -170,7 +170,8 @@ class Trainer:
                 before = self.drawings
                 with self.step_timer:
                     self.learner.step(batch.drawings, batch.labels, self.total_steps)
-                self.saver.order_digest.add(batch.host.digest)
+                first = self.step * self.settings.train.global_batch + self.feed.part[0]
+                self.saver.order_digest.add(self.epoch, first, batch.host.labels, batch.host.rows)
                 self.faults.remember(batch.host)
                 self.step += 1
                 self.total_steps += 1

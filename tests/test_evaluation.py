@@ -67,7 +67,7 @@ class Drawings:
             drawings[:size] = torch.from_numpy(self.pixels[here]).view(-1, 28, 28)
             labels[:size] = torch.from_numpy(self.labels[here])
             rows[:size] = self.rows[here]
-            yield Batch(step, drawings[:size], labels[:size], rows[:size], 0)
+            yield Batch(step, drawings[:size], labels[:size], rows[:size])
             start += size
 
 

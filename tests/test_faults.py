@@ -73,7 +73,7 @@ def remember(log: FaultLog, *identities: tuple[int, int]) -> None:
     """A step's batch, whose memory is used again at once, as the loader does."""
     labels = torch.tensor([label for label, _ in identities])
     rows = np.array([row for _, row in identities], np.uint32)
-    log.remember(Batch(0, torch.empty(0), labels, rows, 0))
+    log.remember(Batch(0, torch.empty(0), labels, rows))
     labels.fill_(0)
     rows.fill(0)
 

@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import deflate
 import numpy as np
@@ -80,10 +80,13 @@ class Block:
     @property
     def crc(self) -> int:
         """CRC-32C over the contents: the same however they are compressed."""
-        arrays = (self.drawings, self.labels.astype("<u2"), self.rows.astype("<u4"))
         crc = 0
-        for array in arrays:
-            crc = crc32c(np.ascontiguousarray(array).data, crc)
+        for name, array in (
+            ("drawings", self.drawings),
+            ("labels", self.labels),
+            ("rows", self.rows),
+        ):
+            crc = crc32c(np.ascontiguousarray(array, _DTYPES[name]).data, crc)
         return crc
 
 
@@ -96,7 +99,7 @@ def encode(block: Block, key: str, compression: str) -> bytes:
         ("rows", block.rows),
     ):
         raw = np.ascontiguousarray(array, _DTYPES[name])
-        data = b"".join((_npy_header(name, array.shape), raw.data))
+        data = b"".join((_npy(name, len(array)).header, raw.data))
         if compression == "gzip":
             data = igzip.compress(data, _GZIP_LEVEL, mtime=0)
         members.append(_member(f"{key}.{name}.npy{'.gz' if compression == 'gzip' else ''}", data))
@@ -130,9 +133,8 @@ def decode(data: bytes | memoryview, count: int) -> Block:
             return _decode_per_drawing(members, count)
         arrays: dict[str, NDArray[Any]] = {}
         for name, payload in members:
-            kind = name.split(".")[1]
-            shape = (count, SIDE, SIDE) if kind == "drawings" else (count,)
-            arrays[kind] = _read_npy(kind, shape, payload, gzipped=name.endswith(".gz"))
+            kind = name.split(".", 2)[1]
+            arrays[kind] = _read_npy(kind, count, payload, gzipped=name.endswith(".gz"))
         drawings, labels, rows = (arrays[kind] for kind in _DTYPES)
     except _UNREADABLE as error:
         raise CorruptError(f"not a block of {count:,} drawings: {error}") from None
@@ -174,55 +176,47 @@ def _member(name: str, data: bytes) -> bytes:
 
 
 def _members(view: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Name and payload of every member, without copies."""
-    at = 0
-    while at < len(view):
-        name, size = _header(view[at : at + tarfile.BLOCKSIZE])
-        at += tarfile.BLOCKSIZE
-        yield name, view[at : at + size]
-        at += _padded(size)
-
-
-def _header(view: memoryview) -> tuple[str, int]:
-    """Name and size of the member behind a header. Not tarfile's parser: that takes 20 us and
+    """Name and payload of every member, without copies. Not tarfile's parser: that takes 20 us and
     holds the interpreter lock, which at 4,000 blocks a second is a quarter of a core; what else
     is in a header does not matter here, and the contents have a checksum of their own."""
-    name, _, _ = bytes(view[:100]).partition(b"\0")
-    return name.decode("ascii"), int(bytes(view[124:136]).rstrip(b"\0 "), 8)
+    at = 0
+    while at < len(view):
+        header = bytes(view[at : at + 136])
+        name, size = header[:100].partition(b"\0")[0], int(header[124:].rstrip(b"\0 "), 8)
+        at += tarfile.BLOCKSIZE
+        yield name.decode("ascii"), view[at : at + size]
+        at += size + -size % tarfile.BLOCKSIZE  # padded
 
 
-def _padded(size: int) -> int:
-    """Bytes that a payload takes in a tar."""
-    return size + -size % tarfile.BLOCKSIZE
+class _Npy(NamedTuple):
+    """What the file of an array is."""
+
+    header: bytes  # the one that format version 1 has for it
+    shape: tuple[int, ...]
+    size: int  # in bytes, with the header
 
 
 @lru_cache(maxsize=64)
-def _npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
-    """The one header that format version 1 has for this array."""
-    header = io.BytesIO()
+def _npy(kind: str, count: int) -> _Npy:
+    shape = (count, SIDE, SIDE) if kind == "drawings" else (count,)
+    kept, header = _DTYPES[kind], io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(kept)
     np.lib.format.write_array_header_1_0(
-        header,
-        {
-            "descr": np.lib.format.dtype_to_descr(_DTYPES[kind]),
-            "fortran_order": False,
-            "shape": shape,
-        },
+        header, {"descr": descr, "fortran_order": False, "shape": shape}
     )
-    return header.getvalue()
+    size = len(header.getvalue()) + math.prod(shape) * kept.itemsize
+    return _Npy(header.getvalue(), shape, size)
 
 
-def _read_npy(
-    kind: str, shape: tuple[int, ...], payload: memoryview, *, gzipped: bool
-) -> NDArray[Any]:
+def _read_npy(kind: str, count: int, payload: memoryview, *, gzipped: bool) -> NDArray[Any]:
     """An array whose header is known beforehand; comparing it is both check and parser."""
-    header, dtype = _npy_header(kind, shape), _DTYPES[kind]
-    expected = len(header) + math.prod(shape) * dtype.itemsize
+    header, shape, size = _npy(kind, count)
     data = payload
     if gzipped:
         # Its last four bytes are the size that the decoder makes room for.
-        if int.from_bytes(payload[-4:], "little") != expected:
-            raise ValueError(f"{kind} does not decompress to the {expected:,} bytes of {shape}")
+        if int.from_bytes(payload[-4:], "little") != size:
+            raise ValueError(f"{kind} does not decompress to the {size:,} bytes of {shape}")
         data = memoryview(deflate.gzip_decompress(payload))
-    if len(data) != expected or data[: len(header)] != header:
-        raise ValueError(f"{kind} is not an array of shape {shape} and type {dtype}")
-    return np.frombuffer(data, dtype, offset=len(header)).reshape(shape)
+    if len(data) != size or data[: len(header)] != header:
+        raise ValueError(f"{kind} is not an array of shape {shape} and type {_DTYPES[kind]}")
+    return np.frombuffer(data, _DTYPES[kind], offset=len(header)).reshape(shape)

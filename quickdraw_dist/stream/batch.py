@@ -20,7 +20,6 @@ class Batch:
     drawings: torch.Tensor  # (n, 28, 28) uint8, pinned when asked for
     labels: torch.Tensor  # (n,) int64
     rows: NDArray[np.uint32]  # (n,): with the labels, the drawings' identities
-    digest: int  # order digest of these drawings, modulo 2^64
     copied: torch.cuda.Event | None = None  # set by who copies asynchronously: done reading
 
 

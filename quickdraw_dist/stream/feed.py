@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from quickdraw_dist import storage
@@ -11,11 +12,12 @@ from quickdraw_dist.distributed import World
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.shards import manifest
 from quickdraw_dist.shards.manifest import Manifest
+from quickdraw_dist.stream.ahead import ShardsAhead
 from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.foreign import ForeignShards, check_fit, find_splits, open_shards
 from quickdraw_dist.stream.foreign_feed import ForeignFeed
 from quickdraw_dist.stream.loader import TrainLoader
-from quickdraw_dist.stream.memory import plan_memory, processor_share
+from quickdraw_dist.stream.memory import LoaderMemory, plan_memory, processor_share
 from quickdraw_dist.stream.order import Order, rank_part, resolve_lanes
 from quickdraw_dist.stream.reader import SplitReader
 from quickdraw_dist.stream.resident import ResidentLoader
@@ -180,30 +182,25 @@ class ShardFeed:
         return SplitReader(settings.data, self.dataset, split, settings.stream, shards_at_once)
 
     def _streamed(self) -> TrainLoader:
-        world, stream = self._world, self._settings.stream
+        world = self._world
         lanes = len(self.order.segments(0, *self.part))
         node_lanes = lanes * world.local_size
         reader = self._reader("train", node_lanes)
         shard_bytes = reader.largest_shard_bytes if reader.cache is not None else 0
-        pin = world.device.type == "cuda"
-        memory = plan_memory(
-            self.order,
-            *self.part,
-            memory_bytes=stream.memory_bytes,
-            threads=self._threads,
-            shard_bytes=shard_bytes,
-            pin=pin,
-        )
-        in_use = min(node_lanes, len(reader.shards))
-        room = stream.cache_bytes // max(shard_bytes, 1) - in_use
+        memory, ahead = self._memory(shard_bytes), None
+        if (cache := reader.cache) is not None:
+            in_use = min(node_lanes, len(reader.shards))
+            room = self._settings.stream.cache_bytes // shard_bytes - in_use
+            more = min(lanes, room // world.local_size)
+            ahead = partial(ShardsAhead, reader, cache, fetchers=memory.fetchers, ahead=more)
         return TrainLoader(
-            reader,
+            reader.piece,
             self.order,
             memory,
             rank=world.rank,
             world_size=world.size,
-            pin=pin,
-            shards_ahead=min(lanes, room // world.local_size),
+            pin=world.device.type == "cuda",
+            ahead=ahead,
         )
 
     def _resident(self) -> ResidentLoader:
@@ -211,11 +208,21 @@ class ShardFeed:
         return ResidentLoader(
             self._reader("train", world.local_size),
             self.order,
+            self._memory(shard_bytes=0),
             rank=world.rank,
             world_size=world.size,
             local_world_size=world.local_size,
-            threads=self._threads,
             device=world.device,
+        )
+
+    def _memory(self, shard_bytes: int) -> LoaderMemory:
+        return plan_memory(
+            self.order,
+            *self.part,
+            memory_bytes=self._settings.stream.memory_bytes,
+            threads=self._threads,
+            shard_bytes=shard_bytes,
+            pin=self._world.device.type == "cuda",
         )
 
     def describe(self, first_step: int) -> list[str]:

@@ -33,7 +33,7 @@ from quickdraw_dist.stream.foreign import (
 )
 from quickdraw_dist.stream.foreign_shuffle import ShuffledPasses, Supply
 from quickdraw_dist.stream.memory import BATCHES
-from quickdraw_dist.stream.order import mix_identities, rank_part
+from quickdraw_dist.stream.order import rank_part
 
 
 class ForeignFeed:
@@ -142,8 +142,7 @@ class ForeignFeed:
             classes, rows = _identities(stop - start)
             passes.draw(drawings.numpy(), classes, rows)
             labels.numpy()[:] = classes
-            digest = mix_identities(epoch, step * train.global_batch + start, classes, rows)
-            yield Batch(step, drawings, labels, rows, digest)
+            yield Batch(step, drawings, labels, rows)
 
     def validation(self) -> Iterator[Batch] | None:
         """This rank's shards of the validation split, every drawing once; None without a split."""
@@ -160,7 +159,7 @@ class ForeignFeed:
             if not came:
                 return
             labels.numpy()[:] = classes
-            yield Batch(number, drawings[:came], labels[:came], rows[:came], digest=0)
+            yield Batch(number, drawings[:came], labels[:came], rows[:came])
 
 
 def _identities(count: int) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:

@@ -8,32 +8,36 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+
+from quickdraw_dist.shards.blocks import Block
 from quickdraw_dist.storage import Scratch
 from quickdraw_dist.stream.ahead import ShardsAhead
 from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.memory import HELD, LoaderMemory
-from quickdraw_dist.stream.order import Order, mix_identities, rank_part
-from quickdraw_dist.stream.reader import SplitReader
+from quickdraw_dist.stream.order import Order, Piece, rank_part
 from quickdraw_dist.stream.ring import Ring
-from quickdraw_dist.stream.schedule import Need, destinations, schedule
+from quickdraw_dist.stream.schedule import Need, Places, schedule
 
 
 class TrainLoader:
-    """A rank's batches of any epoch, from any step on, streamed from shards."""
+    """A rank's batches of any epoch, from any step on, made of pieces that `read` gives."""
 
     def __init__(
-        self, reader: SplitReader, order: Order, memory: LoaderMemory, *, rank: int,
-        world_size: int, pin: bool, shards_ahead: int = 0,
+        self, read: Callable[[Piece, Scratch], Block], order: Order, memory: LoaderMemory, *,
+        rank: int, world_size: int, pin: bool,
+        ahead: Callable[[Iterable[int]], ShardsAhead] | None = None,
     ) -> None:  # fmt: skip
-        """`pin` is for CUDA; `shards_ahead` of those in use are fetched into the node cache."""
+        """`pin` is for CUDA; `ahead`, if shards are fetched, what fetches those of an epoch."""
         self.order, self.part = order, rank_part(order.global_batch, rank, world_size)
-        self._reader, self._memory, self._shards_ahead = reader, memory, shards_ahead
+        self._read, self._memory, self._ahead = read, memory, ahead
         start, stop = self.part
         # Kept from epoch to epoch.
         self._ring = Ring(memory.batches, stop - start, pin)
+        self._places = Places(order, start, stop, memory.batches)
         self._scratch = Scratch()
         self._in_use: deque[Batch] = deque()  # handed out, and maybe on their way to the device
 
@@ -55,7 +59,7 @@ class TrainLoader:
                     filling.append((need.first_step, begin(need)))
                 while filling and filling[0][0] <= step:
                     filling.popleft()[1].result()
-                self._in_use.append(self._batch(epoch, step))
+                self._in_use.append(Batch(step, *self._ring.batch(step)))
                 yield self._in_use[-1]
 
     def _let_go(self, keep: int) -> None:
@@ -64,13 +68,6 @@ class TrainLoader:
             if (copied := self._in_use.popleft().copied) is not None:
                 copied.synchronize()  # the device may still be reading it
 
-    def _batch(self, epoch: int, step: int) -> Batch:
-        drawings, labels, rows = self._ring.batch(step)
-        first = step * self.order.global_batch + self.part[0]
-        return Batch(
-            step, drawings, labels, rows, mix_identities(epoch, first, labels.numpy(), rows)
-        )
-
     @contextlib.contextmanager
     def _threads(
         self, needs: Collection[Need], first_step: int
@@ -78,10 +75,8 @@ class TrainLoader:
         """What has a window decoded by a thread; all threads have ended when this is left, and
         nothing writes into the ring any more."""
         ahead = None
-        if (cache := self._reader.cache) is not None and needs:
-            shards = (piece.shard for need in needs for piece in need.window.pieces)
-            fetchers = self._memory.fetchers
-            ahead = ShardsAhead(self._reader, cache, shards, fetchers, self._shards_ahead)
+        if self._ahead is not None and needs:
+            ahead = self._ahead(piece.shard for need in needs for piece in need.window.pieces)
         pool = ThreadPoolExecutor(self._memory.threads, thread_name_prefix="decode")
 
         def begin(need: Need) -> Future[None]:
@@ -100,11 +95,18 @@ class TrainLoader:
     def _fill(self, need: Need, first_step: int, ahead: ShardsAhead | None) -> None:
         """Decode a window into its batches, a task of its own: one a block wakes threads four
         times as often. A lane that begins or ends inside a block decodes all of it."""
-        places = self._ring.places(*destinations(self.order, need, first_step, *self.part))
-        at = 0
+        places, at = self._places.of(need, first_step), 0
+        labels, rows = [], []
         for piece in need.window.pieces:
             if ahead is not None:
                 ahead.wait(piece.shard)
-            block = self._reader.read(piece.shard, piece.block, self._scratch)
-            self._ring.put(places[at : at + len(piece)], block.part(piece.start, piece.stop))
+            block = self._read(piece, self._scratch)
+            self._ring.put_drawings(places[at : at + len(piece)], block.drawings)
+            labels.append(block.labels.tobytes())  # which is lent
+            rows.append(block.rows.tobytes())
             at += len(piece)
+        self._ring.put_identities(
+            places,
+            np.frombuffer(b"".join(labels), np.uint16),
+            np.frombuffer(b"".join(rows), np.uint32),
+        )

@@ -18,13 +18,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickdraw_dist.errors import RefusedError
-from quickdraw_dist.hashing import Array64, key64, mix64, permutation
+from quickdraw_dist.hashing import key64, permutation
 
 
 @dataclass(frozen=True)
@@ -106,23 +105,6 @@ def rank_part(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
     return rank * global_batch // world_size, (rank + 1) * global_batch // world_size
 
 
-def mix_identities(
-    epoch: int, first: int, labels: NDArray[np.integer[Any]], rows: NDArray[np.uint32]
-) -> int:
-    """Sum modulo 2^64 of a hash of (epoch, position, class, row) over delivered drawings.
-
-    Args:
-        epoch: which pass.
-        first: position in the epoch of the first drawing; the others follow it.
-        labels: (n,) as read from the shard.
-        rows: (n,) as read from the shard.
-    """
-    positions = np.arange(first, first + len(labels), dtype=np.uint64)
-    identities: Array64 = labels.astype(np.uint64) << np.uint64(32) | rows
-    mixed = mix64(mix64(positions ^ np.uint64(key64("digest", epoch))) ^ identities)
-    return int(np.add.reduce(mixed, dtype=np.uint64))
-
-
 @dataclass(frozen=True, eq=False)  # one of 45,000 blocks takes a millisecond to hash or compare
 class Order:
     """The order of one split for one run.
@@ -195,19 +177,27 @@ class Order:
         """A lane's blocks in the order of the line, the first and last cut to its range."""
         blocks, firsts = self._line
         start, stop = self.lane_range(lane)
-        low = int(np.searchsorted(firsts, start, "right")) - 1
-        high = int(np.searchsorted(firsts, stop, "left"))
-        pieces = []
-        for at in range(low, high):
-            first, last = max(start, int(firsts[at])), min(stop, int(firsts[at + 1]))
-            if first < last:
-                shard, block = (int(n) for n in blocks[at])
-                pieces.append(Piece(shard, block, first - int(firsts[at]), last - int(firsts[at])))
-        return pieces
+        low, high = np.searchsorted(firsts, start, "right") - 1, np.searchsorted(firsts, stop)
+        first = firsts[low:high]
+        starts = np.maximum(start - first, 0)
+        stops = np.minimum(stop, firsts[low + 1 : high + 1]) - first
+        cut = np.column_stack((blocks[low:high], starts, stops))
+        return [Piece(*piece) for piece in cut.tolist()]
+
+    @cached_property
+    def _lanes(self) -> dict[int, list[list[Piece]]]:
+        """Pieces of lanes that were asked for, shard by shard: the same in all epochs."""
+        return {}
+
+    def _shards_of(self, lane: int) -> list[list[Piece]]:
+        if lane not in self._lanes:
+            pieces = groupby(self.lane_pieces(lane), key=lambda piece: piece.shard)
+            self._lanes[lane] = [list(of_shard) for _, of_shard in pieces]
+        return self._lanes[lane]
 
     def windows(self, epoch: int, lane: int) -> tuple[Window, ...]:
         """A lane's windows of an epoch, in order of delivery."""
-        by_shard = [list(g) for _, g in groupby(self.lane_pieces(lane), key=lambda p: p.shard)]
+        by_shard = self._shards_of(lane)
         key = key64(self.seed, "lane", epoch, lane)
         pieces: list[Piece] = []
         for at in permutation(len(by_shard), key):

@@ -10,6 +10,7 @@ from quickdraw_dist.errors import CorruptError
 from quickdraw_dist.shards import blocks
 from quickdraw_dist.shards.manifest import Manifest
 from quickdraw_dist.stream.cache import ShardCache
+from quickdraw_dist.stream.order import Piece
 
 
 class SplitReader:
@@ -74,6 +75,11 @@ class SplitReader:
             f"{self.url(shard)}: block {number}: {trouble}; remove that shard and run make shard: "
             "it builds again what is missing"
         )
+
+    def piece(self, piece: Piece, scratch: storage.Scratch | None = None) -> blocks.Block:
+        """The drawings of a piece, out of its block, which is read whole."""
+        block = self.read(piece.shard, piece.block, scratch)
+        return block if len(piece) == len(block.rows) else block.part(piece.start, piece.stop)
 
     def _read(self, scratch: storage.Scratch, shard: int, offset: int, size: int) -> memoryview:
         """Bytes of a shard from wherever it is nearest."""

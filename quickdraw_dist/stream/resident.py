@@ -19,38 +19,37 @@ from tqdm import tqdm
 
 from quickdraw_dist.drawings import SIDE
 from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.shards.blocks import Block
 from quickdraw_dist.storage import Scratch
 from quickdraw_dist.stream.ahead import ShardsAhead
 from quickdraw_dist.stream.batch import Batch, room
+from quickdraw_dist.stream.loader import TrainLoader
 from quickdraw_dist.stream.memory import (
-    BATCHES,
     RESIDENT_BYTES,
     RESIDENT_SHARE,
+    LoaderMemory,
     resident_drawings,
 )
-from quickdraw_dist.stream.order import Order, Piece, mix_identities, rank_part
+from quickdraw_dist.stream.order import Order, Piece, rank_part
 from quickdraw_dist.stream.reader import SplitReader
 
 _FETCHERS = 4
-
-_Plan = tuple[NDArray[np.int64], list[int]]
-"""Of an epoch: places of its drawings, (steps, n), and the order digest of every step."""
 
 
 class ResidentLoader:
     """Like `TrainLoader`, from drawings that are read once, before the first batch."""
 
     def __init__(
-        self, reader: SplitReader, order: Order, *, rank: int, world_size: int,
-        local_world_size: int, threads: int, device: torch.device,
+        self, reader: SplitReader, order: Order, memory: LoaderMemory, *, rank: int,
+        world_size: int, local_world_size: int, device: torch.device,
     ) -> None:  # fmt: skip
-        """Nothing is read yet.
+        """Nothing is read yet. `memory` is for the batches, where they are not made on a device.
 
         Raises:
             RefusedError: the rank's lanes do not fit, with the arithmetic.
         """
         self.order, self.part = order, rank_part(order.global_batch, rank, world_size)
-        self._reader, self._threads, self._device = reader, threads, device
+        self._reader, self._threads, self._device = reader, memory.threads, device
         self._show = rank == 0
         self._count = resident_drawings(order, *self.part)
         needed, usable = self._count * RESIDENT_BYTES, _room_bytes(device, local_world_size)
@@ -68,7 +67,12 @@ class ResidentLoader:
         self._rows = np.empty(0, np.uint32)
         self._scratch = Scratch()
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
-        self._plans: dict[int, Future[_Plan]] = {}
+        self._plans: dict[int, Future[NDArray[np.int64]]] = {}
+        self._on_host: TrainLoader | None = None
+        if device.type == "cpu":
+            self._on_host = TrainLoader(
+                self._held, order, memory, rank=rank, world_size=world_size, pin=False
+            )
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """Batches from `first_step` to the end of an epoch; reads all drawings the first time.
@@ -78,41 +82,22 @@ class ResidentLoader:
         """
         if not self._filled:
             self._fill()
-        places, digests = self._plan(epoch).result()
+        if self._on_host is not None:
+            yield from self._on_host.epoch(epoch, first_step)
+            return
+        places = self._plan(epoch).result()
         self._plans = {epoch + 1: self._plan(epoch + 1)}
-        drawings = self._on_device if self._device.type != "cpu" else self._on_host
-        for step, batch in zip(
-            range(first_step, self.order.steps), drawings(places[first_step:]), strict=True
-        ):
-            labels = torch.from_numpy(self._labels[places[step]].astype(np.int64))
-            yield Batch(step, batch, labels, self._rows[places[step]], digests[step])
-
-    def _on_device(self, places: NDArray[np.int64]) -> Iterator[torch.Tensor]:
-        """The drawings of every step, (n, 28, 28) uint8."""
         index = torch.from_numpy(places).to(self._device)  # one copy an epoch, none a step
-        for at in index:
-            yield torch.index_select(self._drawings, 0, at)
+        for step in range(first_step, self.order.steps):
+            drawings = torch.index_select(self._drawings, 0, index[step])
+            labels = torch.from_numpy(self._labels[places[step]].astype(np.int64))
+            yield Batch(step, drawings, labels, self._rows[places[step]])
 
-    def _on_host(self, places: NDArray[np.int64]) -> Iterator[torch.Tensor]:
-        """The same, gathered by threads a little ahead into memory that is used again: fresh pages
-        would cost more than the copy."""
-        drawings = self._drawings.numpy()
-        ring = [room(places.shape[1], pin=False)[0] for _ in range(BATCHES)]
-
-        def gather(step: int) -> torch.Tensor:
-            batch = ring[step % BATCHES]
-            np.take(drawings, places[step], axis=0, out=batch.numpy(), mode="clip")
-            return batch
-
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="gather")
-        try:
-            ahead = deque(pool.submit(gather, s) for s in range(min(BATCHES - 1, len(places))))
-            for step in range(len(places)):
-                yield ahead.popleft().result()
-                if step + BATCHES - 1 < len(places):
-                    ahead.append(pool.submit(gather, step + BATCHES - 1))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    def _held(self, piece: Piece, _: Scratch) -> Block:
+        """The drawings of a piece, on the host."""
+        first = self._first[piece.shard, piece.block]
+        part = slice(first + piece.start, first + piece.stop)
+        return Block(self._drawings.numpy()[part], self._labels[part], self._rows[part])
 
     def _fill(self) -> None:
         """Read the rank's lanes from end to end."""
@@ -162,25 +147,14 @@ class ResidentLoader:
     def _load(self, piece: Piece, place: int, ahead: ShardsAhead | None) -> None:
         if ahead is not None:
             ahead.wait(piece.shard)
-        block = self._reader.read(piece.shard, piece.block, self._scratch)
-        block = block.part(piece.start, piece.stop)
+        block = self._reader.piece(piece, self._scratch)
         target = slice(place, place + len(piece))
         self._drawings[target] = torch.tensor(block.drawings)  # which is lent
         self._labels[target], self._rows[target] = block.labels, block.rows
 
-    def _plan(self, epoch: int) -> Future[_Plan]:
+    def _plan(self, epoch: int) -> Future[NDArray[np.int64]]:
         """Places of an epoch's drawings, (steps, drawings of this rank in a batch)."""
-        return self._plans.get(epoch) or self._planner.submit(self._make_plan, epoch)
-
-    def _make_plan(self, epoch: int) -> _Plan:
-        places, start = self._places(epoch), self.part[0]
-        digests = [
-            mix_identities(
-                epoch, step * self.order.global_batch + start, self._labels[at], self._rows[at]
-            )
-            for step, at in enumerate(places)
-        ]
-        return places, digests
+        return self._plans.get(epoch) or self._planner.submit(self._places, epoch)
 
     def _places(self, epoch: int) -> NDArray[np.int64]:
         order, (start, stop) = self.order, self.part

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 
 from quickdraw_dist.drawings import PIXELS
-from quickdraw_dist.shards.blocks import Block
 from quickdraw_dist.stream.batch import batch_bytes, room
 
 
@@ -35,16 +34,16 @@ class Ring:
         # As one element a drawing, which numpy copies as a whole, and without the interpreter lock.
         self._pixels = _as_elements(self._drawings.numpy())
 
-    def places(self, steps: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What `put` takes for drawings of these steps, at these places of their batches (-1: of
-        none)."""
-        return np.where(places < 0, self._nowhere, steps % self.steps * self._count + places)
+    def put_drawings(self, places: NDArray[np.int64], drawings: NDArray[np.uint8]) -> None:
+        """Copy drawings, (n, 28, 28), to these places, (n,)."""
+        self._pixels[places] = _as_elements(drawings)
 
-    def put(self, places: NDArray[np.int64], block: Block) -> None:
-        """Copy drawings, labels and rows of a block to these places, (n,)."""
-        self._pixels[places] = _as_elements(block.drawings)
-        self._numbers[places] = block.labels
-        self._rows[places] = block.rows
+    def put_identities(
+        self, places: NDArray[np.int64], labels: NDArray[np.uint16], rows: NDArray[np.uint32]
+    ) -> None:
+        """Copy labels and rows, (n,), to these places, (n,)."""
+        self._numbers[places] = labels
+        self._rows[places] = rows
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
         """Drawings (n, 28, 28), labels (n,) and rows (n,) of a step."""

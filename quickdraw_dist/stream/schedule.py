@@ -58,16 +58,32 @@ def longest_need(order: Order) -> int:
     return min(order.steps, -(-(order.longest_window - 1) // order.lane_batch) + 1)
 
 
-def destinations(
-    order: Order, need: Need, first_step: int, start: int, stop: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where the drawings of a window go, its pieces laid end to end: the step of each, (count,),
-    and its place in the rank's part [start, stop) of that batch, -1 for those that are delivered
-    by another rank, before `first_step`, or not at all in this epoch."""
-    window = need.window
-    positions = np.empty(window.count, np.int64)
-    positions[window.shuffled()] = np.arange(window.start, window.start + window.count)
-    steps = positions // order.lane_batch
-    places = positions - steps * order.lane_batch + (need.lane * order.lane_batch - start)
-    mine = (places >= 0) & (places < stop - start) & (steps >= first_step) & (steps < order.steps)
-    return steps, np.where(mine, places, -1)
+class Places:
+    """Where the drawings of a window go in a ring of batches: place p of step t is number
+    (t modulo the ring's steps) * (drawings of the rank in a batch) + p."""
+
+    def __init__(self, order: Order, start: int, stop: int, ring_steps: int) -> None:
+        """`start` and `stop` are the rank's part of every global batch; the ring holds at least
+        the steps that one window is spread over."""
+        self._order, self._start, self._stop = order, start, stop
+        self.nowhere = ring_steps * (stop - start)  # the first number that is no place
+        positions = np.arange(ring_steps * order.lane_batch)
+        steps, places = np.divmod(positions, order.lane_batch)
+        # Of a lane's positions from any on, until they come round: twice the round.
+        self._round, self._line = len(positions), np.tile(steps * (stop - start) + places, 2)
+
+    def of(self, need: Need, first_step: int) -> NDArray[np.int64]:
+        """The numbers of a window's drawings, its pieces laid end to end, (count,); `nowhere` for
+        those that are delivered by another rank, before `first_step`, or not in this epoch."""
+        window, each = need.window, self._order.lane_batch
+        begin = window.start % self._round
+        line = self._line[begin : begin + window.count] + (need.lane * each - self._start)
+        line[: max(0, first_step * each - window.start)] = self.nowhere
+        line[max(0, self._order.steps * each - window.start) :] = self.nowhere
+        low, high = self._start - need.lane * each, self._stop - need.lane * each
+        if low > 0 or high < each:  # the lane's share of a batch is cut
+            offsets = np.arange(window.start, window.start + window.count) % each
+            line[(offsets < low) | (offsets >= high)] = self.nowhere
+        places = np.empty_like(line)
+        places[window.shuffled()] = line
+        return places

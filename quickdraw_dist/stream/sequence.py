@@ -38,7 +38,7 @@ def evaluation_batches(
             rows[into] = part.rows
             done, filled, left = done + step, filled + step, left - step
             if filled == len(labels):
-                yield Batch(number, drawings, labels, rows, digest=0)
+                yield Batch(number, drawings, labels, rows)
                 number, filled = number + 1, 0
                 drawings, labels, rows = _room(min(batch, left))
 
@@ -50,14 +50,11 @@ def _room(count: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
 def _decoded(reader: SplitReader, pieces: list[Piece], threads: int) -> Iterator[Block]:
     """Every piece, decoded by threads a little ahead."""
 
-    def load(piece: Piece) -> Block:
-        return reader.read(piece.shard, piece.block).part(piece.start, piece.stop)
-
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     ahead: deque[Future[Block]] = deque()
     try:
         for piece in pieces:
-            ahead.append(pool.submit(load, piece))
+            ahead.append(pool.submit(reader.piece, piece))
             if len(ahead) > 2 * threads:
                 yield ahead.popleft().result()
         while ahead:

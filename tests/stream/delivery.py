@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from quickdraw_dist.config import Stream
 from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.order_digest import OrderDigest, mix_identities
 from quickdraw_dist.shards.manifest import Manifest
+from quickdraw_dist.stream.ahead import ShardsAhead
 from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.loader import TrainLoader
 from quickdraw_dist.stream.memory import LoaderMemory, least_batches
-from quickdraw_dist.stream.order import Order, mix_identities, rank_part
+from quickdraw_dist.stream.order import Order, rank_part
 from quickdraw_dist.stream.reader import SplitReader
 from quickdraw_dist.stream.schedule import longest_need
 from tests.conftest import Dataset
@@ -75,7 +77,8 @@ def line(dataset: Dataset, shape: Shape, epoch: int) -> list[Identity]:
 def digest_of(identities: list[Identity], epoch: int, first: int = 0) -> int:
     """Of drawings delivered from a position on."""
     labels, rows = zip(*identities, strict=True) if identities else ((), ())
-    return mix_identities(epoch, first, np.array(labels, np.uint16), np.array(rows, np.uint32))
+    positions = np.arange(first, first + len(rows), dtype=np.uint64)
+    return mix_identities(epoch, positions, np.array(labels, np.uint16), np.array(rows, np.uint32))
 
 
 # -- what comes ----------------------------------------------------------------------------------
@@ -99,9 +102,14 @@ def pairs(batch: Batch) -> list[Identity]:
 class Delivered:
     """What ranks got in some steps of an epoch, copied out."""
 
-    digest: int = 0
+    order_digest: OrderDigest = field(default_factory=OrderDigest)
     identities: dict[tuple[int, int], list[Identity]] = field(default_factory=dict)
     pixels: dict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> int:
+        """Order digest of all of it, as training has it."""
+        return int(self.order_digest.total()(), 16)
 
     def in_order(self) -> list[Identity]:
         """Step after step, in each one rank after rank."""
@@ -131,7 +139,8 @@ def deliver(
             assert batch.labels.dtype == torch.int64
             result.identities[step, rank] = pairs(batch)
             result.pixels[step, rank] = batch.drawings.cpu().numpy().copy()
-            result.digest = (result.digest + batch.digest) % 2**64
+            first = step * order.global_batch + start
+            result.order_digest.add(epoch, first, batch.labels, batch.rows)
             step += 1
         batches.close()
         assert step == (order.steps if last_step is None else last_step)
@@ -160,9 +169,11 @@ def make_loader(
 ) -> TrainLoader:  # fmt: skip
     """A loader with room for that many batches more than the least; None: for all it can use."""
     more = longest_need(order) if more_batches is None else more_batches
-    memory = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0)
+    memory, ahead = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0), None
+    if reader.cache is not None:
+        ahead = partial(ShardsAhead, reader, reader.cache, fetchers=2, ahead=shards_ahead)
     return TrainLoader(
-        reader, order, memory, rank=rank, world_size=world_size, pin=pin, shards_ahead=shards_ahead
+        reader.piece, order, memory, rank=rank, world_size=world_size, pin=pin, ahead=ahead
     )
 
 

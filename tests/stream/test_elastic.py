@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from quickdraw_dist.config import Settings
 from quickdraw_dist.distributed import World
 from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.order_digest import OrderDigest
 from quickdraw_dist.shards import manifest
 from quickdraw_dist.stream.feed import ShardFeed
 from quickdraw_dist.stream.order import Order
@@ -214,20 +215,17 @@ def stream_one_rank(
     last: tuple[int, int],
 ) -> int:  # fmt: skip
     """A rank as in training: its own process, its own reader, digests added up over gloo."""
-    import torch.distributed as dist
-
     use_store(store)
     feed = open_feed(chosen, rank, world_size, least=True)
-    digest = 0
+    digest = OrderDigest()
     for epoch in range(first[0], last[0] + 1):
         begin = first[1] if epoch == first[0] else 0
         for batch in feed.epoch(epoch, begin):
             if (epoch, batch.step) == last:
                 break
-            digest = (digest + batch.digest) % 2**64
-    total = torch.tensor([digest - (digest >> 63 << 64)])
-    dist.all_reduce(total)
-    return int(total) % 2**64
+            at = batch.step * chosen.train.global_batch + feed.part[0]
+            digest.add(epoch, at, batch.labels, batch.rows)
+    return int(digest.total()(), 16)
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,11 @@ def test_a_cache_is_for_the_lanes_of_all_ranks_of_the_node(
 
 
 def test_memory_that_is_too_little_is_refused_at_once(dataset: Dataset, tmp_path: Path) -> None:
-    """Before anything is read or any rank waits; a resident run does not stream."""
-    settings = make_settings(dataset.folder, tmp_path, memory_bytes=1000)
-    with pytest.raises(RefusedError, match=r"--stream\.memory_bytes 1000: "):
-        open_feed(settings, dataset)
-    open_feed(make_settings(dataset.folder, tmp_path, memory_bytes=1000, resident=True), dataset)
+    """Before anything is read or any rank waits; resident drawings are made batches of, too."""
+    for resident in (False, True):
+        settings = make_settings(dataset.folder, tmp_path, memory_bytes=1000, resident=resident)
+        with pytest.raises(RefusedError, match=r"--stream\.memory_bytes 1000: "):
+            open_feed(settings, dataset)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -104,9 +104,9 @@ def delivered(batches: Iterator[Batch]) -> list[tuple[bytes, int]]:
     ]
 
 
-def digests(feed: ForeignFeed, epoch: int, first_step: int = 0) -> list[int]:
-    """Order digest of every batch."""
-    return [batch.digest for batch in feed.epoch(epoch, first_step)]
+def sequence(feed: ForeignFeed, epoch: int, first_step: int = 0) -> list[tuple[int, ...]]:
+    """Rows of every batch."""
+    return [tuple(batch.rows.tolist()) for batch in feed.epoch(epoch, first_step)]
 
 
 # -- what is delivered -----------------------------------------------------------------------------
@@ -273,16 +273,16 @@ def test_the_same_start_gives_the_same_sequence(tmp_path: Path) -> None:
     """Seed, epoch, first step and rank decide; nothing else does."""
     write_shards(tmp_path, [30, 30, 30, 30])
     made = make_settings(tmp_path, epoch_drawings=120)
-    first = digests(open_feed(made), epoch=1)
-    assert first == digests(open_feed(made), epoch=1)
-    assert digests(open_feed(made), 1, first_step=4) == digests(open_feed(made), 1, first_step=4)
+    first = sequence(open_feed(made), epoch=1)
+    assert first == sequence(open_feed(made), epoch=1)
+    assert sequence(open_feed(made), 1, first_step=4) == sequence(open_feed(made), 1, first_step=4)
     others = [
         first[4:],
-        digests(open_feed(made), 1, first_step=4),
-        digests(open_feed(make_settings(tmp_path, seed=2, epoch_drawings=120)), 1)[4:],
-        digests(open_feed(made), 2)[4:],
-        digests(open_feed(made, 0, 2), 1)[4:],
-        digests(open_feed(made, 1, 2), 1)[4:],
+        sequence(open_feed(made), 1, first_step=4),
+        sequence(open_feed(make_settings(tmp_path, seed=2, epoch_drawings=120)), 1)[4:],
+        sequence(open_feed(made), 2)[4:],
+        sequence(open_feed(made, 0, 2), 1)[4:],
+        sequence(open_feed(made, 1, 2), 1)[4:],
     ]
     assert [len(other) for other in others] == [8] * 6
     assert len({tuple(other) for other in others}) == 6
@@ -293,9 +293,9 @@ def test_values_of_the_order(tmp_path: Path) -> None:
     for shard in range(3):
         write_tar(tmp_path / f"x-{shard}.tar", [block_of(range(8 * shard, 8 * shard + 8))])
     batches = open_feed(make_settings(tmp_path)).epoch(0)
-    assert [(batch.rows.tolist(), batch.digest) for batch in batches] == [
-        ([22, 13, 0, 3, 8, 12, 4, 18, 6, 16], 5374895684983860979),
-        ([7, 23, 5, 11, 20, 9, 21, 1, 17, 14], 4523588393340891882),
+    assert [batch.rows.tolist() for batch in batches] == [
+        [22, 13, 0, 3, 8, 12, 4, 18, 6, 16],
+        [7, 23, 5, 11, 20, 9, 21, 1, 17, 14],
     ]
 
 
@@ -331,7 +331,7 @@ def test_digest_is_of_names_and_sizes(tmp_path: Path) -> None:
 def test_from_a_store_through_our_retries(store: Store, tmp_path: Path) -> None:
     """The same batches as from the disk, though every other request fails."""
     write_shards(tmp_path, [20, 20])
-    expected = digests(open_feed(make_settings(tmp_path)), 0)
+    expected = sequence(open_feed(make_settings(tmp_path)), 0)
     url = store.upload(tmp_path, "gs://bucket/some/tars")
     calls = itertools.count()
 
@@ -339,8 +339,8 @@ def test_from_a_store_through_our_retries(store: Store, tmp_path: Path) -> None:
         return Response(503, body=b"busy") if next(calls) % 2 else None
 
     store.intercept = sometimes
-    assert digests(open_feed(make_settings(f"{url}/x-{{000..001}}.tar")), 0) == expected
-    assert digests(open_feed(make_settings(f"{url}/x-*.tar")), 0) == expected
+    assert sequence(open_feed(make_settings(f"{url}/x-{{000..001}}.tar")), 0) == expected
+    assert sequence(open_feed(make_settings(f"{url}/x-*.tar")), 0) == expected
 
 
 # -- what is found ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quickdraw_dist.errors import CorruptError
-from quickdraw_dist.stream.order import Order, mix_identities, rank_part
+from quickdraw_dist.stream.order import Order, rank_part
 from tests.conftest import Dataset, DatasetMaker
 from tests.stream.delivery import (
     SHAPES,
@@ -88,9 +88,6 @@ def test_the_least_memory_delivers_the_same(order: Order, epoch: int, data: st.D
         got = []
         for batch in loader.epoch(epoch, first_step):
             assert batch.drawings[:, 3, 4].tolist() == [row & 255 for row in batch.rows.tolist()]
-            first = batch.step * order.global_batch + start
-            classes = batch.labels.numpy().astype(np.uint16)
-            assert batch.digest == mix_identities(epoch, first, classes, batch.rows)
             got += [place_of(*pair) for pair in pairs(batch)]
         assert got == want
 

@@ -16,7 +16,6 @@ from quickdraw_dist.hashing import random64
 from quickdraw_dist.stream.order import (
     Order,
     Piece,
-    mix_identities,
     rank_part,
     resolve_lanes,
 )
@@ -194,15 +193,6 @@ GOLDEN: list[Place] = [
 # fmt: on
 
 
-def test_the_digest_is_frozen() -> None:
-    """Checkpoints hold digests; a release that computes others could not tell right from wrong."""
-    labels, rows = np.arange(5, dtype=np.uint16), np.arange(7, 12, dtype=np.uint32)
-    assert mix_identities(3, 1000, labels, rows) == GOLDEN_DIGEST
-
-
-GOLDEN_DIGEST = 4501098297518459494
-
-
 # -- refusals ---------------------------------------------------------------------------------
 
 
@@ -211,47 +201,6 @@ def test_a_split_smaller_than_a_batch_is_refused() -> None:
     with pytest.raises(RefusedError, match=r"--train.global_batch 28.*27 drawings.*at most 27"):
         small_order(global_batch=28)
     assert Order(small_order().shards, 27, 1, 2, 1).steps == 1
-
-
-# -- digest -----------------------------------------------------------------------------------
-
-IDENTITIES = st.lists(
-    st.tuples(st.integers(0, 344), st.integers(0, 340_028)), min_size=2, max_size=60, unique=True
-)
-
-
-def digest(epoch: int, first: int, identities: list[tuple[int, int]]) -> int:
-    labels = np.array([label for label, _ in identities], np.uint16)
-    rows = np.array([row for _, row in identities], np.uint32)
-    return mix_identities(epoch, first, labels, rows)
-
-
-@given(IDENTITIES, st.lists(st.integers(0, 60)), st.integers(0, 90), st.integers(0, 2**40))
-def test_the_digest_is_the_same_for_any_partition(
-    identities: list[tuple[int, int]], cuts: list[int], epoch: int, first: int
-) -> None:
-    """Runs on 2 and on 8 ranks compare equal only if parts add up to the whole."""
-    ends = sorted({0, len(identities), *(cut for cut in cuts if cut < len(identities))})
-    parts = [digest(epoch, first + start, identities[start:stop]) for start, stop in pairwise(ends)]
-    assert sum(parts) % 2**64 == digest(epoch, first, identities)
-
-
-@given(IDENTITIES, st.data())
-def test_the_digest_sees_a_change(identities: list[tuple[int, int]], data: st.DataObject) -> None:
-    """Two drawings swapped, one replaced, another epoch or position: each must show."""
-    a, b = data.draw(st.lists(st.sampled_from(range(len(identities))), min_size=2, max_size=2))
-    before = digest(1, 500, identities)
-    if a != b:
-        swapped = list(identities)
-        swapped[a], swapped[b] = swapped[b], swapped[a]
-        assert digest(1, 500, swapped) != before
-    label, row = identities[a]
-    for other in ((label ^ 1, row), (label, row ^ 1), (row & 0xFFFF, label)):
-        if other != identities[a]:
-            assert digest(1, 500, [*identities[:a], other, *identities[a + 1 :]]) != before
-    assert digest(2, 500, identities) != before
-    assert digest(1, 501, identities) != before
-    assert digest(1, 500, []) == 0
 
 
 # -- the official size ------------------------------------------------------------------------

@@ -15,9 +15,15 @@ import torch
 from quickdraw_dist.errors import CorruptError, RefusedError
 from quickdraw_dist.shards.blocks import Block
 from quickdraw_dist.storage import Scratch
-from quickdraw_dist.stream import resident
+from quickdraw_dist.stream import loader, resident
 from quickdraw_dist.stream.batch import Batch
-from quickdraw_dist.stream.memory import HELD, RESIDENT_BYTES, resident_drawings
+from quickdraw_dist.stream.memory import (
+    HELD,
+    RESIDENT_BYTES,
+    LoaderMemory,
+    least_batches,
+    resident_drawings,
+)
 from quickdraw_dist.stream.order import Order
 from quickdraw_dist.stream.reader import SplitReader
 from quickdraw_dist.stream.resident import ResidentLoader
@@ -46,9 +52,10 @@ def make_resident(
     reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, device: str = "cpu",
     threads: int = 3,
 ) -> ResidentLoader:  # fmt: skip
+    memory = LoaderMemory(least_batches(order), threads, fetchers=0, bytes=0)
     return ResidentLoader(
-        reader, order, rank=rank, world_size=world_size, local_world_size=world_size,
-        threads=threads, device=torch.device(device),
+        reader, order, memory, rank=rank, world_size=world_size, local_world_size=world_size,
+        device=torch.device(device),
     )  # fmt: skip
 
 
@@ -91,8 +98,8 @@ def test_drawings_are_read_once(dataset: Dataset, tmp_path: Path, world_size: in
     assert asked == []
     deliver(loaders.__getitem__, order, world_size)
     pieces: list[tuple[int, int]] = []
-    for loader in loaders:
-        for lane, _, _ in order.segments(0, *loader.part):
+    for made in loaders:
+        for lane, _, _ in order.segments(0, *made.part):
             pieces += ((piece.shard, piece.block) for piece in order.lane_pieces(lane))
     assert Counter(asked) == Counter(pieces)
     shutil.rmtree(folder)
@@ -102,7 +109,7 @@ def test_drawings_are_read_once(dataset: Dataset, tmp_path: Path, world_size: in
 
 def test_batches_in_use_stay_as_they_are(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one is made while a step still reads this one."""
-    monkeypatch.setattr(resident, "ThreadPoolExecutor", InTurn)
+    monkeypatch.setattr(loader, "ThreadPoolExecutor", InTurn)
     reader = open_local(dataset)
     in_use: list[Batch] = []
     for batch in make_resident(reader, USUAL.order(reader.block_counts)).epoch(0):
@@ -120,12 +127,12 @@ def test_a_pass_that_failed_is_made_again(dataset: Dataset, tmp_path: Path) -> N
     good = path.read_bytes()
     flip_a_byte(path)
     reader = open_local(Dataset(str(folder), dataset.manifest, dataset.source))
-    loader = make_resident(reader, USUAL.order(reader.block_counts))
+    made = make_resident(reader, USUAL.order(reader.block_counts))
     for _ in range(2):
         with pytest.raises(CorruptError, match=path.name):
-            next(loader.epoch(0))
+            next(made.epoch(0))
     path.write_bytes(good)
-    assert identities_of(loader) == line(dataset, USUAL, 0)
+    assert identities_of(made) == line(dataset, USUAL, 0)
 
 
 @pytest.mark.parametrize("local_size", [1, 3])
@@ -150,8 +157,8 @@ def test_what_does_not_fit_is_refused(
 
     def make() -> ResidentLoader:
         return ResidentLoader(
-            reader, order, rank=0, world_size=1, local_world_size=local_size, threads=1,
-            device=torch.device("cpu"),
+            reader, order, LoaderMemory(least_batches(order), 1, fetchers=0, bytes=0), rank=0,
+            world_size=1, local_world_size=local_size, device=torch.device("cpu"),
         )  # fmt: skip
 
     room(enough)

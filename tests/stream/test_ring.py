@@ -34,30 +34,36 @@ def holds(ring: Ring, step: int, numbers: list[int]) -> bool:
     )
 
 
+def put(ring: Ring, places: list[int], block: Block) -> None:
+    """As a loader does with a window."""
+    ring.put_drawings(np.array(places, np.int64), block.drawings)
+    ring.put_identities(np.array(places, np.int64), block.labels, block.rows)
+
+
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 20), st.data())
 def test_drawings_get_to_their_places(
     steps: int, count: int, first: int, data: st.DataObject
 ) -> None:
     """In any order, in blocks of any length, among drawings that belong to no batch."""
-    places = [(first + step, place) for step in range(steps) for place in range(count)]
-    ring, empty = Ring(steps, count, pin=False), data.draw(st.integers(0, 5))
-    coming = data.draw(st.permutations(places + [(first, -1)] * empty))
+    nowhere, ring = steps * count, Ring(steps, count, pin=False)
+    places = [(first + step) % steps * count + at for step in range(steps) for at in range(count)]
+    empty = data.draw(st.integers(0, 5))
+    coming = data.draw(st.permutations(places + [nowhere] * empty))
     size = data.draw(st.integers(1, len(coming)))
     for at in range(0, len(coming), size):
-        of_steps, of_places = np.array(coming[at : at + size], np.int64).T
-        rows = [ELSEWHERE if p < 0 else s * 100 + p for s, p in coming[at : at + size]]
-        ring.put(ring.places(of_steps, of_places), numbered(rows))
+        here = coming[at : at + size]
+        put(ring, here, numbered([ELSEWHERE if place == nowhere else place for place in here]))
     for step in range(first, first + steps):
-        assert holds(ring, step, [step * 100 + place for place in range(count)])
+        begin = step % steps * count
+        assert holds(ring, step, list(range(begin, begin + count)))
 
 
 def test_a_step_lies_where_an_earlier_one_lay() -> None:
     """That many before it: the other batches stay as they are."""
     ring = Ring(3, 2, pin=False)
     for step in range(9):
-        ring.put(
-            ring.places(np.full(2, step), np.array([1, 0])), numbered([2 * step + 1, 2 * step])
-        )
+        begin = step % 3 * 2
+        put(ring, [begin + 1, begin], numbered([2 * step + 1, 2 * step]))
         for other in range(max(0, step - 2), step + 1):
             assert holds(ring, other, [2 * other, 2 * other + 1])
     assert ring.batch(8)[0].data_ptr() == ring.batch(5)[0].data_ptr() == ring.batch(2)[0].data_ptr()
@@ -69,7 +75,7 @@ def test_a_block_may_be_lent() -> None:
     assert not lent.drawings.flags.writeable
     assert not lent.drawings.flags.owndata
     ring = Ring(1, 5, pin=False)
-    ring.put(ring.places(np.zeros(5, np.int64), np.arange(5)), lent.part(3, 8))
+    put(ring, [0, 1, 2, 3, 4], lent.part(3, 8))
     assert holds(ring, 0, [3, 4, 5, 6, 7])
 
 

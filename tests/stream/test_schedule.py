@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections import deque
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quickdraw_dist.stream.memory import HELD, least_batches
 from quickdraw_dist.stream.order import Order, rank_part
-from quickdraw_dist.stream.schedule import destinations, longest_need, schedule
+from quickdraw_dist.stream.schedule import Places, longest_need, schedule
 from tests.stream.orders import Place, orders
 
 Key = tuple[int, int]
@@ -51,6 +52,22 @@ def test_what_is_delivered_from_is_scheduled_and_nothing_else(
     assert firsts == sorted(firsts)
 
 
+@given(positions())
+def test_a_ring_of_fewer_steps_is_gone_round(
+    position: tuple[Order, int, int, tuple[int, int]],
+) -> None:
+    """A place is that of a ring for the whole epoch, with its step taken modulo the ring's."""
+    order, epoch, first_step, part = position
+    count, steps = part[1] - part[0], least_batches(order)
+    whole, ring = Places(order, *part, order.steps), Places(order, *part, steps)
+    for need in schedule(order, epoch, first_step, *part):
+        numbers = whole.of(need, first_step)
+        elsewhere = numbers == whole.nowhere
+        numbers = numbers // count % steps * count + numbers % count
+        assert np.array_equal(ring.of(need, first_step)[~elsewhere], numbers[~elsewhere])
+        assert np.all(ring.of(need, first_step)[elsewhere] == ring.nowhere)
+
+
 @given(orders(), st.integers(0, 3), st.data())
 def test_every_place_is_filled_once_with_the_drawing_that_locate_names(
     order: Order, epoch: int, data: st.DataObject
@@ -61,18 +78,19 @@ def test_every_place_is_filled_once_with_the_drawing_that_locate_names(
     filled: dict[int, Place] = {}
     for rank in range(world_size):
         part = rank_part(order.global_batch, rank, world_size)
+        places = Places(order, *part, order.steps)
         for need in schedule(order, epoch, first_step, *part):
-            steps, places = destinations(order, need, first_step, *part)
-            assert steps.shape == places.shape == (need.window.count,)
+            numbers = places.of(need, first_step)
+            assert numbers.shape == (need.window.count,)
             lying = [
                 (p.shard, p.block, at) for p in need.window.pieces for at in range(p.start, p.stop)
             ]
-            came = zip(lying, steps.tolist(), places.tolist(), strict=True)
-            mine = [(drawing, step, place) for drawing, step, place in came if place >= 0]
+            came = zip(lying, numbers.tolist(), strict=True)
+            mine = [(drawing, number) for drawing, number in came if number != places.nowhere]
             assert mine, "read for nothing"
-            for drawing, step, place in mine:
+            for drawing, number in mine:
+                step, place = divmod(number, part[1] - part[0])
                 assert need.first_step <= step <= need.last_step
-                assert place < part[1] - part[0]
                 position = step * order.global_batch + part[0] + place
                 assert position not in filled
                 filled[position] = drawing
