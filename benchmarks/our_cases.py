@@ -83,8 +83,7 @@ def shard(source: str, dest: str, compression: str, shard_drawings: int = 65_536
     plan = Plan(opened.classes, opened.counts, settings, opened.identity)
     assert plan.split_sizes.sum() == plan.drawings  # what every worker plans before it begins
     started, before = time.perf_counter(), time.process_time()
-    for group in range(plan.groups):
-        writer.build_group(plan, group, opened, dest)
+    writer.build(plan, list(range(plan.groups)), opened, dest, 1, lambda _: None)
     seconds = time.perf_counter() - started
     busy = time.process_time() - before
     writer.merge_if_complete(plan, opened, dest)

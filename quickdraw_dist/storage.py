@@ -92,7 +92,9 @@ class Scratch(threading.local):
     def of(self, size: int) -> memoryview:
         """So many bytes, good until the thread asks again."""
         if len(self._bytes) < size:
-            self._bytes = np.empty(size, np.uint8)
+            self._bytes = np.empty(
+                size + size // 8, np.uint8
+            )  # the next one may be a little larger
         return self._bytes.data[:size]
 
 

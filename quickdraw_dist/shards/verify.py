@@ -94,8 +94,10 @@ def problems(
     seen = np.zeros(plan.drawings, np.uint8)
     per_class = {split: np.zeros(len(counts), np.int64) for split in SPLITS}
     sums: list[NDArray[np.int64] | None] = []
+    memory = storage.Scratch()
     for number in range(plan.groups):
-        for split, found in _shards(folder, dataset, plan, number, source):
+        group = _group(plan, number, source, memory)
+        for split, found in _shards(folder, dataset, group, number):
             yield from found.problems
             np.add.at(seen, first[found.labels] + found.rows, 1)
             per_class[split] += np.bincount(found.labels, minlength=len(counts))
@@ -147,21 +149,21 @@ def _normalisation(dataset: Manifest, sums: list[NDArray[np.int64] | None]) -> I
 
 
 def _shards(
-    folder: str, dataset: Manifest, plan: Plan, number: int, source: Source | None
+    folder: str, dataset: Manifest, group: _Group, number: int
 ) -> Iterator[tuple[str, _Shard]]:
-    """The shards of a group, with their splits; its pixels are gone when the next one's come."""
-    group = _group(plan, number, source)
+    """The shards of a group, with their splits."""
     for split in SPLITS:
         for shard in (s for s in dataset.splits[split] if s.group == number):
             yield split, _shard(folder, shard, split, group)
 
 
-def _group(plan: Plan, number: int, source: Source | None) -> _Group:
+def _group(plan: Plan, number: int, source: Source | None, memory: storage.Scratch) -> _Group:
+    """What a group should hold; its pixels lie in `memory`, where those of the one before lay."""
     slices = [plan.rows(number, label) for label in range(len(plan.classes))]
     splits = [table[slice(*s)] for table, s in zip(plan.split_of_rows, slices, strict=True)]
     original = None
     if source is not None:
-        pixels, ranges = read_rows(plan, number, source)
+        pixels, ranges = read_rows(plan, number, source, memory)
         original = _Pixels(source, slices, pixels, [read.crc32c for read in ranges])
     identities = plan.identities(number)
     return _Group(plan, np.array(slices), identities, np.concatenate(splits), original)

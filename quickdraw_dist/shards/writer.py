@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from quickdraw_dist import storage
-from quickdraw_dist.drawings import SIDE, Source
+from quickdraw_dist.drawings import PIXELS, SIDE, Source
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.orphans import die_with_parent
 from quickdraw_dist.shards import blocks, integrity, manifest
 from quickdraw_dist.shards.manifest import BlockEntry, Part, RangeRead, ShardEntry
 from quickdraw_dist.shards.plan import SPLITS, Plan, ShardPlace
+from quickdraw_dist.storage import Scratch
 
 Progress = Callable[[int], object]
 """Called with the number of drawings just written."""
@@ -28,15 +30,16 @@ def build_group(
     group: int,
     source: Source,
     dest: str,
+    memory: Scratch,
     progress: Progress = lambda _: None,
     true_crcs: Sequence[int] | None = None,
 ) -> Part:
-    """Read a group's rows, publish its shards, then its part file. Memory: the group's pixels.
+    """Read a group's rows into `memory`, publish its shards, then its part file.
 
     `true_crcs` are the CRC-32C of its ranges, class by class, where they are known already: a
     range that comes with another one is read again.
     """
-    pixels, ranges = read_rows(plan, group, source, true_crcs)
+    pixels, ranges = read_rows(plan, group, source, memory, true_crcs)
     labels, rows = plan.identities(group)
     shards: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
     per_class = {split: np.zeros(len(plan.classes), np.int64) for split in SPLITS}
@@ -63,12 +66,17 @@ def build_group(
 
 
 def read_rows(
-    plan: Plan, group: int, source: Source, true_crcs: Sequence[int] | None = None
+    plan: Plan,
+    group: int,
+    source: Source,
+    memory: Scratch,
+    true_crcs: Sequence[int] | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[RangeRead, ...]]:
-    """A group's pixels (n, 28, 28), class after class, and the checksum of every range."""
+    """A group's pixels (n, 28, 28), class after class, which lie in `memory`, and the checksum of
+    every range."""
     slices = [plan.rows(group, label) for label in range(len(plan.classes))]
     ends = np.cumsum([stop - start for start, stop in slices])
-    pixels = np.empty((int(ends[-1]), SIDE, SIDE), np.uint8)
+    pixels = np.frombuffer(memory.of(int(ends[-1]) * PIXELS), np.uint8).reshape(-1, SIDE, SIDE)
 
     def fetch(label: int) -> RangeRead:
         start, stop = slices[label]
@@ -204,8 +212,9 @@ def merge_if_complete(
     wrong = [g for g, true in enumerate(crcs) if [r.crc32c for r in done[g].ranges] != true]
     if wrong:
         print(f"source: building {len(wrong)} of {plan.groups} groups again", file=sys.stderr)
+    memory = Scratch()
     for group in wrong:
-        done[group] = build_group(plan, group, source, dest, true_crcs=crcs[group])
+        done[group] = build_group(plan, group, source, dest, memory, true_crcs=crcs[group])
     merged = manifest.merge(plan, done, source.url, files)
     storage.publish(storage.join(dest, manifest.NAME), manifest.to_json(merged))
     for folder in ("", *SPLITS, "parts"):
@@ -213,19 +222,21 @@ def merge_if_complete(
     return merged
 
 
-_worker: tuple[Plan, Source, str] | None = None
+_worker: tuple[Plan, Source, str, Scratch] | None = None
 
 
 def _start_worker(plan: Plan, source: Source, dest: str) -> None:
     global _worker
     die_with_parent()
-    _worker = (plan, source, dest)
+    gc.freeze()  # what was imported stays: collections need not look at it again and again
+    _worker = (plan, source, dest, Scratch())
 
 
 def _build_in_worker(group: int) -> int:
     assert _worker is not None, "the pool starts every worker with _start_worker"
-    plan, source, dest = _worker
-    return sum(plan.split_sizes[build_group(plan, group, source, dest).group])
+    plan, _, _, _ = _worker
+    part = build_group(plan, group, *_worker[1:])
+    return sum(plan.split_sizes[part.group])
 
 
 def build(
@@ -233,8 +244,10 @@ def build(
 ) -> None:
     """Build groups in a pool of local processes, or in this one when that is enough."""
     if processes <= 1 or len(groups) <= 1:
+        gc.freeze()
+        memory = Scratch()
         for group in groups:
-            build_group(plan, group, source, dest, progress)
+            build_group(plan, group, source, dest, memory, progress)
         return
     # spawn: a forked child of a process with gcsfs threads can hang.
     with ProcessPoolExecutor(
