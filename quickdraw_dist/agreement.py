@@ -9,13 +9,11 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from quickdraw_dist import distributed
 from quickdraw_dist.errors import TrainingError
 from quickdraw_dist.stopping import StopSignal
 
 T = TypeVar("T")
-
-_PATIENCE = timedelta(minutes=10)
-"""With a rank that does not come to the end of its batch."""
 
 
 class Agreement:
@@ -25,18 +23,20 @@ class Agreement:
     a batch and read after it, so neither the device nor the batch waits for it.
     """
 
-    def __init__(self, stop: StopSignal, seconds: float, phase: Callable[[], str]) -> None:
+    def __init__(
+        self, stop: StopSignal, seconds: float, phase: Callable[[], str], patience_seconds: float
+    ) -> None:
         """All ranks call it together.
 
         Args:
             stop: sees this rank's signals.
             seconds: the time that one leaves it.
             phase: what this rank is busy with, for the message when that has passed.
+            patience_seconds: with a rank that does not come to the end of its batch.
         """
         self._stop, self._seconds, self._phase = stop, seconds, phase
-        self._group = (
-            dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.is_initialized() else None
-        )
+        self._patience_seconds = patience_seconds
+        self._group = distributed.processor_group(patience_seconds)
         self.stopped = False
         """Whether they agreed to stop; the same on every rank."""
 
@@ -65,7 +65,7 @@ class Agreement:
             if item is not None:
                 yield item
             if work is not None:
-                _wait(work)
+                self._wait(work)
             stop, busy = round_.tolist()
             if stop:
                 self.stopped = True
@@ -73,12 +73,12 @@ class Agreement:
             if not busy:
                 return
 
-
-def _wait(work: dist.Work) -> None:
-    try:
-        work.wait()
-    except RuntimeError:
-        raise TrainingError(
-            f"another rank is gone, or has stood still for {_PATIENCE}; nothing is saved, the last "
-            "checkpoint stands, and the same command goes on from there"
-        ) from None
+    def _wait(self, work: dist.Work) -> None:
+        try:
+            work.wait()
+        except RuntimeError:
+            raise TrainingError(
+                "another rank is gone, or has stood still for "
+                f"{timedelta(seconds=self._patience_seconds)}; nothing is saved, the last "
+                "checkpoint stands, and the same command goes on from there"
+            ) from None

@@ -194,6 +194,11 @@ class Train(Section):
     allow_dataset_change: bool = False
     """Resume although the dataset's digest is not the checkpoint's."""
 
+    @property
+    def patience_seconds(self) -> float:
+        """Longest that ranks wait for one that stands still: its own watchdog comes first."""
+        return self.start_seconds + self.stall_seconds
+
 
 class Checkpoint(Section):
     """When state is saved, in the background; always at the end of an epoch, too."""

@@ -89,6 +89,17 @@ def join(world: World, timeout_seconds: float) -> None:
         )
 
 
+def processor_group(timeout_seconds: float) -> dist.ProcessGroup | None:
+    """A group of all ranks for tensors on the processor, so that no device waits; None of one rank
+    alone. All ranks make it at the same point."""
+    if not dist.is_initialized():
+        return None
+    group: dist.ProcessGroup = dist.new_group(
+        backend="gloo", timeout=timedelta(seconds=timeout_seconds)
+    )
+    return group
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if dist.is_initialized():

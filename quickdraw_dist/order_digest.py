@@ -42,14 +42,14 @@ class OrderDigest:
     background: neither the device nor a step waits for it.
     """
 
-    def __init__(self) -> None:
-        """Nothing has been delivered; every rank makes one at the same point."""
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        """Nothing has been delivered; `group` is of all ranks, None for one alone."""
         self._before = 0  # of all ranks, in the processes before this one
         self._own = 0  # of this rank, in this process, but for what waits
         self._epoch = self._waiting = 0  # so many drawings of this epoch
         self._positions, self._labels = np.empty((2, _TOGETHER), np.uint64)
         self._rows = np.empty(_TOGETHER, np.uint32)
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group = group
 
     def resume(self, digest: str) -> None:
         """Go on from a checkpoint's figure."""

@@ -45,7 +45,8 @@ class Saver:
         """`folder` is rank 0's; the others have none and write nothing."""
         self._settings, self._feed, self._learner = settings, feed, learner
         self._log, self._goodput, self._folder = log, goodput, folder
-        self.order_digest = OrderDigest()
+        group = distributed.processor_group(settings.train.patience_seconds)
+        self.order_digest = OrderDigest(group)
         self.pauses_seconds: list[float] = []
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
         if world.device.type == "cuda":
             watchdog.record_collectives(settings.output)
         train = settings.train
-        distributed.join(world, train.start_seconds + train.stall_seconds)  # the watchdog is first
+        distributed.join(world, train.patience_seconds)
         start_checks.refuse_differences(settings, dataset.digest)
         if settings.metrics.port:
             telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)

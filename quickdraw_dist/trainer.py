@@ -66,7 +66,10 @@ class Trainer:
         self.settings, self.world, self.goodput, self.folder = settings, world, goodput, folder
         self.step_timer = DeviceTimer(world.device, telemetry.STEP_SECONDS.observe)
         self.agreement = Agreement(
-            stop or StopSignal(), settings.train.shutdown_seconds, lambda: goodput.cause
+            stop or StopSignal(),
+            settings.train.shutdown_seconds,
+            lambda: goodput.cause,
+            settings.train.patience_seconds,
         )
         self.resumed, self.setting_changes = resuming.find(settings, dataset)
         saved = self.resumed.meta if self.resumed is not None else None

@@ -22,7 +22,7 @@ Task = Callable[[int, Agreement, StopSignal], Any]
 def make() -> tuple[Agreement, StopSignal]:
     """Of one rank, with more time than any test takes."""
     stop = StopSignal()
-    return Agreement(stop, 3_600, lambda: "a test"), stop
+    return Agreement(stop, 3_600, lambda: "a test", patience_seconds=570), stop
 
 
 def run_rank(rank: int, size: int, folder: str, task: Task) -> None:
@@ -128,7 +128,7 @@ def lose(rank: int, agreement: Agreement, stop: StopSignal) -> Any:
 def test_a_lost_rank_is_an_error(processes: ForkServerContext, tmp_path: Path) -> None:
     """The TERM that one may get then is torchrun's answer: nobody saves alone."""
     (said,) = results(processes, tmp_path, 2, lose)
-    assert "another rank is gone, or has stood still for 0:10:00; nothing is saved" in said
+    assert "another rank is gone, or has stood still for 0:09:30; nothing is saved" in said
 
 
 @pytest.mark.parametrize("items", [0, 1, 5])

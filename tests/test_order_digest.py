@@ -11,6 +11,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from quickdraw_dist.distributed import processor_group
 from quickdraw_dist.order_digest import OrderDigest, mix_identities
 from tests.ranks import run_ranks
 
@@ -124,7 +125,7 @@ RANKS = 3
 
 
 def _rank(rank: int, size: int, parts: list[Part]) -> list[str]:
-    digest = OrderDigest()
+    digest = OrderDigest(processor_group(60))
     digest.resume(f"{2**64 - 1:016x}")
     answers = []
     for part in parts[rank::size]:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quickdraw_dist.config import Settings
-from quickdraw_dist.distributed import World
+from quickdraw_dist.distributed import World, processor_group
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.order_digest import OrderDigest
 from quickdraw_dist.shards import manifest
@@ -217,7 +217,7 @@ def stream_one_rank(
     """A rank as in training: its own process, its own reader, digests added up over gloo."""
     use_store(store)
     feed = open_feed(chosen, rank, world_size, least=True)
-    digest = OrderDigest()
+    digest = OrderDigest(processor_group(60))
     for epoch in range(first[0], last[0] + 1):
         begin = first[1] if epoch == first[0] else 0
         for batch in feed.epoch(epoch, begin):
