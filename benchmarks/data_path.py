@@ -43,7 +43,7 @@ def main() -> None:
     """Write, read, stream from a server, measure the limits; say it as a table and as JSON."""
     parser = argparse.ArgumentParser("make bench-data", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-data"), help="anew")
-    parser.add_argument("--drawings", type=int, default=1_000_000)
+    parser.add_argument("--drawings", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-peers", action="store_true", help="without mosaicml and litdata")
     parser.add_argument("--page", action="store_true", help="write benchmarks/data_path.md")

@@ -41,7 +41,7 @@ def page(
             if name.startswith(part):
                 rows.append(_row(name.partition(": ")[2], result))
         lines += ["", f"## {title}", "", table(rows)]
-    rows = [("one thread of this machine", "drawings/s")]
+    rows = [("of this machine, without any loader", "drawings/s")]
     rows += [(name, f"{rate:,}") for name, rate in limits.items()]
     lines += ["", "## The limits", "", table(rows), "", "![the same as a plot](data_path.svg)"]
     lines += ["", "## The figures", ""]

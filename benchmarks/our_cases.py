@@ -17,6 +17,7 @@ from benchmarks.measure import peak_rss_bytes, report
 from quickdraw_dist import distributed, storage
 from quickdraw_dist.config import Settings, Shard, Stream, Train
 from quickdraw_dist.drawings import SIDE, open_source
+from quickdraw_dist.order_digest import OrderDigest
 from quickdraw_dist.shards import manifest, outline, writer
 from quickdraw_dist.shards.plan import Plan
 from quickdraw_dist.shards.verify import problems
@@ -33,10 +34,11 @@ def read(folder: str, epochs: int, **stream: object) -> None:
     for _ in feed.epoch(0):
         pass
     gc.freeze()  # as the trainer does
-    started, drawings = time.perf_counter(), 0
+    started, drawings, digest = time.perf_counter(), 0, OrderDigest()
     for epoch in range(1, epochs + 1):
         for batch in feed.epoch(epoch):
             assert batch.drawings.is_contiguous(), "a batch is one array"
+            digest.add(epoch, batch.step * BATCH, batch.labels, batch.rows)  # as the trainer does
             drawings += len(batch.labels)
     seconds = time.perf_counter() - started
     stored = sum(shard.bytes for shard in manifest.read(folder).splits["train"])
