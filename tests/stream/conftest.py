@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import Dataset, Store
+from tests.conftest import Dataset, DatasetMaker, Store
 from tests.stream.caching import URL
+from tests.stream.foreign_tars import LAYOUTS
 
 OURS = ("loader", "decode", "fetch")
 """Names of threads that an epoch starts; a store's client and server have their own."""
@@ -29,3 +31,17 @@ def remote(store: Store, dataset: Dataset) -> Store:
     store.upload(dataset.folder, URL)
     store.requests.clear()
     return store
+
+
+@pytest.fixture(scope="module")
+def ours(make_dataset: DatasetMaker) -> Callable[[str], Dataset]:
+    """The small dataset in each layout, without its manifest."""
+    made: dict[str, Dataset] = {}
+
+    def get(layout: str) -> Dataset:
+        if layout not in made:
+            made[layout] = make_dataset(**LAYOUTS[layout])
+            Path(made[layout].folder, "manifest.json").unlink()
+        return made[layout]
+
+    return get
