@@ -219,4 +219,5 @@ def _read_npy(kind: str, count: int, payload: memoryview, *, gzipped: bool) -> N
         data = memoryview(deflate.gzip_decompress(payload))
     if len(data) != size or data[: len(header)] != header:
         raise ValueError(f"{kind} is not an array of shape {shape} and type {_DTYPES[kind]}")
-    return np.frombuffer(data, _DTYPES[kind], offset=len(header)).reshape(shape)
+    array: NDArray[Any] = np.ndarray(shape, _DTYPES[kind], data, len(header))
+    return array

@@ -53,10 +53,12 @@ class ResidentLoader:
         self._show = rank == 0
         self._count = resident_drawings(order, *self.part)
         needed, usable = self._count * RESIDENT_BYTES, _room_bytes(device, local_world_size)
-        if needed > usable:
+        ahead = memory.bytes if device.type == "cpu" else 0
+        if needed + ahead > usable:
             raise RefusedError(
                 f"--stream.resident true: this rank's lanes hold {self._count:,} drawings = "
-                f"{needed / 1e9:.2f} GB, and {usable / 1e9:.2f} GB may be used "
+                f"{needed / 1e9:.2f} GB, batches in the making {ahead / 1e9:.2f} GB "
+                f"(--stream.memory_bytes), and {usable / 1e9:.2f} GB may be used "
                 f"({RESIDENT_SHARE:.0%} of what a rank has on {device.type}); more ranks, or "
                 "--stream.resident false, is right"
             )

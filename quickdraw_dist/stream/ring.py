@@ -25,14 +25,15 @@ class Ring:
     def __init__(self, steps: int, count: int, pin: bool) -> None:
         """Reserve `steps` batches of `count` drawings; pages are taken as they are first written,
         or at once where they are pinned."""
-        self.steps, self._count = steps, count
+        self.steps, whole = steps, steps * count
         # What belongs to no batch goes to one more place at the end: cheaper than leaving it out.
-        self._nowhere = steps * count
-        self._drawings, self._labels = room(self._nowhere + 1, pin)
-        self._numbers = self._labels.numpy()
-        self._rows = np.empty(self._nowhere + 1, np.uint32)
+        drawings, labels = room(whole + 1, pin)
+        rows = np.empty(whole + 1, np.uint32)
+        parts = [slice(first, first + count) for first in range(0, whole, count)]
+        self._batches = [(drawings[part], labels[part], rows[part]) for part in parts]
         # As one element a drawing, which numpy copies as a whole, and without the interpreter lock.
-        self._pixels = _as_elements(self._drawings.numpy())
+        self._pixels = _as_elements(drawings.numpy())
+        self._labels, self._rows = labels.numpy(), rows
 
     def put_drawings(self, places: NDArray[np.int64], drawings: NDArray[np.uint8]) -> None:
         """Copy drawings, (n, 28, 28), to these places, (n,)."""
@@ -42,14 +43,12 @@ class Ring:
         self, places: NDArray[np.int64], labels: NDArray[np.uint16], rows: NDArray[np.uint32]
     ) -> None:
         """Copy labels and rows, (n,), to these places, (n,)."""
-        self._numbers[places] = labels
+        self._labels[places] = labels
         self._rows[places] = rows
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
         """Drawings (n, 28, 28), labels (n,) and rows (n,) of a step."""
-        first = step % self.steps * self._count
-        part = slice(first, first + self._count)
-        return self._drawings[part], self._labels[part], self._rows[part]
+        return self._batches[step % self.steps]
 
 
 def _as_elements(drawings: NDArray[np.uint8]) -> NDArray[np.void]:
