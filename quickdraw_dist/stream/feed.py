@@ -20,7 +20,8 @@ from quickdraw_dist.stream.loader import TrainLoader
 from quickdraw_dist.stream.memory import LoaderMemory, plan_memory, processor_share
 from quickdraw_dist.stream.order import Order, rank_part, resolve_lanes
 from quickdraw_dist.stream.reader import SplitReader
-from quickdraw_dist.stream.resident import ResidentLoader
+from quickdraw_dist.stream.resident import ResidentDrawings
+from quickdraw_dist.stream.resident_loaders import DeviceLoader, HostLoader
 from quickdraw_dist.stream.sequence import evaluation_batches
 
 Dataset = Manifest | ForeignShards
@@ -203,9 +204,9 @@ class ShardFeed:
             ahead=ahead,
         )
 
-    def _resident(self) -> ResidentLoader:
+    def _resident(self) -> HostLoader | DeviceLoader:
         world = self._world
-        return ResidentLoader(
+        held = ResidentDrawings(
             self._reader("train", world.local_size),
             self.order,
             self._memory(shard_bytes=0),
@@ -214,6 +215,9 @@ class ShardFeed:
             local_world_size=world.local_size,
             device=world.device,
         )
+        if world.device.type == "cpu":
+            return HostLoader(held, rank=world.rank, world_size=world.size)
+        return DeviceLoader(held)
 
     def _memory(self, shard_bytes: int) -> LoaderMemory:
         return plan_memory(

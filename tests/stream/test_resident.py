@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections import Counter
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from quickdraw_dist.stream.memory import (
 )
 from quickdraw_dist.stream.order import Order
 from quickdraw_dist.stream.reader import SplitReader
-from quickdraw_dist.stream.resident import ResidentLoader
+from quickdraw_dist.stream.resident import ResidentDrawings
+from quickdraw_dist.stream.resident_loaders import DeviceLoader, HostLoader
 from tests.conftest import Dataset
 from tests.stream.delivery import (
     SHAPES,
@@ -45,31 +45,40 @@ pytestmark = pytest.mark.usefixtures("no_thread_left")
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
-DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
+WAYS = ["host", "device", pytest.param("cuda", marks=cuda)]
+"""How batches are made. The device's way is tried with the processor as the device, too."""
 
 
-def make_resident(
+def hold(
     reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, device: str = "cpu",
-    threads: int = 3,
-) -> ResidentLoader:  # fmt: skip
-    memory = LoaderMemory(least_batches(order), threads, fetchers=0, bytes=0)
-    return ResidentLoader(
-        reader, order, memory, rank=rank, world_size=world_size, local_world_size=world_size,
-        device=torch.device(device),
+    memory_bytes: int = 0, local_size: int = 1,
+) -> ResidentDrawings:  # fmt: skip
+    return ResidentDrawings(
+        reader, order, LoaderMemory(least_batches(order), 3, fetchers=0, bytes=memory_bytes),
+        rank=rank, world_size=world_size, local_world_size=local_size, device=torch.device(device),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("device", DEVICES)
+def make_resident(
+    reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, way: str = "host"
+) -> HostLoader | DeviceLoader:
+    held = hold(reader, order, rank, world_size, "cuda" if way == "cuda" else "cpu")
+    if way == "host":
+        return HostLoader(held, rank=rank, world_size=world_size)
+    return DeviceLoader(held)
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("world_size", [1, 3, 8])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_order_is_the_streamed_one(
-    dataset: Dataset, shape: Shape, world_size: int, device: str
+    dataset: Dataset, shape: Shape, world_size: int, way: str
 ) -> None:
     """Epoch after epoch, from any step on, pixels and all: resident or not is no setting of the
     order."""
     reader = open_local(dataset)
     order = shape.order(reader.block_counts)
-    loaders = [make_resident(reader, order, rank, world_size, device) for rank in range(world_size)]
+    loaders = [make_resident(reader, order, rank, world_size, way) for rank in range(world_size)]
     for epoch, first in ((0, 0), (1, 0), (3, order.steps // 2), (2, order.steps - 1)):
         got = deliver(loaders.__getitem__, order, world_size, epoch, first)
         want = line(dataset, shape, epoch)[first * shape.global_batch :]
@@ -79,8 +88,11 @@ def test_the_order_is_the_streamed_one(
         assert np.array_equal(got.pixels_in_order(), dataset.pixels(labels, rows))
 
 
+@pytest.mark.parametrize("way", ["host", "device"])
 @pytest.mark.parametrize("world_size", [1, 5])
-def test_drawings_are_read_once(dataset: Dataset, tmp_path: Path, world_size: int) -> None:
+def test_drawings_are_read_once(
+    dataset: Dataset, tmp_path: Path, world_size: int, way: str
+) -> None:
     """That is what the mode is for: after the first pass the disk may be gone."""
     folder = tmp_path / "copy"
     shutil.copytree(dataset.folder, folder)
@@ -94,7 +106,7 @@ def test_drawings_are_read_once(dataset: Dataset, tmp_path: Path, world_size: in
         return plain(shard, number, scratch)
 
     reader.read = noted  # type: ignore[method-assign]
-    loaders = [make_resident(reader, order, rank, world_size) for rank in range(world_size)]
+    loaders = [make_resident(reader, order, rank, world_size, way) for rank in range(world_size)]
     assert asked == []
     deliver(loaders.__getitem__, order, world_size)
     pieces: list[tuple[int, int]] = []
@@ -107,12 +119,15 @@ def test_drawings_are_read_once(dataset: Dataset, tmp_path: Path, world_size: in
     assert len(asked) == len(pieces)
 
 
-def test_batches_in_use_stay_as_they_are(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["host", "device"])
+def test_batches_in_use_stay_as_they_are(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     """The next one is made while a step still reads this one."""
     monkeypatch.setattr(loader, "ThreadPoolExecutor", InTurn)
     reader = open_local(dataset)
     in_use: list[Batch] = []
-    for batch in make_resident(reader, USUAL.order(reader.block_counts)).epoch(0):
+    for batch in make_resident(reader, USUAL.order(reader.block_counts), way=way).epoch(0):
         in_use = [*in_use, batch][-HELD:]
         for held in in_use:
             labels = held.labels.numpy()
@@ -155,19 +170,16 @@ def test_what_does_not_fit_is_refused(
         monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": pages}.get)
         limit.write_text(f"{total}\n" if limited else "max\n")
 
-    def make() -> ResidentLoader:
-        return ResidentLoader(
-            reader, order, LoaderMemory(least_batches(order), 1, fetchers=0, bytes=0), rank=0,
-            world_size=1, local_world_size=local_size, device=torch.device("cpu"),
-        )  # fmt: skip
+    def make(memory_bytes: int = 0) -> ResidentDrawings:
+        return hold(reader, order, memory_bytes=memory_bytes, local_size=local_size)
 
     room(enough)
     make()
+    with pytest.raises(RefusedError, match=r"batches in the making 0\.01 GB \(--stream\.memory_b"):
+        make(memory_bytes=10**7)
     room(enough * 99 // 100)
-    threads = threading.active_count()
     with pytest.raises(RefusedError) as refused:
         make()
-    assert threading.active_count() == threads
     message = str(refused.value)
     assert message.startswith("--stream.resident true: ")
     for word in (f"{count:,} drawings", "80%", "more ranks", "--stream.resident false"):
