@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from quickdraw_dist import storage
+from quickdraw_dist import garbage, storage
 from quickdraw_dist.drawings import PIXELS, SIDE, Source
 from quickdraw_dist.errors import RefusedError
 from quickdraw_dist.orphans import die_with_parent
@@ -244,10 +244,11 @@ def build(
 ) -> None:
     """Build groups in a pool of local processes, or in this one when that is enough."""
     if processes <= 1 or len(groups) <= 1:
-        gc.freeze()
         memory = Scratch()
-        for group in groups:
-            build_group(plan, group, source, dest, memory, progress)
+        with garbage.collected_by_hand():  # which would go through all that was imported again
+            for group in groups:
+                build_group(plan, group, source, dest, memory, progress)
+                garbage.collect()
         return
     # spawn: a forked child of a process with gcsfs threads can hang.
     with ProcessPoolExecutor(
