@@ -96,8 +96,8 @@ class Stream(Section):
     memory_bytes: Positive = 1_000_000_000
     """Most bytes of drawings that a rank's loader holds; depth and threads follow from it."""
     resident: bool = False
-    """Read a rank's drawings once and keep them in the device's memory (the host's without one);
-    about 800 bytes a drawing."""
+    """Read a rank's drawings once and keep them in the device's memory (without one in the host's,
+    beside memory_bytes for batches); about 800 bytes a drawing."""
     cache_folder: str = "~/.cache/quickdraw_dist"
     """Where the shards of a remote dataset are kept on this node, shared by its ranks."""
     cache_bytes: Natural = 100_000_000_000
