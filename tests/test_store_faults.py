@@ -148,8 +148,10 @@ def test_one_request_in_five(
     assert all(proxy.did[fault] for fault in faults)
     counted = {kind for kind, count in retries().items() if count > before.get(kind, 0)}
     due = set[str]().union(*(RETRIES[fault] for fault in faults))
-    # What a kept connection has lost, aiohttp itself sends once more, uploads aside.
-    assert counted == due if len(faults) == 1 else counted >= due - {"connection"}
+    if len(faults) == 1:  # beside any, a connection may be lost that was given up on
+        assert due <= counted <= due | {"connection"}
+    else:  # what a kept connection has lost, aiohttp itself sends once more, uploads aside
+        assert due - {"connection"} <= counted
 
 
 ALWAYS = {
