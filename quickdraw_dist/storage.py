@@ -92,9 +92,8 @@ class Scratch(threading.local):
     def of(self, size: int) -> memoryview:
         """So many bytes, good until the thread asks again."""
         if len(self._bytes) < size:
-            self._bytes = np.empty(
-                size + size // 8, np.uint8
-            )  # the next one may be a little larger
+            # The next one may be a little larger; what is never written to takes no memory.
+            self._bytes = np.empty(size + size // 8, np.uint8)
         return self._bytes.data[:size]
 
 

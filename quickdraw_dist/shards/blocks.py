@@ -81,25 +81,21 @@ class Block:
     def crc(self) -> int:
         """CRC-32C over the contents: the same however they are compressed."""
         crc = 0
-        for name, array in (
-            ("drawings", self.drawings),
-            ("labels", self.labels),
-            ("rows", self.rows),
-        ):
-            crc = crc32c(np.ascontiguousarray(array, _DTYPES[name]).data, crc)
+        for _, array in self.stored():
+            crc = crc32c(array.data, crc)
         return crc
+
+    def stored(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Name and values of each array as it lies in a file."""
+        for name, dtype in _DTYPES.items():
+            yield name, np.ascontiguousarray(getattr(self, name), dtype)
 
 
 def encode(block: Block, key: str, compression: str) -> bytes:
     """A block as one WebDataset sample of three members, `KEY.drawings.npy[.gz]` and so on."""
     members = []
-    for name, array in (
-        ("drawings", block.drawings),
-        ("labels", block.labels),
-        ("rows", block.rows),
-    ):
-        raw = np.ascontiguousarray(array, _DTYPES[name])
-        data = b"".join((_npy(name, len(array)).header, raw.data))
+    for name, array in block.stored():
+        data = b"".join((_npy(name, len(array)).header, array.data))
         if compression == "gzip":
             data = igzip.compress(data, _GZIP_LEVEL, mtime=0)
         members.append(_member(f"{key}.{name}.npy{'.gz' if compression == 'gzip' else ''}", data))

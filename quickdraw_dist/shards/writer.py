@@ -234,9 +234,9 @@ def _start_worker(plan: Plan, source: Source, dest: str) -> None:
 
 def _build_in_worker(group: int) -> int:
     assert _worker is not None, "the pool starts every worker with _start_worker"
-    plan, _, _, _ = _worker
-    part = build_group(plan, group, *_worker[1:])
-    return sum(plan.split_sizes[part.group])
+    plan, source, dest, memory = _worker
+    build_group(plan, group, source, dest, memory)
+    return sum(plan.split_sizes[group])
 
 
 def build(
