@@ -197,9 +197,8 @@ class ShardFeed:
         return TrainLoader(
             reader.piece,
             self.order,
+            self.part,
             memory,
-            rank=world.rank,
-            world_size=world.size,
             pin=world.device.type == "cuda",
             ahead=ahead,
         )
@@ -209,14 +208,13 @@ class ShardFeed:
         held = ResidentDrawings(
             self._reader("train", world.local_size),
             self.order,
+            self.part,
             self._memory(shard_bytes=0),
-            rank=world.rank,
-            world_size=world.size,
             local_world_size=world.local_size,
             device=world.device,
         )
         if world.device.type == "cpu":
-            return HostLoader(held, rank=world.rank, world_size=world.size)
+            return HostLoader(held)
         return DeviceLoader(held)
 
     def _memory(self, shard_bytes: int) -> LoaderMemory:

@@ -18,7 +18,7 @@ from quickdraw_dist.storage import Scratch
 from quickdraw_dist.stream.ahead import ShardsAhead
 from quickdraw_dist.stream.batch import Batch
 from quickdraw_dist.stream.memory import HELD, LoaderMemory
-from quickdraw_dist.stream.order import Order, Piece, rank_part
+from quickdraw_dist.stream.order import Order, Piece
 from quickdraw_dist.stream.ring import Ring
 from quickdraw_dist.stream.schedule import Need, Places, schedule
 
@@ -27,14 +27,15 @@ class TrainLoader:
     """A rank's batches of any epoch, from any step on, made of pieces that `read` gives."""
 
     def __init__(
-        self, read: Callable[[Piece, Scratch], Block], order: Order, memory: LoaderMemory, *,
-        rank: int, world_size: int, pin: bool,
+        self, read: Callable[[Piece, Scratch], Block], order: Order, part: tuple[int, int],
+        memory: LoaderMemory, *, pin: bool,
         ahead: Callable[[Iterable[int]], ShardsAhead] | None = None,
     ) -> None:  # fmt: skip
-        """`pin` is for CUDA; `ahead`, if shards are fetched, what fetches those of an epoch."""
-        self.order, self.part = order, rank_part(order.global_batch, rank, world_size)
+        """`part` is the rank's of every global batch, `pin` is for CUDA; `ahead`, if shards are
+        fetched, what fetches those of an epoch."""
+        self.order, self.part = order, part
         self._read, self._memory, self._ahead = read, memory, ahead
-        start, stop = self.part
+        start, stop = part
         # Kept from epoch to epoch.
         self._ring = Ring(memory.batches, stop - start, pin)
         self._places = Places(order, start, stop, memory.batches)

@@ -24,7 +24,7 @@ from quickdraw_dist.stream.memory import (
     LoaderMemory,
     resident_drawings,
 )
-from quickdraw_dist.stream.order import Order, Piece, rank_part
+from quickdraw_dist.stream.order import Order, Piece
 from quickdraw_dist.stream.reader import SplitReader
 
 _FETCHERS = 4
@@ -34,18 +34,18 @@ class ResidentDrawings:
     """All drawings of a rank's lanes, lane after lane in the order of the line."""
 
     def __init__(
-        self, reader: SplitReader, order: Order, memory: LoaderMemory, *, rank: int,
-        world_size: int, local_world_size: int, device: torch.device,
+        self, reader: SplitReader, order: Order, part: tuple[int, int], memory: LoaderMemory, *,
+        local_world_size: int, device: torch.device,
     ) -> None:  # fmt: skip
-        """Nothing is read yet. `memory` is for the batches, where they are made on the host.
+        """Nothing is read yet. `part` is the rank's of every global batch; `memory` is for batches
+        that are made on the host.
 
         Raises:
             RefusedError: the rank's lanes do not fit, with the arithmetic.
         """
-        self.order, self.part = order, rank_part(order.global_batch, rank, world_size)
-        self.memory, self.device = memory, device
-        self._reader, self._show = reader, rank == 0
-        self._count = resident_drawings(order, *self.part)
+        self.order, self.part, self.memory, self.device = order, part, memory, device
+        self._reader = reader
+        self._count = resident_drawings(order, *part)
         needed, usable = self._count * RESIDENT_BYTES, _room_bytes(device, local_world_size)
         ahead = memory.bytes if device.type == "cpu" else 0
         if needed + ahead > usable:
@@ -85,7 +85,7 @@ class ResidentDrawings:
         pieces = [piece for lane in lanes for piece in self.order.lane_pieces(lane)]
         bar = tqdm(
             total=self._count, unit=" drawings", unit_scale=True, desc="resident",
-            disable=None if self._show else True, leave=False,
+            disable=True if self.part[0] else None, leave=False,  # the first rank's is shown
         )  # fmt: skip
         with bar:
             for piece in self._read(pieces):

@@ -21,11 +21,9 @@ class HostLoader(TrainLoader):
     """From the host's memory: blocks are copied into coming batches as when they are streamed,
     which is faster than to gather a batch from all over the memory."""
 
-    def __init__(self, held: ResidentDrawings, *, rank: int, world_size: int) -> None:
+    def __init__(self, held: ResidentDrawings) -> None:
         """Nothing is read yet."""
-        super().__init__(
-            held.piece, held.order, held.memory, rank=rank, world_size=world_size, pin=False
-        )
+        super().__init__(held.piece, held.order, held.part, held.memory, pin=False)
         self._held = held
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:

@@ -172,9 +172,8 @@ def make_loader(
     memory, ahead = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0), None
     if reader.cache is not None:
         ahead = partial(ShardsAhead, reader, reader.cache, fetchers=2, ahead=shards_ahead)
-    return TrainLoader(
-        reader.piece, order, memory, rank=rank, world_size=world_size, pin=pin, ahead=ahead
-    )
+    part = rank_part(order.global_batch, rank, world_size)
+    return TrainLoader(reader.piece, order, part, memory, pin=pin, ahead=ahead)
 
 
 class InTurn(ThreadPoolExecutor):

@@ -23,7 +23,7 @@ from quickdraw_dist.stream.memory import (
     least_batches,
     resident_drawings,
 )
-from quickdraw_dist.stream.order import Order
+from quickdraw_dist.stream.order import Order, rank_part
 from quickdraw_dist.stream.reader import SplitReader
 from quickdraw_dist.stream.resident import ResidentDrawings
 from quickdraw_dist.stream.resident_loaders import DeviceLoader, HostLoader
@@ -54,8 +54,9 @@ def hold(
     memory_bytes: int = 0, local_size: int = 1,
 ) -> ResidentDrawings:  # fmt: skip
     return ResidentDrawings(
-        reader, order, LoaderMemory(least_batches(order), 3, fetchers=0, bytes=memory_bytes),
-        rank=rank, world_size=world_size, local_world_size=local_size, device=torch.device(device),
+        reader, order, rank_part(order.global_batch, rank, world_size),
+        LoaderMemory(least_batches(order), 3, fetchers=0, bytes=memory_bytes),
+        local_world_size=local_size, device=torch.device(device),
     )  # fmt: skip
 
 
@@ -63,9 +64,7 @@ def make_resident(
     reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, way: str = "host"
 ) -> HostLoader | DeviceLoader:
     held = hold(reader, order, rank, world_size, "cuda" if way == "cuda" else "cpu")
-    if way == "host":
-        return HostLoader(held, rank=rank, world_size=world_size)
-    return DeviceLoader(held)
+    return HostLoader(held) if way == "host" else DeviceLoader(held)
 
 
 @pytest.mark.parametrize("way", WAYS)
