@@ -4,7 +4,7 @@ Synthetic drawings with the official class counts (50,426,266 drawings; every cl
 that are moved about, see `drawings/synthetic.py`) are sharded on all cores, verified, and one
 epoch is trained; each step is the command that a user would type. `--fraction 0.01` scales the
 counts down; settings such as --model.width 16 go to the training. The last line is JSON; --page
-writes benchmarks/full_size.md.
+writes benchmarks/results/full_size.md.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.chaos.processes import memory_of
 from benchmarks.measure import Figures, facts, table
-from benchmarks.processes import memory_of
-from quickdraw_dist.shards import manifest
+from quickdraw_dist.data.shards import manifest
 
 MARK = "FULL_SIZE_REHEARSAL"
 PHASES = ("shard", "verify", "train")
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("make full-size", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/full-size"), help="anew")
     parser.add_argument("--fraction", type=float, default=1.0, help="of the official counts")
-    parser.add_argument("--page", action="store_true", help="write benchmarks/full_size.md")
+    parser.add_argument("--page", action="store_true", help="write benchmarks/results/full_size.md")
     options, settings = parser.parse_known_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     shards, run = options.folder / "shards", options.folder / "run"
@@ -65,7 +65,7 @@ def main() -> None:
     text = page(options.fraction, settings, results)
     print(text)
     if options.page:
-        (Path(__file__).parent / "full_size.md").write_text(text, encoding="utf-8")
+        (Path(__file__).parent / "results" / "full_size.md").write_text(text, encoding="utf-8")
     total = round(sum(result["seconds"] for result in results.values()), 1)
     print(json.dumps({"fraction": options.fraction, "seconds": total} | results))
 

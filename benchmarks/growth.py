@@ -3,7 +3,7 @@
 Shards, verifies and streams synthetic datasets of all 345 classes at full-size settings (65,536
 drawings a shard, 8 shards a group), each step in one process. Time a drawing and peak memory must
 stay flat. Before that, the plan and the order of the official 50,426,266 drawings are built. The
-last line is JSON; --page writes benchmarks/growth.md.
+last line is JSON; --page writes benchmarks/results/growth.md.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ def main() -> None:
     parser = argparse.ArgumentParser("make bench-growth", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-growth"), help="anew")
     parser.add_argument("--drawings", type=int, nargs="+", default=[500_000, 1_600_000, 5_000_000])
-    parser.add_argument("--page", action="store_true", help="write benchmarks/growth.md")
+    parser.add_argument("--page", action="store_true", help="write benchmarks/results/growth.md")
     options = parser.parse_args()
     official = {
-        what: run_case("benchmarks.our_cases", f"official_{what}") for what in ("plan", "order")
+        what: run_case("benchmarks.data_path.cases", f"official_{what}")
+        for what in ("plan", "order")
     }
     sizes: dict[int, dict[str, Figures]] = {}
     for drawings in tqdm(options.drawings, unit=" dataset", leave=False):
@@ -38,7 +39,7 @@ def main() -> None:
     text = _page(official, sizes)
     print(text)
     if options.page:
-        (Path(__file__).parent / "growth.md").write_text(text, encoding="utf-8")
+        (Path(__file__).parent / "results" / "growth.md").write_text(text, encoding="utf-8")
     first, last = sizes[options.drawings[0]], sizes[options.drawings[-1]]
     growth = {
         step: {
@@ -61,7 +62,7 @@ def _measure(folder: Path, drawings: int) -> dict[str, Figures]:
         "verify": ("verify", folder),
         "stream": ("read", folder, 1),
     }
-    return {step: run_case("benchmarks.our_cases", *case) for step, case in cases.items()}
+    return {step: run_case("benchmarks.data_path.cases", *case) for step, case in cases.items()}
 
 
 def _page(official: dict[str, Figures], sizes: dict[int, dict[str, Figures]]) -> str:

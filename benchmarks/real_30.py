@@ -1,7 +1,7 @@
 """Train on 30 classes of real drawings and measure the test split: make bench-real.
 
 The last line is JSON. Needs the local slice of official bitmaps: QUICKDRAW_REAL_DATA, by default
-../shared/quickdraw. Results are recorded in benchmarks/real_30.md.
+../shared/quickdraw. Results are recorded in benchmarks/results/real_30.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from quickdraw_dist.classes import official_names
+from quickdraw_dist.data.drawings.classes import official_names
 
 DRAWINGS_A_CLASS = 2_500
 

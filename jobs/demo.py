@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from jobs.command import run
-from quickdraw_dist.command_line import Parser, load
-from quickdraw_dist.run_report import PAGE
+from quickdraw_dist.base.command_line import Parser, load
+from quickdraw_dist.run.report.page import PAGE
 
 SOURCE = "synthetic:?classes=20&per_class=1000&seed=7"
 

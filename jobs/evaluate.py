@@ -12,19 +12,20 @@ import torch
 from tqdm import tqdm
 
 from jobs.command import run
-from quickdraw_dist import checkpoint, storage
-from quickdraw_dist.command_line import Parser, load
-from quickdraw_dist.config import Settings
-from quickdraw_dist.distributed import World, choose_device
-from quickdraw_dist.errors import RefusedError
-from quickdraw_dist.evaluation import MISTAKES, Evaluation, evaluate
-from quickdraw_dist.report import write_report
-from quickdraw_dist.shards import manifest
-from quickdraw_dist.shards.plan import SPLITS
-from quickdraw_dist.stream.batch import Batch
-from quickdraw_dist.stream.memory import processor_share
-from quickdraw_dist.stream.reader import SplitReader
-from quickdraw_dist.stream.sequence import evaluation_batches
+from quickdraw_dist.base import storage
+from quickdraw_dist.base.command_line import Parser, load
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.data.order.memory import processor_share
+from quickdraw_dist.data.shards import manifest
+from quickdraw_dist.data.shards.plan import SPLITS
+from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
+from quickdraw_dist.data.stream.reader import SplitReader
+from quickdraw_dist.distributed.ranks import World, choose_device
+from quickdraw_dist.evaluation.metrics import MISTAKES, Evaluation, evaluate
+from quickdraw_dist.evaluation.report import write_report
+from quickdraw_dist.run.checkpoint import files as checkpoint
 
 EPILOG = """\
 Prints the figures as one line of JSON and writes a folder of pictures with an index.html.

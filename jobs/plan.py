@@ -11,15 +11,16 @@ from dataclasses import asdict, fields
 
 from jobs.command import run
 from jobs.shard import OFFICIAL
-from quickdraw_dist import storage
-from quickdraw_dist.capacity import SHARD_DRAWINGS_PER_SECOND, Cluster, capacity
-from quickdraw_dist.capacity_text import describe
-from quickdraw_dist.command_line import Parser, load
-from quickdraw_dist.config import Settings
-from quickdraw_dist.drawings import open_source
-from quickdraw_dist.errors import RefusedError
-from quickdraw_dist.shards import manifest, outline
-from quickdraw_dist.shards.plan import Plan
+from quickdraw_dist.base import storage
+from quickdraw_dist.base.command_line import Parser, load
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.data.capacity import outline
+from quickdraw_dist.data.capacity.estimate import SHARD_DRAWINGS_PER_SECOND, Cluster, capacity
+from quickdraw_dist.data.capacity.text import describe
+from quickdraw_dist.data.drawings import open_source
+from quickdraw_dist.data.shards import manifest
+from quickdraw_dist.data.shards.plan import Plan
 
 EPILOG = """\
 From the manifest of a dataset, or before there is one from a source or the official counts: then

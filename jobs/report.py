@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from jobs.command import run
-from quickdraw_dist.run_report import write_run_report
+from quickdraw_dist.run.report.page import write_run_report
 
 EPILOG = """\
 Works on any run's folder, also on gs:// and while the run goes on: curves up to the last look.

@@ -8,14 +8,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jobs.command import run, worker_share
-from quickdraw_dist import storage
-from quickdraw_dist.command_line import Parser, load
-from quickdraw_dist.drawings import Source, open_source
-from quickdraw_dist.errors import RefusedError
-from quickdraw_dist.processors import processors
-from quickdraw_dist.shards import integrity, manifest, writer
-from quickdraw_dist.shards.manifest import Manifest, Part
-from quickdraw_dist.shards.plan import Plan, describe
+from quickdraw_dist.base import storage
+from quickdraw_dist.base.command_line import Parser, load
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.process import processors
+from quickdraw_dist.data.drawings import Source, open_source
+from quickdraw_dist.data.shards import integrity, manifest, writer
+from quickdraw_dist.data.shards.manifest import Manifest, Part
+from quickdraw_dist.data.shards.plan import Plan, describe
 
 OFFICIAL = "gs://quickdraw_dataset/full/numpy_bitmap"
 

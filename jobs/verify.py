@@ -8,10 +8,10 @@ from itertools import islice
 from tqdm import tqdm
 
 from jobs.command import run
-from quickdraw_dist.command_line import Parser, load
-from quickdraw_dist.drawings import open_source
-from quickdraw_dist.errors import CorruptError
-from quickdraw_dist.shards import manifest, verify
+from quickdraw_dist.base.command_line import Parser, load
+from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.data.drawings import open_source
+from quickdraw_dist.data.shards import manifest, verify
 
 EPILOG = """\
 Checks the checksum of every shard and block, that every (class, row) of the source is there

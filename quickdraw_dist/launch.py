@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from quickdraw_dist.orphans import PARENT
-from quickdraw_dist.stopping import EXIT_FILE, SAVED_EXIT_CODE, SIGNALS
+from quickdraw_dist.base.orphans import PARENT
+from quickdraw_dist.distributed.signals import EXIT_FILE, SAVED_EXIT_CODE, SIGNALS
 
 EPILOG = """\
 All other arguments are torchrun's (torchrun --help), with --max-restarts 0 and a
@@ -82,7 +82,7 @@ class Launcher:
         with tempfile.TemporaryDirectory(prefix="quickdraw-") as folder:
             said = Path(folder, "exit")
             self._torchrun = torchrun = subprocess.Popen(  # noqa: S603  what the user asks for
-                [sys.executable, "-m", "quickdraw_dist.agent", *arguments],
+                [sys.executable, "-m", "quickdraw_dist.distributed.torchrun", *arguments],
                 env=os.environ | {EXIT_FILE: str(said), PARENT: str(os.getpid())},
                 start_new_session=True,  # the terminal's INT comes from here only, as TERM
             )

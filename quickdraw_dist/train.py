@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quickdraw_dist.orphans import die_with_parent
-from quickdraw_dist.stopping import StopSignal, leave
+from quickdraw_dist.base.orphans import die_with_parent
+from quickdraw_dist.distributed.signals import StopSignal, leave
 
 if TYPE_CHECKING:
-    from quickdraw_dist.config import Settings
+    from quickdraw_dist.base.settings import Settings
 
 EPILOG = """\
   torchrun --nproc_per_node=2 -m quickdraw_dist.train --data data/shards --train.epochs 2
@@ -40,8 +40,8 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         RefusedError: something that cannot be.
         SystemExit: after --help, --print-config or an unknown argument.
     """
-    from quickdraw_dist.command_line import Parser, load
-    from quickdraw_dist.config import Settings
+    from quickdraw_dist.base.command_line import Parser, load
+    from quickdraw_dist.base.settings import Settings
 
     parser = Parser("quickdraw_dist.train", "Train a classifier on a sharded dataset.", EPILOG)
     sections = [name for name in Settings.model_fields if name != "shard"]
@@ -51,14 +51,16 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
 def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> int:
     """Settings, ranks, dataset, trainer; returns the exit code, or leaves with 85 after a signal
     that `stop` saw."""
-    from quickdraw_dist import telemetry
+    from quickdraw_dist.base.telemetry import metrics as telemetry
 
     goodput = telemetry.Goodput()  # what follows takes seconds, which are the run's
-    from quickdraw_dist import distributed, run_folder, start_checks, watchdog
-    from quickdraw_dist.errors import CorruptError, RefusedError, TrainingError
-    from quickdraw_dist.storage import StorageError
-    from quickdraw_dist.stream.feed import open_dataset
-    from quickdraw_dist.trainer import Trainer, refuse_impossible
+    from quickdraw_dist.base.errors import CorruptError, RefusedError, TrainingError
+    from quickdraw_dist.base.storage import StorageError
+    from quickdraw_dist.data.feed import open_dataset
+    from quickdraw_dist.distributed import ranks as distributed
+    from quickdraw_dist.distributed import start_checks, watchdog
+    from quickdraw_dist.run import folder as run_folder
+    from quickdraw_dist.training.trainer import Trainer, refuse_impossible
 
     stop = stop or StopSignal()
     try:

@@ -29,14 +29,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quickdraw_dist import storage
-from quickdraw_dist.config import Shard
-from quickdraw_dist.drawings import PIXELS, Source, open_source
-from quickdraw_dist.hashing import key64, random64
-from quickdraw_dist.shards import manifest, writer
-from quickdraw_dist.shards.manifest import Manifest
-from quickdraw_dist.shards.plan import Plan
-from tests.gcs_server import GcsServer, Request, Response
+from quickdraw_dist.base import storage
+from quickdraw_dist.base.hashing import key64, random64
+from quickdraw_dist.base.settings import Shard
+from quickdraw_dist.data.drawings import PIXELS, Source, open_source
+from quickdraw_dist.data.shards import manifest, writer
+from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.data.shards.plan import Plan
+from tests.support.gcs.server import GcsServer, Request, Response
 
 # A slow machine is no failure. Examples that fail are printed, so none is lost with a runner.
 hypothesis.settings.register_profile("quickdraw", deadline=None, print_blob=True)
@@ -210,6 +210,6 @@ def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     # The last one's two seconds are otherwise spent by every process that makes an optimizer.
     context.set_forkserver_preload(
-        ["torch.distributed", "gcsfs", "quickdraw_dist.trainer", "torch._dynamo"]
+        ["torch.distributed", "gcsfs", "quickdraw_dist.training.trainer", "torch._dynamo"]
     )
     return context

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from torch.distributed import run as torchrun
 
-from quickdraw_dist import agent
-from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.distributed import torchrun as agent
+from quickdraw_dist.distributed.signals import SIGNALS
 from quickdraw_dist.launch import outcome
-from quickdraw_dist.stopping import SIGNALS
-from tests import runs
+from tests.support import runs
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_refusal_is_the_last_line(tmp_path: Path) -> None:
 CRASH_ONCE = """
 import os, signal, sys
 from pathlib import Path
-from quickdraw_dist.stopping import leave
+from quickdraw_dist.distributed.signals import leave
 if (rank := os.environ["RANK"]) == "1":
     try:
         Path(sys.argv[1]).touch(exist_ok=False)
@@ -110,7 +110,7 @@ leave(0)
 
 WAIT = """
 import os, signal, sys, time
-from quickdraw_dist.orphans import die_with_parent
+from quickdraw_dist.base.orphans import die_with_parent
 die_with_parent()
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, _: print(signal.Signals(number).name, flush=True))
@@ -121,7 +121,7 @@ print("still here", flush=True)
 
 ORPHAN = """
 import os, time
-from quickdraw_dist.stopping import leave
+from quickdraw_dist.distributed.signals import leave
 if os.fork() == 0:
     if os.fork() == 0:
         os._exit(0)  # its parent is gone or about to go: the first process inherits it
@@ -197,7 +197,7 @@ def has(pid: int, field: str, number: int) -> bool:
 SAVE = """
 import os, signal, sys, time
 from pathlib import Path
-from quickdraw_dist.stopping import leave
+from quickdraw_dist.distributed.signals import leave
 signal.signal(signal.SIGTERM, lambda *_: print("SIGTERM", flush=True))
 print("ready", os.getpid(), os.getppid(), flush=True)
 while not Path(sys.argv[1]).exists():

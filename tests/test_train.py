@@ -14,9 +14,10 @@ import pytest
 from safetensors.torch import load_file
 
 from jobs import evaluate, shard
-from quickdraw_dist import storage, train
-from tests import runs
+from quickdraw_dist import train
+from quickdraw_dist.base import storage
 from tests.conftest import Store
+from tests.support import runs
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +137,10 @@ def test_a_full_disk_does_not_stop_training(dataset: Path, tmp_path: Path) -> No
     limited = (
         "import resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "from quickdraw_dist import telemetry, train\n"
+        "from quickdraw_dist import train\n"
+        "from quickdraw_dist.base.telemetry import metrics\n"
         "code = train.main(sys.argv[1:])\n"
-        "print('failures', telemetry.CHECKPOINT_FAILURES._value.get())\n"
+        "print('failures', metrics.CHECKPOINT_FAILURES._value.get())\n"
         "sys.exit(code)\n"
     )
     settings = ["--data", str(dataset), "--output", str(tmp_path), "--train.epochs", "2"]

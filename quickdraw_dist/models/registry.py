@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-from quickdraw_dist.config import Model
-from quickdraw_dist.errors import RefusedError, nearest
-from quickdraw_dist.models.sketchcnn import SketchCNN
+from quickdraw_dist.base.errors import RefusedError, nearest
+from quickdraw_dist.base.settings import Model
+from quickdraw_dist.models.sketch_cnn import SketchCNN
 
 _BUILDERS: dict[str, Callable[[int, Model], nn.Module]] = {
     "sketchcnn": lambda classes, model: SketchCNN(classes, model.width, model.dropout),

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.full_size import source
-from quickdraw_dist.classes import official
-from quickdraw_dist.drawings import open_source
-from quickdraw_dist.shards import manifest
+from quickdraw_dist.data.drawings import open_source
+from quickdraw_dist.data.drawings.classes import official
+from quickdraw_dist.data.shards import manifest
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5, 0.01, 0.0001])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import images
-from tests.cluster.hosts import require
-from tests.cluster.slurm import Slurm
+from tests.cluster.support import images
+from tests.cluster.support.hosts import require
+from tests.cluster.support.slurm import Slurm
 
 SOURCE = {
     "SOURCE": "synthetic:?classes=6&per_class=400&seed=3",

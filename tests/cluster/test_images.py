@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import images
-from tests.cluster.manifests import ROOT
+from tests.cluster.support import images
+from tests.cluster.support.manifests import ROOT
 
 TRAIN = ["--train.epochs=1", "--train.global_batch=64", "--model.width=4", "--train.device=cpu"]
 

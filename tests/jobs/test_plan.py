@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs import plan
-from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError
 from tests.conftest import Dataset, Store
 
 

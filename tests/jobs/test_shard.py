@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from jobs import command, shard, verify
-from quickdraw_dist.errors import RefusedError
-from quickdraw_dist.shards import manifest
-from quickdraw_dist.shards.plan import SPLITS
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.data.shards import manifest
+from quickdraw_dist.data.shards.plan import SPLITS
 
 if TYPE_CHECKING:
     from tests.conftest import Dataset

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from quickdraw_dist import models
-from quickdraw_dist.config import Model
-from quickdraw_dist.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.settings import Model
 
 
 @pytest.mark.parametrize("name", models.names())

@@ -1,0 +1,1 @@
+"""What everything else stands on: settings, errors, storage, telemetry; no torch at import."""

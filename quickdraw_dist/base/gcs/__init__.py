@@ -1,0 +1,1 @@
+"""Requests to Google Cloud Storage: checked, timed, retried and counted."""

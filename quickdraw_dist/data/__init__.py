@@ -1,0 +1,1 @@
+"""From Google's files to batches on the device."""

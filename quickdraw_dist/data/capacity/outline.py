@@ -1,0 +1,79 @@
+"""The outline of a dataset: shards, blocks and bytes, from its manifest or from its plan alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from quickdraw_dist.base.errors import RefusedError, nearest
+from quickdraw_dist.base.settings import Shard
+from quickdraw_dist.data.drawings.classes import official_class, official_names
+from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.data.shards.plan import SPLITS, Plan
+
+Blocks = tuple[tuple[int, ...], ...]
+"""For every shard of a split, the drawings of each of its blocks."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A dataset that is there, or that sharding will make."""
+
+    plan: Plan
+    source: str
+    blocks: Mapping[str, Blocks]  # by split
+    shard_bytes: Mapping[str, tuple[int, ...]]  # by split
+
+    def bytes_of(self, split: str, shard: int, drawings: int) -> int:
+        """About what so many of a shard's drawings take in it."""
+        return self.shard_bytes[split][shard] * drawings // sum(self.blocks[split][shard])
+
+
+def of_manifest(dataset: Manifest) -> Outline:
+    """The outline of a finished dataset."""
+    counts = tuple(file.drawings for file in dataset.source_files)
+    return Outline(
+        Plan(dataset.classes, counts, dataset.settings),
+        dataset.source,
+        {split: dataset.block_counts(split) for split in SPLITS},
+        {split: tuple(shard.bytes for shard in dataset.splits[split]) for split in SPLITS},
+    )
+
+
+def of_plan(plan: Plan, source: str) -> Outline:
+    """What sharding will make of a plan: exact but for the bytes, which are those that as many
+    official drawings take."""
+    each = plan.estimated_bytes // plan.drawings
+    blocks: dict[str, list[tuple[int, ...]]] = {split: [] for split in SPLITS}
+    for group in range(plan.groups):
+        for place in plan.shards(group):
+            of_split = int(plan.split_sizes[group, SPLITS.index(place.split)])
+            first, stop = (part * of_split // place.parts for part in (place.part, place.part + 1))
+            edges = [*range(first, stop, plan.settings.block), stop]
+            blocks[place.split].append(tuple(b - a for a, b in pairwise(edges)))
+    return Outline(
+        plan,
+        source,
+        {split: tuple(shards) for split, shards in blocks.items()},
+        {split: tuple(sum(shard) * each for shard in shards) for split, shards in blocks.items()},
+    )
+
+
+def official_plan(settings: Shard) -> Plan:
+    """The plan of the official drawings, from their counts alone.
+
+    Raises:
+        RefusedError: `shard.classes` names one that is not official.
+    """
+    names = settings.classes or official_names()
+    counts = []
+    for name in names:
+        figures = official_class(name)
+        if figures is None:
+            raise RefusedError(
+                f"--shard.classes {name!r}: not one of the 345 official classes."
+                f"{nearest(name, official_names())}"
+            )
+        counts.append(figures.drawings)
+    return Plan(tuple(names), tuple(counts), settings)

@@ -1,0 +1,98 @@
+"""What a run will need, in words: a line or two a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quickdraw_dist.data.capacity.estimate import Capacity
+from quickdraw_dist.data.capacity.requests import Requests
+from quickdraw_dist.run.progress import duration
+
+
+def describe(needs: Capacity) -> str:
+    """All of it."""
+    lines = [*_dataset(needs), *_sharding(needs), *_training(needs), *_store(needs)]
+    return "\n".join(f"{name:9} {text}" for name, text in lines)
+
+
+def _dataset(needs: Capacity) -> Iterator[tuple[str, str]]:
+    for split, drawings in needs.drawings.items():
+        size = _size(needs.shard_bytes[split])
+        yield split, f"{drawings:,} drawings in {needs.shards[split]:,} shards, {size}"
+
+
+def _sharding(needs: Capacity) -> Iterator[tuple[str, str]]:
+    sharding, rate = needs.sharding, needs.cluster.shard_drawings_per_second
+    idle = sharding.workers - sharding.busy_workers
+    yield (
+        "sharding",
+        f"{duration(sharding.hours * 3600)} with {sharding.workers:,} workers of {rate:,.0f} "
+        f"drawings/s and {_size(sharding.worker_bytes)} of memory each; {sharding.groups:,} groups"
+        + (f", {idle:,} workers have none" if idle else ""),
+    )
+    if sharding.source != Requests():
+        yield "", f"of the source's bucket: {_requests(sharding.source)} read"
+    yield "", f"of a bucket as DEST: at most {_requests(sharding.dest)} written"
+
+
+def _training(needs: Capacity) -> Iterator[tuple[str, str]]:
+    cluster, epoch, node, rank = needs.cluster, needs.epoch, needs.node, needs.rank
+    yield (
+        "ranks",
+        f"{cluster.world_size:,}, on every node {cluster.ranks_a_node:,}; a step is "
+        f"{epoch.global_batch:,} drawings, {rank.batch_drawings:,} a rank",
+    )
+    yield "epoch", f"{epoch.steps:,} steps; {epoch.left_out_drawings:,} drawings are left out"
+    yield (
+        "lanes",
+        f"{epoch.lanes:,} of {epoch.most_lane_drawings:,} drawings; {rank.lanes:,} a rank",
+    )
+    yield (
+        "memory",
+        f"{_size(rank.loader_bytes)} a rank and {_size(node.loader_bytes)} a node for drawings in "
+        "the host, beside the processes themselves",
+    )
+    fits = {None: "", True: "; fits", False: "; does not fit"}[needs.resident_fits]
+    yield (
+        "resident",
+        f"{_size(rank.resident_bytes)} a GPU with --stream.resident true, for "
+        f"{rank.resident_drawings:,} drawings{fits}",
+    )
+    if (rates := needs.rates) is not None:
+        yield (
+            "rates",
+            f"{duration(rates.epoch_seconds)} an epoch at {cluster.drawings_per_second:,.0f} "
+            f"drawings/s a rank; a node reads {_size(rates.node_read_bytes_per_second)}/s and "
+            f"decodes them to {_size(rates.node_decoded_bytes_per_second)}/s"
+            + (" in the first one" if needs.resident else ""),
+        )
+
+
+def _store(needs: Capacity) -> Iterator[tuple[str, str]]:
+    node, epoch, rates = needs.node, needs.epoch, needs.rates
+    if not needs.cluster.remote:
+        return
+    yield (
+        "cache",
+        f"{_size(node.cache_bytes)} a node as set; {_size(node.cache_least_bytes)} at least, "
+        f"{_size(node.cache_all_bytes)} keep all that it reads",
+    )
+    speed = f", {_size(rates.store_bytes_per_second)}/s" if rates else ""
+    yield "store", f"first epoch: {_requests(epoch.cold)}{speed} over all nodes"
+    yield "", f"each later epoch: {_requests(epoch.warm)}"
+
+
+def _requests(requests: Requests) -> str:
+    if requests == Requests():
+        return "nothing"
+    return (
+        f"{requests.class_a:,} class A and {requests.class_b:,} class B requests, "
+        f"{_size(requests.bytes)}"
+    )
+
+
+def _size(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"

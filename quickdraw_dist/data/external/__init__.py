@@ -1,0 +1,1 @@
+"""Somebody else's WebDataset tars (stream.reader: webdataset)."""

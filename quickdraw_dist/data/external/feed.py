@@ -1,0 +1,198 @@
+"""Batches from tars that we did not write: equal steps on every rank, and no more promises.
+
+Rank r of n reads shards r, r + n, r + 2n and so on, again and again, for as many steps as an epoch
+has. Shards differ in length, so a drawing may come twice in an epoch, or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import threading
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import webdataset
+from numpy.typing import NDArray
+
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.hashing import key64
+from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.base.storage import is_remote
+from quickdraw_dist.data.external.shards import (
+    ForeignFacts,
+    ForeignShards,
+    count_drawings,
+    estimate_normalisation,
+)
+from quickdraw_dist.data.external.shuffle import ShuffledPasses, Supply
+from quickdraw_dist.data.order.memory import BATCHES
+from quickdraw_dist.data.order.order import rank_part
+from quickdraw_dist.data.shards import blocks
+from quickdraw_dist.data.stream.batch import Batch, batch_bytes, room
+from quickdraw_dist.distributed import ranks as distributed
+from quickdraw_dist.distributed.ranks import World
+
+
+class ForeignFeed:
+    """Drawings from any WebDataset, through the webdataset package."""
+
+    lanes = 0  # it has none
+
+    def __init__(
+        self,
+        settings: Settings,
+        shards: ForeignShards,
+        world: World,
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Measure the dataset, or take over from a checkpoint's meta what it was measured to be.
+
+        Raises:
+            CorruptError: a sample that cannot be trained on.
+            RefusedError: too few drawings or too little memory for a batch.
+            StorageError, OSError: a shard could not be read.
+        """
+        self._settings, self._world = settings, world
+        # A listing that changes while a job starts must not divide its ranks.
+        self._shards = distributed.from_first_rank(lambda: shards)
+        global_batch = settings.train.global_batch
+        self.part = rank_part(global_batch, world.rank, world.size)
+        self._pin = world.device.type == "cuda"
+        self._capacity = self._drawings_in_memory()
+        self.drawings = settings.stream.epoch_drawings or self._counted(saved)
+        self.steps = self.drawings // global_batch
+        if not self.steps:
+            raise RefusedError(
+                f"--train.global_batch {global_batch}: {settings.data} has only "
+                f"{self.drawings:,} drawings; at most {self.drawings} is right"
+            )
+        mean, std = self._normalisation(saved)
+        self.dataset = ForeignFacts(shards.classes, self._shards.digest, mean, std)
+
+    def _counted(self, saved: Mapping[str, Any] | None) -> int:
+        """Drawings of all shards: reading them all is not done again when a run resumes."""
+        if saved is not None and saved["dataset_digest"] == self._shards.digest:
+            told = saved["config"]["stream"]["epoch_drawings"]  # then it was not counted
+            return int(saved["epoch_drawings"]) if not told else self._counted(None)
+        return count_drawings(self._shards, self._world)
+
+    def _normalisation(self, saved: Mapping[str, Any] | None) -> tuple[float, float]:
+        """The network's own where there is one: another estimate would shift its inputs."""
+        if saved is not None:
+            return saved["normalisation"]["mean"], saved["normalisation"]["std"]
+        return distributed.from_first_rank(lambda: estimate_normalisation(self._shards))
+
+    def _drawings_in_memory(self) -> int:
+        """How many are shuffled together: what batches and a remote shard leave room for."""
+        memory_bytes, shards = self._settings.stream.memory_bytes, self._shards.train
+        part = self.part[1] - self.part[0]
+        taken = BATCHES * batch_bytes(part, self._pin)
+        taken += max(shard.bytes for shard in shards) if is_remote(shards[0].url) else 0
+        if (needed := taken + part * blocks.BYTES_A_DRAWING) > memory_bytes:
+            raise RefusedError(
+                f"--stream.memory_bytes {memory_bytes}: {BATCHES} batches of {part:,} drawings, "
+                f"as many to shuffle, and the largest shard of a remote dataset take {needed:,} "
+                "bytes; that much is right, and more shuffles better"
+            )
+        return (memory_bytes - taken) // blocks.BYTES_A_DRAWING
+
+    def describe(self, first_step: int) -> list[str]:
+        """Lines for whoever starts a run at this step of an epoch."""
+        stream, shards = self._settings.stream, self._shards
+        said = "as --stream.epoch_drawings says" if stream.epoch_drawings else "all, as counted"
+        lines = [
+            f"an epoch is {self.drawings:,} drawings ({said}) of {len(shards.train):,} shards, "
+            f"{self.steps:,} steps of {self._settings.train.global_batch:,}; a rank shuffles up "
+            f"to {self._capacity:,} together (--stream.memory_bytes)",
+            f"read with webdataset {webdataset.__version__}, which does not promise that a "
+            "drawing comes exactly once an epoch, nor to go on in mid-epoch where it stopped; "
+            "the dataset is known by its shards' names and sizes only",
+        ]
+        if not shards.val:
+            lines.append("no validation split (--stream.validation_data): nothing is measured")
+        if first_step:
+            lines.append(
+                f"the {self.steps - first_step:,} steps that are left of this epoch are shuffled "
+                "anew: some drawings come a second time in it, others not at all"
+            )
+        return lines
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
+        """Batches from `first_step` to the end of an epoch, made in a thread ahead of their use.
+
+        They follow from seed, epoch, first step and rank, for the same shards, world size, batch
+        and memory.
+
+        Raises:
+            CorruptError, StorageError, OSError: from the sample or shard that could not be read.
+        """
+        return _ahead(self._batches(epoch, first_step))
+
+    def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
+        train, world = self._settings.train, self._world
+        start, stop = self.part
+        urls = [shard.url for shard in self._shards.train[world.rank :: world.size]]
+        key = key64(train.seed, "webdataset", epoch, first_step, world.rank)
+        passes = ShuffledPasses(urls, len(self._shards.classes), self._capacity, key)
+        for step in range(first_step, self.steps):
+            drawings, labels = room(stop - start, self._pin)
+            classes, rows = _identities(stop - start)
+            passes.draw(drawings.numpy(), classes, rows)
+            labels.numpy()[:] = classes
+            yield Batch(step, drawings, labels, rows)
+
+    def validation(self) -> Iterator[Batch] | None:
+        """This rank's shards of the validation split, every drawing once; None without a split."""
+        return _ahead(self._validation_batches()) if self._shards.val else None
+
+    def _validation_batches(self) -> Generator[Batch, None, None]:
+        world, size = self._world, self._settings.evaluation.batch
+        urls = [shard.url for shard in self._shards.val[world.rank :: world.size]]
+        supply = Supply(urls, len(self._shards.classes))
+        for number in itertools.count():
+            drawings, labels = room(size, pin=False)
+            classes, rows = _identities(size)
+            came = supply.read(drawings.numpy(), classes, rows)
+            if not came:
+                return
+            labels.numpy()[:] = classes
+            yield Batch(number, drawings[:came], labels[:came], rows[:came])
+
+
+def _identities(count: int) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
+    """Room for labels and rows."""
+    return np.zeros(count, np.uint16), np.zeros(count, np.uint32)
+
+
+def _ahead(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """The same batches, made in a thread, a few before they are asked for."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue()
+    places = threading.Semaphore(BATCHES - 1)  # one more is in use
+    closing = threading.Event()
+
+    def produce() -> None:
+        try:
+            with contextlib.closing(batches):
+                while places.acquire() and not closing.is_set():
+                    made = next(batches, None)
+                    ready.put(made)
+                    if made is None:
+                        return
+        except BaseException as error:
+            ready.put(error)
+
+    producer = threading.Thread(target=produce, daemon=True, name="loader")
+    producer.start()
+    try:
+        while (made := ready.get()) is not None:
+            if isinstance(made, BaseException):
+                raise made
+            places.release()
+            yield made
+    finally:
+        closing.set()
+        places.release()
+        producer.join()

@@ -1,0 +1,1 @@
+"""Which drawing comes when, and what it takes to deliver it: pure functions, no I/O."""

@@ -1,0 +1,156 @@
+"""Ranks: who they are, what device each has, and what they agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.process import processors
+from quickdraw_dist.base.settings import Train
+from quickdraw_dist.base.storage import StorageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.rank == 0
+
+
+def choose_device(setting: str, local_rank: int, local_size: int, gpus: int, mps: bool) -> str:
+    """The device of a rank; pure.
+
+    Raises:
+        RefusedError: more ranks than GPUs, or a device that is not there.
+    """
+    if setting == "auto":
+        # Apple's GPU has no collectives: several ranks train on the processor there.
+        setting = "cuda" if gpus else "mps" if mps and local_size == 1 else "cpu"
+    if setting == "cuda" and not gpus:
+        raise RefusedError("--train.device cuda: no CUDA device here; --train.device cpu is right")
+    if setting == "cuda" and local_size > gpus:
+        raise RefusedError(
+            f"--nproc_per_node={local_size}: more ranks than the {gpus} GPUs of this node; "
+            f"--nproc_per_node={gpus} is right (or --train.device cpu)"
+        )
+    if setting == "mps" and (not mps or local_size > 1):
+        raise RefusedError(
+            f"--train.device mps: {'one rank only' if mps else 'not here'}; "
+            "--train.device cpu is right"
+        )
+    return f"cuda:{local_rank}" if setting == "cuda" else setting
+
+
+def describe(train: Train) -> World:
+    """This process's place as torchrun's environment has it, or a world of one; joins nothing.
+
+    Raises:
+        RefusedError: the device asked for is not there, or not for so many ranks.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    mps = torch.backends.mps.is_available()
+    name = choose_device(train.device, local_rank, local_size, torch.cuda.device_count(), mps)
+    return World(rank, size, local_rank, local_size, torch.device(name))
+
+
+def join(world: World, timeout_seconds: float) -> None:
+    """Take the device, share out the processor's cores, and meet the other ranks.
+
+    A rank that waits for another one longer than the timeout ends with a RuntimeError.
+    """
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    # torchrun gives every rank one thread.
+    torch.set_num_threads(max(1, processors() // world.local_size))
+    if world.size > 1:
+        dist.init_process_group(
+            "nccl" if world.device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+
+
+def processor_group(timeout_seconds: float) -> dist.ProcessGroup | None:
+    """A group of all ranks for tensors on the processor, so that no device waits; None of one rank
+    alone. All ranks make it at the same point."""
+    if not dist.is_initialized():
+        return None
+    group: dist.ProcessGroup = dist.new_group(
+        backend="gloo", timeout=timedelta(seconds=timeout_seconds)
+    )
+    return group
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Element-wise sum over all ranks, in place; int64 wraps modulo 2^64."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's value, by rank, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    box: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def from_first_rank(make: Callable[[], T]) -> T:
+    """What `make` gives on rank 0, on every rank; its error there is one on every rank, too.
+
+    Raises:
+        RefusedError, StorageError, OSError: rank 0's.
+    """
+    outcome: tuple[T | None, Exception | None] = (None, None)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome = (make(), None)
+        except (RefusedError, StorageError, OSError) as error:
+            outcome = (None, error)
+    value, failure = broadcast_object(outcome)
+    if failure is not None:
+        raise failure
+    return cast(T, value)
+
+
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
+    """Overwrite every rank's tensors by rank 0's."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)

@@ -1,0 +1,1 @@
+"""A model measured on a split: metrics, charts, one HTML page."""

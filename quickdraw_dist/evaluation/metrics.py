@@ -1,0 +1,236 @@
+"""Exact figures over a whole split: top-1, top-3, MAP@3, per class, and who is taken for whom."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.distributed.ranks import World, sum_over_ranks
+from quickdraw_dist.training.augment import normalise
+
+MISTAKES = 40
+"""Most that a report shows."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A drawing that the model took for another class."""
+
+    pixels: NDArray[np.uint8]  # (28, 28), white ink on black
+    label: int
+    predicted: int
+    confidence: float  # probability given to the predicted class, 0 to 1
+    row: int  # (label, row) is the drawing's identity in the source
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model does on one split, every drawing counted once."""
+
+    split: str
+    classes: tuple[str, ...]
+    confusion: NDArray[np.int64]  # (C, C): rows are true classes, columns predictions
+    top3_per_class: NDArray[np.int64]  # (C,): drawings whose class is among the first three
+    map3: float  # mean of 1, 1/2, 1/3 or 0 by the place of the true class
+    loss: float  # mean cross entropy, nats, without label smoothing
+    mistakes: tuple[Mistake, ...] = ()
+
+    @cached_property
+    def support(self) -> NDArray[np.int64]:
+        """Drawings of every class, (C,)."""
+        return np.asarray(self.confusion.sum(axis=1))
+
+    @property
+    def drawings(self) -> int:
+        """Drawings in the split."""
+        return int(self.support.sum())
+
+    @property
+    def top1(self) -> float:
+        """Share of drawings whose first guess is right."""
+        return float(np.trace(self.confusion)) / max(self.drawings, 1)
+
+    @property
+    def top3(self) -> float:
+        """Share of drawings whose class is among the first three guesses."""
+        return float(self.top3_per_class.sum()) / max(self.drawings, 1)
+
+    @cached_property
+    def class_accuracy(self) -> NDArray[np.float64]:
+        """Top-1 share of every class, (C,); nan for a class without drawings."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.diag(self.confusion) / self.support, dtype=np.float64)
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        """Mean of the per-class top-1 shares over the classes that have drawings."""
+        return float(np.nanmean(self.class_accuracy)) if self.drawings else 0.0
+
+    def confused_pairs(self, count: int) -> list[tuple[int, int, int]]:
+        """The most frequent mistakes, as (true label, predicted label, drawings), most first."""
+        off = self.confusion.copy()
+        np.fill_diagonal(off, 0)
+        order = np.argsort(-off, axis=None, kind="stable")[:count]
+        pairs = [(int(i) // off.shape[1], int(i) % off.shape[1]) for i in order]
+        return [(true, guess, int(off[true, guess])) for true, guess in pairs if off[true, guess]]
+
+    def to_bytes(self) -> bytes:
+        """All of it, an .npz file without pickle."""
+        rest = {"split": self.split, "classes": self.classes, "map3": self.map3, "loss": self.loss}
+        facts = [(m.label, m.predicted, m.row, m.confidence) for m in self.mistakes]
+        out = io.BytesIO()
+        np.savez_compressed(
+            out,
+            rest=np.frombuffer(json.dumps(rest).encode(), np.uint8),
+            confusion=self.confusion,
+            top3_per_class=self.top3_per_class,
+            pixels=np.array([m.pixels for m in self.mistakes], np.uint8).reshape(-1, 28, 28),
+            facts=np.array(facts, np.float64).reshape(-1, 4),
+        )
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Evaluation:
+        """What `to_bytes` made.
+
+        Raises:
+            CorruptError: it did not make this.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                rest = json.loads(arrays["rest"].tobytes())
+                rows = zip(arrays["pixels"], arrays["facts"].tolist(), strict=True)
+                return cls(
+                    rest["split"],
+                    tuple(rest["classes"]),
+                    arrays["confusion"],
+                    arrays["top3_per_class"],
+                    rest["map3"],
+                    rest["loss"],
+                    tuple(
+                        Mistake(pixels, int(label), int(guess), confidence, int(row))
+                        for pixels, (label, guess, row, confidence) in rows
+                    ),
+                )
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise CorruptError(f"not a kept evaluation: {error}") from None
+
+    def figures(self) -> dict[str, float | int | str]:
+        """The headline numbers, ready for JSON."""
+        return {
+            "split": self.split,
+            "drawings": self.drawings,
+            "classes": len(self.classes),
+            "top1": round(self.top1, 6),
+            "top3": round(self.top3, 6),
+            "map3": round(self.map3, 6),
+            "mean_class_accuracy": round(self.mean_class_accuracy, 6),
+            "loss": round(self.loss, 6),
+        }
+
+
+class _Tally:
+    """Counts on the device, so that no batch waits for the host."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+        self.hits = torch.zeros(3, classes, dtype=torch.int64, device=device)  # by place, class
+        self.loss = torch.zeros(1, dtype=torch.float32, device=device)
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Take in (B, C) float32 logits and (B,) labels; returns the first guesses, (B,)."""
+        classes = logits.shape[1]
+        guesses = logits.topk(min(3, classes), dim=1).indices  # (B, 3)
+        ones = torch.ones_like(labels)
+        self.confusion.index_add_(0, labels * classes + guesses[:, 0], ones)
+        for place in range(guesses.shape[1]):
+            self.hits[place].index_add_(0, labels, (guesses[:, place] == labels).long())
+        self.loss += functional.cross_entropy(logits, labels, reduction="sum")
+        return guesses[:, 0]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    split: str,
+    classes: tuple[str, ...],
+    mean: float,
+    std: float,
+    world: World,
+    autocast: torch.autocast,
+    keep_mistakes: int = 0,
+) -> Evaluation:
+    """Run a model over this rank's batches and add up the figures of all ranks.
+
+    Args:
+        model: unwrapped, with the same weights and buffers on every rank.
+        batches: this rank's part of the split; parts may differ in length.
+        split: name for the report.
+        classes: names of the model's outputs.
+        mean, std: the normalisation it was trained with.
+        world: who adds up; every rank gets the same figures.
+        autocast: numeric precision.
+        keep_mistakes: so many of this rank's most confident mistakes are kept, with pixels.
+    """
+    was_training = model.training
+    model.eval()
+    tally = _Tally(len(classes), world.device)
+    mistakes: list[Mistake] = []
+    for batch in batches:
+        labels = batch.labels.to(world.device)
+        with autocast:
+            logits = model(normalise(batch.drawings.to(world.device), mean, std)).float()
+        guesses = tally.add(logits, labels)
+        if keep_mistakes:
+            mistakes += _mistakes(batch, guesses, logits, labels, keep_mistakes)
+            mistakes = sorted(mistakes, key=lambda m: -m.confidence)[:keep_mistakes]
+    model.train(was_training)
+    for counts in (tally.confusion, tally.hits, tally.loss):
+        sum_over_ranks(counts)
+    hits = tally.hits.cpu().numpy()
+    total = max(int(tally.confusion.sum()), 1)
+    return Evaluation(
+        split=split,
+        classes=classes,
+        confusion=tally.confusion.cpu().numpy().reshape(len(classes), len(classes)),
+        top3_per_class=hits.sum(axis=0),
+        map3=float((hits.sum(axis=1) / np.array([1, 2, 3])).sum() / total),
+        loss=float(tally.loss) / total,
+        mistakes=tuple(mistakes),
+    )
+
+
+def _mistakes(
+    batch: Batch, guesses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, most: int
+) -> list[Mistake]:
+    """The most confident ones of a batch, at `most`; chosen on the device."""
+    confidence = logits.softmax(1).gather(1, guesses[:, None]).flatten()  # (B,)
+    wrong = (guesses != labels).nonzero().flatten()
+    surest = confidence[wrong].topk(min(most, len(wrong)))
+    at = wrong[surest.indices]
+    return [
+        Mistake(
+            pixels=batch.drawings[place].cpu().numpy().copy(),
+            label=int(batch.labels[place]),
+            predicted=guess,
+            confidence=sure,
+            row=int(batch.rows[place]),
+        )
+        for place, guess, sure in zip(
+            at.tolist(), guesses[at].tolist(), surest.values.tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,1 @@
+"""Checkpoints: the format, copies of the state, when to save, what may resume."""

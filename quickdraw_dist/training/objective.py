@@ -1,0 +1,51 @@
+"""From stored bytes to the loss: what is compiled, differentiated and shared over ranks as one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from quickdraw_dist.base.settings import Augment
+from quickdraw_dist.training.augment import augment, normalise
+
+
+class Objective(nn.Module):
+    """Normalisation, augmentation, network and cross entropy."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: Augment,
+        *,
+        mean: float,
+        std: float,
+        label_smoothing: float,
+        autocast: torch.dtype | None,
+    ) -> None:
+        """`mean` and `std` are the dataset's pixels', on a scale of 0 to 1; only the network
+        computes in the `autocast` type."""
+        super().__init__()
+        self.network = network
+        self._settings, self._mean, self._std = settings, mean, std
+        self._label_smoothing, self._autocast = label_smoothing, autocast
+
+    def forward(
+        self, drawings: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and right guesses, both summed over the drawings.
+
+        Args:
+            drawings: (B, 28, 28) uint8.
+            labels: (B,) int64.
+        """
+        with torch.no_grad():
+            pixels = normalise(drawings, self._mean, self._std)
+            pixels = augment(pixels, self._settings, background=-self._mean / self._std)
+        on = self._autocast is not None
+        with torch.autocast(drawings.device.type, dtype=self._autocast, enabled=on):
+            logits = self.network(pixels).float()
+        loss = functional.cross_entropy(
+            logits, labels, reduction="sum", label_smoothing=self._label_smoothing
+        )
+        return loss, (logits.argmax(1) == labels).sum()

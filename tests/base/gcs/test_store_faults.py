@@ -1,0 +1,265 @@
+"""A whole shard and train run against a store that fails one request in five: the same bytes, the
+same order and the same weights as without faults. And what happens when every request fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from jobs import shard, verify
+from quickdraw_dist import train
+from quickdraw_dist.base import storage
+from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.process import processors
+from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.base.telemetry import metrics as telemetry
+from tests.conftest import Store, use_store
+from tests.support import runs
+from tests.support.gcs.fault_proxy import FAULTS, STATUSES, FaultProxy
+from tests.support.gcs.server import GcsServer, Request
+
+if TYPE_CHECKING:
+    from tests.conftest import Dataset
+
+SOURCE, DATASET = "gs://bucket/source", "gs://bucket/dataset"
+SIZES = ["--shard.drawings_per_shard", "320", "--shard.block", "64", "--shard.group_shards", "2"]
+SHARD = ["--source", SOURCE, "--dest", DATASET, "--processes", "1", *SIZES]
+TRAIN = ["--train.epochs", "1", "--train.global_batch", "96", "--train.device", "cpu"]
+TRAIN += ["--model.width", "4", "--metrics.port", "0", *runs.NO_PAGE]
+
+CORES = str(processors())
+
+RETRIES = {
+    "429": {"429"},
+    "500": {"500"},
+    "503": {"503"},
+    "reset": {"connection"},
+    "stall": {"stall"},
+    "cut": {"short"},
+    "short": {"short", "checksum"},
+    "flip": {"checksum"},
+    "trickle": set[str](),
+}
+"""What each fault is counted as."""
+
+
+def train_into(output: str, *more: str) -> int:
+    """This process is the only rank; returns the exit code."""
+    return train.main(["--data", DATASET, "--output", output, *TRAIN, *more])
+
+
+def whole_run(cache: Path) -> None:
+    """Shard; prove; train from whole shards in a cache, and from ranges of shards without one."""
+    shard.main(SHARD)
+    verify.main([DATASET, "--source", SOURCE])
+    assert train_into("gs://bucket/cached", "--stream.cache_folder", str(cache)) == 0
+    assert train_into("gs://bucket/ranges", "--stream.cache_bytes", "0") == 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a whole run leaves, as the server itself has it."""
+
+    dataset: dict[str, bytes] = field(repr=False)
+    weights: list[str]  # checksums of those of the two trainings
+    order_digests: list[str]
+
+    @classmethod
+    def of(cls, server: GcsServer) -> Result:
+        kept = server.gcs.store
+        objects = {name: bytes(kept.read("bucket", name, {})[1]) for name in kept.buckets["bucket"]}
+
+        def checkpoints(file: str) -> list[bytes]:
+            return [objects[name] for name in sorted(objects) if name.endswith(file)]
+
+        return cls(
+            {name: data for name, data in objects.items() if name.startswith("dataset/")},
+            [sha256(weights).hexdigest() for weights in checkpoints("/model.safetensors")],
+            [json.loads(meta)["order_digest"] for meta in checkpoints("/meta.json")],
+        )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_core() -> Iterator[None]:
+    """Threads of torch that wait for each other spin: next to other tests that costs tenfold."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quickdraw_dist.distributed.ranks.processors", lambda: 1)
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def without_faults(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """What every run of this module has to leave."""
+    with GcsServer() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        server.gcs.store.create_bucket("bucket")
+        Store(server, []).upload(dataset.source.url, SOURCE)
+        whole_run(tmp_path_factory.mktemp("cache"))
+        return Result.of(server)
+
+
+@pytest.fixture
+def bucket(store: Store, dataset: Dataset) -> Store:
+    """A store with 2,000 drawings of 5 classes in `source/`."""
+    store.upload(dataset.source.url, SOURCE)
+    return store
+
+
+def retries() -> dict[str, float]:
+    """Repeated requests so far, by kind."""
+    families = telemetry.STORE_RETRIES.collect()
+    samples = (sample for family in families for sample in family.samples)
+    return {sample.labels["kind"]: sample.value for sample in samples}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "all of them"])
+def test_one_request_in_five(
+    bucket: Store,
+    without_faults: Result,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    """Weeks of bad luck in one run: nothing of it is in the result, all of it in the metrics."""
+    faults = [fault] if fault in FAULTS else FAULTS
+    if "stall" in faults:
+        monkeypatch.setattr(storage, "STALL_SECONDS", 0.3)
+    before = retries()
+    with FaultProxy(bucket.server.url, faults) as proxy:
+        use_store(proxy.url)
+        whole_run(tmp_path)
+    result = Result.of(bucket.server)
+    assert result.dataset.keys() == without_faults.dataset.keys()
+    assert [n for n, data in result.dataset.items() if data != without_faults.dataset[n]] == []
+    assert result.order_digests == without_faults.order_digests
+    assert result.weights == without_faults.weights
+    assert all(proxy.did[fault] for fault in faults)
+    counted = {kind for kind, count in retries().items() if count > before.get(kind, 0)}
+    due = set[str]().union(*(RETRIES[fault] for fault in faults))
+    if len(faults) == 1:
+        assert counted == due
+    else:  # what a kept connection has lost, aiohttp itself sends once more, uploads aside
+        assert counted >= due - {"connection"}
+
+
+ALWAYS = {
+    **{status: f"{status}: " for status in STATUSES},
+    "reset": "connection: ",
+    "stall": "stall: ",
+    "cut": "short: ",
+    "short": "(short|checksum): ",
+    "flip": "checksum: ",
+}
+"""What a run says when the same fault meets all of its requests."""
+
+
+@pytest.fixture
+def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives up sooner than a user would want."""
+    monkeypatch.setattr(storage, "ATTEMPTS", 3)
+
+
+@pytest.mark.usefixtures("few_tries")
+@pytest.mark.parametrize("fault", ALWAYS)
+def test_every_request(
+    bucket: Store,
+    without_faults: Result,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+) -> None:
+    """Both commands end within the bound, naming object and cause; nothing half-made is left."""
+    if fault == "stall":
+        monkeypatch.setattr(storage, "STALL_SECONDS", 0.3)
+    with FaultProxy(bucket.server.url, [fault], share=1.0) as proxy:
+        use_store(proxy.url)
+        # Ranges of the source have no checksum of their own: there, readings never agree.
+        corrupt = (CorruptError, rf"^{SOURCE}/.*\.npy: no two readings")
+        failed = (StorageError, rf"^{SOURCE}: list failed after 3 tries: {ALWAYS[fault]}")
+        kind, said = corrupt if fault == "flip" else failed
+        with pytest.raises(kind, match=said):
+            shard.main(SHARD)
+        assert not [name for name in bucket.server.gcs.store.buckets["bucket"] if "dataset" in name]
+        for name, data in without_faults.dataset.items():
+            bucket.server.gcs.store.insert("bucket", {"name": name}, memoryview(data), {})
+        assert train_into("gs://bucket/run") == 1  # trouble of the moment: worth another start
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        said = rf"error: {DATASET}/manifest\.json: read failed after 3 tries: {ALWAYS[fault]}"
+        assert re.match(said, error)
+
+
+@pytest.mark.usefixtures("few_tries")
+@pytest.mark.slow
+def test_a_store_that_goes_away_in_the_middle(
+    bucket: Store, without_faults: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A thread far from the loop meets it; the run still ends with the name of the shard, and the
+    same command later gives what an undisturbed run gives."""
+    for name, data in without_faults.dataset.items():
+        bucket.server.gcs.store.insert("bucket", {"name": name}, memoryview(data), {})
+    no_cache = ["--stream.cache_bytes", "0"]
+    with FaultProxy(bucket.server.url, ["503"], share=0.0) as proxy:
+        use_store(proxy.url)
+
+        def intercept(request: Request) -> None:
+            if bucket.media_reads("quickdraw-train") == 15:
+                proxy.share = 1.0
+
+        bucket.intercept = intercept
+        assert train_into("gs://bucket/ranges", *no_cache) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith(f"error: {DATASET}/train/quickdraw-train-0")
+        assert "read_range failed after 3 tries: 503: " in error
+        proxy.share, bucket.intercept = 0.0, None
+        assert train_into("gs://bucket/ranges", *no_cache) == 0
+    result = Result.of(bucket.server)
+    assert result.order_digests == without_faults.order_digests[1:]
+    assert result.weights == without_faults.weights[1:]
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    """A command as a user types it, its lines readable one by one."""
+    one_thread = {"LOCAL_WORLD_SIZE": CORES}  # as if the node's cores were shared out; see above
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | one_thread,
+    )
+
+
+@pytest.mark.slow
+def test_all_commands_on_a_store(bucket: Store, without_faults: Result, tmp_path: Path) -> None:
+    """Source, dataset and run in gs://, each command a process of its own, and one killed."""
+    said = runs.finish(start("jobs.shard", *SHARD))
+    assert f"{DATASET}/manifest.json: complete" in said
+    said = runs.finish(start("jobs.verify", DATASET, "--source", SOURCE))
+    assert "every pixel equal to the source's" in said
+    settings = ["--data", DATASET, "--output", "gs://bucket/run", *TRAIN]
+    settings += ["--checkpoint.every_drawings", "192", "--train.log_every", "1"]
+    settings += ["--stream.cache_folder", str(tmp_path)]
+    killed = start("quickdraw_dist.train", *settings)
+    assert killed.stdout is not None
+    assert any("step 9/18" in line for line in killed.stdout)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert "resumed" in runs.finish(start("quickdraw_dist.train", *settings))
+    result = Result.of(bucket.server)
+    assert result.dataset == without_faults.dataset
+    assert result.order_digests[-1] == without_faults.order_digests[0]
+    assert result.weights[-1] == without_faults.weights[0]

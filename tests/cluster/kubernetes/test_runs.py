@@ -1,0 +1,249 @@
+"""overlays/cpu as a cluster would run it: shard, merge, train on two hosts, evaluate."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
+
+import pytest
+
+from quickdraw_dist.run.checkpoint import files as checkpoint
+from tests.cluster.support import images
+from tests.cluster.support.hosts import Host, Network, require
+from tests.cluster.support.manifests import Object, find, load, workload
+from tests.cluster.support.pods import Controller, Pods, action
+
+OBJECTS = load("overlays/cpu")
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the claim `quickdraw` is bound to."""
+    folder = tmp_path_factory.mktemp("volume")
+    folder.chmod(0o777)
+    return folder
+
+
+@pytest.fixture
+def pods(
+    request: pytest.FixtureRequest, built: dict[str, str], volume: Path, tmp_path: Path
+) -> Pods:
+    """Those of the Job that the test is parametrized with."""
+    return Pods(OBJECTS, workload(OBJECTS, request.param), built, {"quickdraw": volume}, tmp_path)
+
+
+def run(pods: Pods, index: int = 0) -> tuple[int, str]:
+    """A pod without a network; its exit code and all that its containers said."""
+    script = pods.script(index, ["--network=none"])
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def dataset(built: dict[str, str], volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the Jobs quickdraw-shard and quickdraw-merge leave in the volume."""
+    folder = tmp_path_factory.mktemp("shard")
+    workers, merge = (
+        Pods(OBJECTS, workload(OBJECTS, name), built, {"quickdraw": volume}, folder)
+        for name in ("quickdraw-shard", "quickdraw-merge")
+    )
+    with ThreadPoolExecutor(2) as pool:
+        for code, said in pool.map(lambda index: run(workers, index), range(2)):
+            assert code == 0, said
+    code, said = run(merge)
+    assert code == 0, said
+    assert "20,000 drawings of 20 classes" in said
+    assert "every row exactly once" in said
+    return volume / "quickdraw"
+
+
+@pytest.mark.parametrize("pods", ["quickdraw-train"], indirect=True)
+def test_a_missing_dataset_fails_the_check(pods: Pods, built: dict[str, str]) -> None:
+    """Before anything else, for good, naming what is missing."""
+    empty = pods.folder / "empty"
+    empty.mkdir(mode=0o755)
+    code, said = run(Pods(OBJECTS, pods.job, built, {"quickdraw": empty}, pods.folder))
+    assert (code, action(pods.job, code)) == (2, "FailJob")
+    assert "/data/quickdraw: no dataset there" in said
+
+
+@pytest.mark.parametrize("pods", ["quickdraw-train"], indirect=True)
+def test_a_misspelt_setting_fails_the_check(pods: Pods) -> None:
+    objects: list[Object] = json.loads(json.dumps(OBJECTS))
+    data = find(objects, "ConfigMap", "quickdraw-train")["data"]
+    data["train.yaml"] = data["train.yaml"].replace("global_batch", "globl_batch")
+    broken = Pods(objects, pods.job, pods.images, pods.claims, pods.folder)
+    code, said = run(broken)
+    assert (code, action(pods.job, code)) == (2, "FailJob")
+    assert "unknown setting train.globl_batch = 512. Did you mean 'train.global_batch'" in said
+
+
+def test_an_unedited_bucket_fails_the_check(built: dict[str, str], tmp_path: Path) -> None:
+    """k8s/train.yaml as it is."""
+    objects = load("train.yaml")
+    code, said = run(Pods(objects, workload(objects, "quickdraw-train"), built, {}, tmp_path))
+    assert (code, action(workload(objects, "quickdraw-train"), code)) == (2, "FailJob")
+    assert "gs://BUCKET/quickdraw/manifest.json: no bucket is called 'BUCKET'" in said
+
+
+class Cluster:
+    """Two hosts' worth of pods of the training Job, and their names."""
+
+    def __init__(self, pods: Pods) -> None:
+        self.pods, self.folder = pods, pods.folder
+        self.network = Network(self.folder, {})
+        self.pod: dict[int, Host] = {}
+        self._started, self._closed = 0, False
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed = True
+        for host in self.pod.values():
+            host.close()
+        self.network.close()
+
+    def log(self, index: int) -> Path:
+        """What the pods of an index have said."""
+        return self.folder / f"log-{index}"
+
+    def machine(self, index: int, life: int) -> Path:
+        """Where podman keeps the containers of a pod's life."""
+        return self.folder / f"{index}-{life}"
+
+    def named(self, *names: str) -> None:
+        """Let only these pods' names resolve, to the addresses that they have now."""
+        lines = [f"{self.network.addresses[n]} {n}.quickdraw-train {n}\n" for n in names]
+        self.network.hosts_file.write_text("127.0.0.1 localhost\n" + "".join(lines))
+
+    def run(self, index: int, again: int) -> int:
+        """One life of a pod, on a new host with a new address; its exit code."""
+        name = f"quickdraw-train-{index}"
+        with self._lock:
+            self._started += 1
+            self.network.addresses[name] = f"10.77.0.{self._started}"
+            if again:
+                self.named(*self.network.addresses)
+        options = ["--network=host", "--uts=host", "--no-hosts"]
+        options += [f"--volume={self.network.hosts_file}:/etc/hosts:ro"]
+        script = self.pods.script(index, options, self.machine(index, again))
+        host = Host(self.network, name, ["bash", "-c", script], log=self.log(index))
+        self.pod[index] = host
+        code = host.process.wait()
+        host.close()
+        return 2 if self._closed else code  # nothing comes back when a test has given up
+
+    def end(self, index: int, life: int, *command: str) -> None:
+        """Have podman end the container `train` of a pod's life."""
+        podman = images.podman(self.machine(index, life))
+        words = shlex.join([*podman, *command, "train"])
+        # Not waited for: the host, and with it this command, ends when the container has.
+        self.pod[index].run("sh", "-c", f"{words} >/dev/null 2>&1 &", folder=Path("/"))
+
+    def wait_for(self, complete: Future[bool], index: int, text: str) -> None:
+        """Until a pod has said it; the Job must go on until then."""
+        log = self.log(index)
+        while not (log.exists() and text in log.read_text(errors="replace")):
+            assert not complete.done(), log.read_text()
+            time.sleep(0.1)
+
+
+EPOCHS = 3
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a training Job."""
+
+    run: Path
+    settings: Path
+    controller: Controller
+
+
+@pytest.fixture(scope="module")
+def trained(
+    built: dict[str, str],
+    dataset: Path,
+    volume: Path,
+) -> Iterator[Trained]:
+    """A Job in which a name comes five seconds late, a pod is ended by TERM, and one is killed.
+
+    Each pod that comes back does so on a new host, with another address.
+    """
+    require("podman")
+    objects: list[Object] = json.loads(json.dumps(OBJECTS))
+    data = find(objects, "ConfigMap", "quickdraw-train")["data"]
+    assert "epochs: 5" in data["train.yaml"]
+    data["train.yaml"] = data["train.yaml"].replace("epochs: 5", f"epochs: {EPOCHS}")
+    job = workload(objects, "quickdraw-train")
+    with (
+        TemporaryDirectory() as short,  # than pytest's, for podman
+        ThreadPoolExecutor(1) as background,
+        Cluster(Pods(objects, job, built, {"quickdraw": volume}, Path(short))) as cluster,
+    ):
+        controller = Controller(job, cluster.run)
+        complete = background.submit(controller.complete)
+        for index in range(2):
+            cluster.wait_for(complete, index, "ranks     4")  # from `check`
+        cluster.named("quickdraw-train-1")
+        time.sleep(5)  # the fault, not a synchronisation
+        for index in range(2):
+            assert "epoch 1" not in cluster.log(index).read_text()
+        cluster.named("quickdraw-train-0", "quickdraw-train-1")
+
+        cluster.wait_for(complete, 0, f"epoch 1/{EPOCHS}")
+        grace = job.pod["terminationGracePeriodSeconds"]
+        cluster.end(1, 0, "stop", f"--time={grace}")
+
+        cluster.wait_for(complete, 0, f"epoch 2/{EPOCHS}")
+        cluster.end(1, 1, "kill", "--signal=KILL")
+        assert complete.result(), controller.codes
+        settings = cluster.machine(0, 0) / "volumes" / "settings" / "train.yaml"
+        yield Trained(volume / "runs" / "quickdraw", settings, controller)
+
+
+def test_pods_come_back(trained: Trained) -> None:
+    """Saved within the grace period and not counted; a crash of one pod is one of each."""
+    assert trained.controller.codes == {0: [85, 1, 0], 1: [85, 137, 0]}
+    assert trained.controller.failures == 2
+
+
+def test_the_run_is_the_one_never_disturbed(
+    trained: Trained, dataset: Path, tmp_path: Path
+) -> None:
+    """Drawing for drawing, beside the same settings in one process that nobody touches."""
+    command = [sys.executable, "-m", "quickdraw_dist.train", "--config", str(trained.settings)]
+    command += ["--data", str(dataset), "--output", str(tmp_path), "--metrics.port", "0"]
+    command += ["--model.width", "4", "--augment.affine", "false"]  # no part of the order
+    subprocess.run(command, check=True, capture_output=True)
+    assert order_digest(trained.run) == order_digest(tmp_path)
+
+
+def order_digest(run: Path) -> str:
+    """Of a finished run."""
+    meta = checkpoint.read_meta(str(max((run / "checkpoints").iterdir())))
+    assert meta["epoch"] == EPOCHS
+    return str(meta["order_digest"])
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("pods", ["quickdraw-evaluate"], indirect=True)
+def test_evaluate(pods: Pods, volume: Path) -> None:
+    code, said = run(pods)
+    assert code == 0, said
+    figures = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    assert figures["drawings"] == 1000
+    assert figures["top1"] > 0.2, "20 classes"
+    assert (volume / "runs" / "quickdraw" / "report-test" / "index.html").exists()

@@ -1,0 +1,66 @@
+"""What is missing is named, by the script or before it: nobody reads a traceback of srun."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import ROOT
+from tests.cluster.support.slurm import Slurm
+
+
+@pytest.mark.parametrize(
+    ("script", "environment", "line"),
+    [
+        ("train", {"VENV": "nowhere"}, "error: VENV=nowhere: no Python there; 'make install' in"),
+        ("train", {"DATA": "nowhere"}, "'sbatch slurm/shard.sh' makes one"),
+        ("evaluate", {"DATA": "nowhere"}, "'sbatch slurm/shard.sh' makes one"),
+        ("shard", {"CONTAINER": "docker:x"}, "pyxis:IMAGE, apptainer:IMAGE or nothing is right"),
+        ("verify", {"CONTAINER": "pyxis:x"}, "this cluster's srun has no pyxis"),
+        ("verify", {"CONTAINER": "apptainer:x"}, "no apptainer on n"),
+    ],
+)
+def test_missing_step_is_named(
+    slurm: Slurm, script: str, environment: dict[str, str], line: str
+) -> None:
+    array = ["--array=0"] if script == "shard" else []
+    job = slurm.submit(*array, f"slurm/{script}.sh", **environment) + ("_0" if array else "")
+    state = slurm.wait(job)
+    assert (state["JobState"], state["ExitCode"]) == ("FAILED", "2:0")
+    assert line in slurm.said(job)
+
+
+def test_no_gpus(slurm: Slurm, tmp_path: Path) -> None:
+    """Nodes without GPUs: not an hour of training on processors by mistake."""
+    (tmp_path / "manifest.json").touch()
+    job = slurm.submit("slurm/train.sh", DATA=str(tmp_path))
+    assert slurm.wait(job)["ExitCode"] == "2:0"
+    assert "this job was given no GPU" in slurm.said(job)
+    assert "NPROC=2 DEVICE=cpu" in slurm.said(job)
+
+
+def test_another_folder(slurm: Slurm, tmp_path: Path) -> None:
+    """Slurm copies the script, so it can only look where sbatch was run."""
+    script = str(slurm.repository / "slurm" / "train.sh")
+    job = slurm.submit(f"--chdir={tmp_path}", f"--output={tmp_path}/said", script)
+    assert slurm.wait(job)["ExitCode"] == "2:0"
+    assert f"{tmp_path} is not the repository's folder" in (tmp_path / "said").read_text()
+
+
+@pytest.mark.parametrize("script", ["shard", "verify", "train", "evaluate"])
+def test_without_sbatch(script: str, tmp_path: Path) -> None:
+    """They are jobs; run on the login node they say so."""
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to("/bin/true")
+    done = subprocess.run(
+        ["bash", f"slurm/{script}.sh"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "VENV": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert f"sbatch slurm/{script}.sh is right" in done.stderr

@@ -1,0 +1,269 @@
+"""What a run will need: by hand, by invariants over any dataset, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.data.capacity import estimate as module
+from quickdraw_dist.data.capacity import outline
+from quickdraw_dist.data.capacity.estimate import Capacity, Cluster, capacity
+from quickdraw_dist.data.capacity.outline import Outline
+from quickdraw_dist.data.capacity.requests import Requests
+from quickdraw_dist.data.capacity.text import describe
+from quickdraw_dist.data.order.memory import RESIDENT_BYTES, plan_memory
+from quickdraw_dist.data.order.order import Order
+from quickdraw_dist.data.shards.plan import Plan
+from quickdraw_dist.data.stream import resident
+from quickdraw_dist.data.stream.reader import SplitReader
+from tests.conftest import Dataset, Store
+
+FOUR = (4, 4, 2)
+
+
+def by_hand() -> Outline:
+    """Four shards of three blocks in train and one of a block in val, 100 bytes a drawing."""
+    blocks = {"train": (FOUR,) * 4, "val": ((10,),), "test": ()}
+    sizes = {split: tuple(100 * sum(shard) for shard in shards) for split, shards in blocks.items()}
+    return Outline(Plan(("a",), (50,), Settings().shard), "gs://bucket/source", blocks, sizes)
+
+
+def settings(global_batch: int = 6, lanes: int = 2, **stream: Any) -> Settings:
+    """Of a run on `by_hand`."""
+    train = {"global_batch": global_batch}
+    return Settings.model_validate({"train": train, "stream": {"lanes": lanes, **stream}})
+
+
+def test_by_hand() -> None:
+    """Two lanes of two shards each, one for each of two nodes."""
+    needs = capacity(by_hand(), Cluster(2, 2, drawings_per_second=9.0), settings())
+    assert needs.drawings == {"train": 40, "val": 10, "test": 0}
+    assert needs.shards == {"train": 4, "val": 1, "test": 0}
+    assert needs.shard_bytes == {"train": 4000, "val": 1000, "test": 0}
+    epoch, node, rank = needs.epoch, needs.node, needs.rank
+    assert (epoch.steps, epoch.left_out_drawings, epoch.validations) == (6, 4, 1)
+    assert (epoch.lanes, epoch.least_lane_drawings, epoch.most_lane_drawings) == (2, 20, 20)
+    assert (rank.batch_drawings, rank.lanes) == (3, 1)
+    assert (rank.resident_drawings, rank.resident_bytes) == (20, 20 * RESIDENT_BYTES)
+    assert (node.cache_least_bytes, node.cache_all_bytes) == (1000, 2000 + 1000)
+    assert (node.read_bytes, node.decoded_bytes) == (2000, 20 * 790)
+    assert node.cold == Requests(0, 2 + 1, 3000)  # both nodes need the one shard of val
+    assert (epoch.cold, epoch.warm) == (Requests(0, 6, 6000), Requests())
+    assert needs.rates is not None
+    assert needs.rates.epoch_seconds == 6 * 3 / 9
+    assert needs.rates.store_bytes_per_second == 3000
+    assert needs.rates.node_read_bytes_per_second == 1000
+    assert needs.rates.node_decoded_bytes_per_second == 20 * 790 / 2
+
+
+def test_the_largest_rank_and_node_count() -> None:
+    """Two ranks share three lanes, of 13, 13 and 14 drawings; the second one has more to read: in
+    each of its lanes five blocks, the one that they meet in twice."""
+    needs = capacity(by_hand(), Cluster(2, 2), settings(lanes=3))
+    assert needs.rank.lanes == 2
+    assert needs.rank.resident_drawings == 13 + 14
+    assert needs.node.decoded_bytes == (18 + 16) * 790
+    assert needs.node.read_bytes == (18 + 16) * 100
+    assert needs.node.cache_least_bytes == 2000
+    assert needs.node.cache_all_bytes == 3000 + 1000
+    third = capacity(by_hand(), Cluster(3, 3), settings(global_batch=4, lanes=4))
+    assert third.rank.lanes == 2  # of 1, 1 and 2
+    assert third.node.cache_least_bytes == 2000
+    uneven = capacity(by_hand(), Cluster(4, drawings_per_second=1.0), settings(lanes=6))
+    assert uneven.rank.batch_drawings == 2  # of 1, 2, 1 and 2
+    assert uneven.rates is not None
+    assert uneven.rates.epoch_seconds == 6 * 2
+
+
+def test_memory_is_that_of_the_loader() -> None:
+    order = Order(by_hand().blocks["train"], 6, 2, 4, seed=1)
+    for remote, threads, cache_bytes, shard_bytes in [
+        (True, 3, 5000, 1000), (True, 0, 0, 0), (False, 2, 5000, 0)
+    ]:  # fmt: skip
+        needs = capacity(
+            by_hand(),
+            Cluster(2, remote=remote),
+            settings(threads=threads, cache_bytes=cache_bytes, memory_bytes=10**8),
+        )
+        parts = [(0, 3), (3, 6)]
+        loaders = [
+            plan_memory(
+                order,
+                *part,
+                memory_bytes=10**8,
+                threads=threads or 8,
+                shard_bytes=shard_bytes,
+                pin=False,
+            ).bytes
+            for part in parts
+        ]
+        assert needs.rank.loader_bytes == max(loaders)
+        assert needs.node.loader_bytes == sum(loaders)
+        assert needs.node.cache_bytes == (cache_bytes if remote else 0)
+
+
+def test_caches_validations_and_local_datasets() -> None:
+    def of(remote: bool = True, every: int = 0, **stream: Any) -> Capacity:
+        evaluation = {"every_drawings": every}
+        made = settings(**stream).model_copy(
+            update={"evaluation": Settings(evaluation=evaluation).evaluation}
+        )
+        return capacity(by_hand(), Cluster(1, remote=remote), made)
+
+    assert of().epoch.cold == Requests(0, 5, 5000)
+    assert of(cache_bytes=4999).epoch.warm == Requests(0, 5, 5000)  # evicts what comes next
+    assert of(cache_bytes=0).epoch.warm == Requests(0, 12 + 1, 5000)
+    # Six steps of six drawings: validations after 15 and 30, and at the end.
+    assert of(every=15).epoch.validations == 3
+    assert of(every=36).epoch.validations == 1
+    assert of(every=15, cache_bytes=0).epoch.cold == Requests(0, 12 + 3, 4000 + 3000)
+    assert of(resident=True, cache_bytes=0).epoch.warm == Requests(0, 1, 1000)
+    assert of(remote=False, cache_bytes=1).epoch.cold == Requests()
+
+
+def test_resident() -> None:
+    exact = -(-20 * RESIDENT_BYTES * 10 // 8)
+    tight = Cluster(2, gpu_bytes=exact)
+    needs = capacity(by_hand(), tight, settings(resident=True))
+    assert needs.resident_fits is True
+    assert needs.rank.loader_bytes == 20 * (RESIDENT_BYTES - 784)  # pixels are in the GPU
+    less = replace(tight, gpu_bytes=exact - 10)
+    assert capacity(by_hand(), less, settings()).resident_fits is False  # nobody asked for it
+    with pytest.raises(RefusedError, match=r"--stream.resident true: .* 20 drawings.*--gpu-bytes"):
+        capacity(by_hand(), less, settings(resident=True))
+    assert capacity(by_hand(), Cluster(2), settings(resident=True)).resident_fits is None
+    assert module.RESIDENT_SHARE == resident.RESIDENT_SHARE
+
+
+@pytest.mark.parametrize(
+    ("cluster", "changed", "told"),
+    [
+        (Cluster(8), {}, r"--train.global_batch 6: smaller than the 8 ranks"),
+        (Cluster(4), {}, r"--stream.lanes 2: fewer than the 4 ranks"),
+        (Cluster(1), {"lanes": 4}, r"--stream.lanes 4: does not divide --train.global_batch 6"),
+        (Cluster(1), {"global_batch": 50}, r"--train.global_batch 50: .* only 40 drawings"),
+        (Cluster(1), {"memory_bytes": 9000}, r"--stream.memory_bytes 9000: .*window_blocks"),
+        (Cluster(1), {"cache_bytes": 1999}, r"--stream.cache_bytes 1999: .* at least 2000 is rig"),
+    ],
+)
+def test_what_cannot_work_is_refused(cluster: Cluster, changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(RefusedError, match=told):
+        capacity(by_hand(), cluster, settings(**changed))
+
+
+def test_nodes_have_equal_numbers_of_ranks() -> None:
+    with pytest.raises(RefusedError, match=r"--world-size 7: .*--nodes 3, .*; 9 is right"):
+        Cluster(7, 3)
+
+
+def test_the_least_cache_is_what_the_reader_accepts(dataset: Dataset, store: Store) -> None:
+    """One byte less, and the loader would read block by block instead."""
+    shards = outline.of_manifest(dataset.manifest)
+    small = settings(global_batch=4, lanes=4)
+    least = capacity(shards, Cluster(2), small).node.cache_least_bytes
+    for cache_bytes in (least, least - 1):
+        stream = small.stream.model_copy(update={"cache_bytes": cache_bytes})
+        reader = SplitReader("gs://bucket/data", dataset.manifest, "train", stream, 4)
+        assert (reader.cache is not None) == (cache_bytes >= least)
+
+
+def test_in_words() -> None:
+    cluster = Cluster(2, 2, gpu_bytes=10**6, drawings_per_second=9.0, shard_workers=3)
+    text = describe(capacity(by_hand(), cluster, settings(cache_bytes=2500)))
+    for words in (
+        "40 drawings in 4 shards, 4 kB",
+        "3 workers of 200,000 drawings/s",
+        "2 workers have none",
+        "6 steps; 4 drawings are left out",
+        "2 of 20 drawings; 1 a rank",
+        "for 20 drawings; fits",
+        "0:02 an epoch at 9 drawings/s a rank; a node reads 1 kB/s",
+        "2.5 kB a node as set; 1 kB at least, 3 kB keep all",
+        "first epoch: 0 class A and 6 class B requests, 6 kB, 3 kB/s",
+        "each later epoch: 0 class A and 6 class B requests",
+    ):
+        assert words in text
+    plain = describe(capacity(by_hand(), Cluster(remote=False), settings()))
+    assert "rates" not in plain
+    assert "cache" not in plain
+    assert "nothing" in describe(capacity(by_hand(), Cluster(), settings()))
+    assert "does not fit" in describe(capacity(by_hand(), Cluster(gpu_bytes=9), settings()))
+
+
+Blocks = tuple[tuple[int, ...], ...]
+
+
+@st.composite
+def datasets(draw: st.DrawFn) -> Outline:
+    """Any shards of any blocks."""
+    shard = st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple)
+    train: Blocks = draw(st.lists(shard, min_size=1, max_size=9).map(tuple))
+    val: Blocks = draw(st.lists(shard, max_size=3).map(tuple))
+    blocks = {"train": train, "val": val, "test": ()}
+    sizes = {
+        split: tuple(draw(st.integers(sum(s), 900 * sum(s))) for s in shards)
+        for split, shards in blocks.items()
+    }
+    drawings = sum(sum(map(sum, shards)) for shards in blocks.values())
+    return Outline(Plan(("a",), (drawings,), Settings().shard), "gs://b/s", blocks, sizes)
+
+
+@given(
+    dataset=datasets(),
+    lanes=st.integers(1, 12),
+    nodes=st.integers(1, 3),
+    ranks=st.integers(1, 3),
+    more=st.integers(2, 3),
+    cached=st.booleans(),
+)
+def test_more_ranks_never_need_more_each(
+    dataset: Outline, lanes: int, nodes: int, ranks: int, more: int, cached: bool
+) -> None:
+    world = nodes * ranks
+    assume(world * more <= lanes <= sum(map(sum, dataset.blocks["train"])))
+    run = settings(lanes, lanes, cache_bytes=10**9 if cached else 0)
+    few, on_nodes, on_more_nodes = (
+        capacity(dataset, cluster, run)
+        for cluster in (
+            Cluster(world, nodes),
+            Cluster(world * more, nodes),
+            Cluster(world * more, nodes * more),
+        )
+    )
+    for many in (on_nodes, on_more_nodes):
+        assert many.epoch.steps == few.epoch.steps
+        for name, most in asdict(few.rank).items():
+            assert asdict(many.rank)[name] <= most, name
+    if cached:
+        assert on_nodes.epoch.cold == few.epoch.cold
+    for name in ("loader_bytes", "cache_all_bytes", "read_bytes", "decoded_bytes"):
+        assert getattr(on_more_nodes.node, name) <= getattr(few.node, name), name
+    # All nodes together read all of it, and what two of them share twice.
+    assert few.epoch.cold.bytes <= on_more_nodes.epoch.cold.bytes
+    assert few.epoch.cold.class_b <= on_more_nodes.epoch.cold.class_b
+
+
+@given(
+    dataset=datasets(), lanes=st.integers(1, 12), batch=st.integers(1, 4), world=st.integers(1, 9)
+)
+def test_an_epoch_is_all_there_is(dataset: Outline, lanes: int, batch: int, world: int) -> None:
+    train = sum(map(sum, dataset.blocks["train"]))
+    assume(world <= lanes and lanes * batch <= train)
+    needs = capacity(dataset, Cluster(world), settings(lanes * batch, lanes, cache_bytes=10**9))
+    epoch = needs.epoch
+    assert epoch.steps * epoch.global_batch + epoch.left_out_drawings == train
+    assert epoch.least_lane_drawings <= train / lanes <= epoch.most_lane_drawings
+    assert needs.node.decoded_bytes >= train * 790
+    shards, sizes = needs.shards, needs.shard_bytes
+    assert epoch.cold == Requests(0, shards["train"] + shards["val"], sizes["train"] + sizes["val"])
+    assert needs.node.cache_all_bytes == max(epoch.cold.bytes, needs.node.cache_least_bytes)
+    assert epoch.warm == Requests()
+    assert world * needs.rank.resident_drawings >= train
+    assert json.loads(json.dumps(asdict(needs)))["epoch"]["steps"] == epoch.steps

@@ -1,0 +1,47 @@
+"""The official classes: 345, in Google's order, with Google's figures."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from pathlib import Path
+
+from quickdraw_dist.data.drawings.classes import official, official_names
+
+
+def test_names_and_order_are_frozen() -> None:
+    """A label is an index into this list: another order is another meaning for every model."""
+    names = official_names()
+    assert len(names) == len(set(names)) == 345
+    assert names[:2] == ("aircraft carrier", "airplane")
+    assert names[-2:] == ("zebra", "zigzag")
+    assert names != tuple(sorted(names)), "sorted() is not the official order"
+    assert (
+        hashlib.sha256("\n".join(names).encode()).hexdigest()
+        == "305040dd185b7259a4795da7a5be4145837ddb9b4f61a5b4c366ab0e4e2e9360"
+    )
+
+
+def test_figures_are_the_official_ones() -> None:
+    """Totals that Google publishes; a slip in one row of the table moves one of them."""
+    drawings = sorted(entry.drawings for entry in official())
+    assert sum(drawings) == 50_426_266
+    assert (drawings[0], drawings[172], drawings[-1]) == (113_613, 130_371, 340_029)
+    for entry in official():
+        assert entry.npy_bytes == 80 + 784 * entry.drawings, entry.name
+        assert re.fullmatch("[0-9a-f]{32}", entry.npy_md5), entry.name
+    assert len({entry.npy_md5 for entry in official()}) == 345
+
+
+def test_the_table_equals_the_lists_beside_the_real_data(real_data: Path) -> None:
+    """Our copy against the one that comes with the drawings, name by name."""
+    listed = (real_data / "categories.txt").read_text(encoding="utf-8").splitlines()
+    assert list(official_names()) == listed
+    with (real_data / "official_files.csv").open(encoding="utf-8") as file:
+        rows = {row["word"]: row for row in csv.DictReader(file)}
+    for entry in official():
+        row = rows[entry.name]
+        assert entry.drawings == int(row["drawings"]), entry.name
+        assert entry.npy_bytes == int(row["numpy_bitmap_bytes"]), entry.name
+        assert entry.npy_md5 == row["numpy_bitmap_md5"], entry.name

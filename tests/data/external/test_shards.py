@@ -1,0 +1,130 @@
+"""Foreign tars: which are found, and what is refused before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.data.external.shards import find_shards, open_shards
+from quickdraw_dist.data.feed import open_dataset, refuse_misfit
+from tests.conftest import Store
+from tests.support.tars import delivered, make_settings, open_feed, write_shards
+
+pytestmark = pytest.mark.usefixtures("no_thread_left")
+
+
+# -- what is found ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a", "a/x-000 a/x-001 a/x-002"),
+        ("a/x-{000..001}.tar", "a/x-000 a/x-001"),
+        ("a/x-002.tar", "a/x-002"),
+        ("a/x-*[12].tar", "a/x-001 a/x-002"),
+        ("{a,b}/x-000.tar", "a/x-000 b/x-000"),
+        ("a/x-002.tar::ROOT/b", "a/x-002 b/x-000"),
+        ("none", ""),
+        ("a/y-{000..001}.tar", ""),
+    ],
+)
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_patterns(store: Store, tmp_path: Path, where: str, pattern: str, names: str) -> None:
+    """Folders, lists and wildcards name the same shards on a disk and in a store."""
+    for name in ("a/x-000", "a/x-001", "a/x-002", "a/._x-000", "b/x-000"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.tar").write_bytes(bytes(1024))
+    root = str(tmp_path)
+    if where == "store":
+        root = store.upload(tmp_path, "gs://bucket/tars")
+    found = find_shards(f"{root}/{pattern.replace('ROOT', root)}")
+    assert [shard.url for shard in found] == [f"{root}/{name}.tar" for name in names.split()]
+    assert all(shard.bytes == 1024 for shard in found)
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """What a refused call says."""
+    with pytest.raises(RefusedError) as refused:
+        call()
+    return str(refused.value)
+
+
+def test_shards_that_are_not_there(tmp_path: Path) -> None:
+    """A hole in a list, a folder without tars, a malformed list: each is named."""
+    write_shards(tmp_path / "a", [3, 3])
+    said = refusal(lambda: find_shards(f"{tmp_path}/a/x-{{000..003}}.tar"))
+    assert "2 of 4 are not there, such as" in said and "x-002.tar" in said
+    said = refusal(lambda: open_shards(make_settings(tmp_path / "b")))
+    assert f"--data {tmp_path / 'b'}: no .tar file there" in said
+    said = refusal(lambda: open_shards(make_settings(f"{tmp_path}/a/x-{{000..001.tar")))
+    assert "x-{000..001.tar" in said
+    made = make_settings(tmp_path / "a", validation_data=str(tmp_path / "b"))
+    assert "--stream.validation_data" in refusal(lambda: open_shards(made))
+
+
+def test_splits_by_folder(tmp_path: Path) -> None:
+    """train/ and val/ are the splits; without them all is train; both kinds at once is unclear."""
+    write_shards(tmp_path / "train", [3, 3])
+    write_shards(tmp_path / "val", [3])
+    both = open_shards(make_settings(tmp_path))
+    assert [len(both.train), len(both.val)] == [2, 1]
+    alone = open_shards(make_settings(tmp_path / "train"))
+    assert alone.train == both.train and alone.val == ()
+    assert open_feed(make_settings(tmp_path / "train", batch=3)).validation() is None
+    write_shards(tmp_path, [3])
+    said = refusal(lambda: open_shards(make_settings(tmp_path)))
+    assert "holds .tar files and a folder train/" in said and str(tmp_path / "train") in said
+
+
+# -- what is refused before anything is read -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stream", "batch", "ranks", "parts"),
+    [
+        ({"resident": True}, 8, 1, ["--stream.resident true", "false is right"]),
+        ({}, 8, 4, ["3 shards", "fewer than the 4 ranks", "3 ranks at most", "4 shards or more"]),
+        ({}, 2, 3, ["--train.global_batch 2", "3 ranks", "--train.global_batch 3 or more"]),
+        ({"epoch_drawings": 7}, 8, 1, ["--stream.epoch_drawings 7", "--train.global_batch of 8"]),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    tmp_path: Path, stream: dict[str, Any], batch: int, ranks: int, parts: list[str]
+) -> None:
+    """With the setting, its value, and what would be right."""
+    write_shards(tmp_path, [5, 5, 5])
+    made = make_settings(tmp_path, batch=batch, **stream)
+    said = refusal(lambda: refuse_misfit(made, open_dataset(made), ranks))
+    for part in parts:
+        assert part in said
+
+
+def test_too_few_drawings_or_too_little_memory(tmp_path: Path) -> None:
+    """Known only when the shards are."""
+    write_shards(tmp_path, [5, 5])
+    said = refusal(lambda: open_feed(make_settings(tmp_path, batch=11)))
+    assert "--train.global_batch 11" in said and "only 10 drawings; at most 10" in said
+    said = refusal(lambda: open_feed(make_settings(tmp_path, memory_bytes=30_000)))
+    assert "--stream.memory_bytes 30000" in said and "39,740 bytes" in said
+    least = open_feed(make_settings(tmp_path, memory_bytes=39_740))
+    assert len(set(delivered(least.epoch(0)))) == 10
+
+
+def test_the_default_reader_tells_of_this_one(tmp_path: Path, ours: Callable[..., Any]) -> None:
+    """Where there are tars and nothing of ours; not where sharding has only begun. Settings of
+    this reader without it are a mistake."""
+    write_shards(tmp_path / "tars", [5])
+    shards: dict[str, Any] = {"reader": "shards"}
+    said = refusal(lambda: open_dataset(make_settings(tmp_path / "tars", **shards)))
+    assert "make shard DEST=" in said and "--stream.reader webdataset" in said
+    begun = Path(ours("gzip blocks").folder)
+    assert "webdataset" not in refusal(lambda: open_dataset(make_settings(begun, **shards)))
+    assert "webdataset" not in refusal(lambda: open_dataset(make_settings(tmp_path, **shards)))
+    wrong = make_settings(tmp_path, reader="shards", epoch_drawings=100)
+    said = refusal(lambda: open_dataset(wrong))
+    assert "--stream.epoch_drawings 100" in said and "--stream.reader webdataset" in said

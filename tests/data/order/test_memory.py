@@ -1,0 +1,213 @@
+"""What a loader may hold is what the setting says: on paper, and as the kernel counts it."""
+
+from __future__ import annotations
+
+import gc
+import re
+import threading
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.data.feed import ShardFeed
+from quickdraw_dist.data.order import memory
+from quickdraw_dist.data.order.memory import (
+    RESIDENT_BYTES,
+    LoaderMemory,
+    least_batches,
+    plan_memory,
+    processor_share,
+    resident_drawings,
+)
+from quickdraw_dist.data.order.order import Order, rank_part
+from quickdraw_dist.data.order.schedule import longest_need
+from quickdraw_dist.data.shards import manifest
+from quickdraw_dist.data.stream.ring import ring_bytes
+from quickdraw_dist.distributed.ranks import World
+from tests.conftest import Dataset, DatasetMaker, Store, use_store
+from tests.support.delivery import least_bytes
+from tests.support.orders import orders
+
+# -- on paper --------------------------------------------------------------------------------------
+
+
+@given(
+    orders(), st.data(), st.integers(1, 20), st.sampled_from([0, 1, 5_000, 300_000, 10**8]),
+    st.booleans(),
+)  # fmt: skip
+def test_what_is_granted_stays_within_the_setting(
+    order: Order, data: st.DataObject, threads: int, shard_bytes: int, pin: bool
+) -> None:
+    """For any part, threads and shards: never more than was allowed, never less than is needed to
+    go on; and what a refusal calls enough is, to the byte."""
+    world_size = data.draw(st.integers(1, min(8, order.global_batch)))
+    start, stop = rank_part(
+        order.global_batch, data.draw(st.integers(0, world_size - 1)), world_size
+    )
+    allowed = data.draw(st.integers(1, 10**6) | st.integers(1, 10**10))
+
+    def plan(memory_bytes: int) -> LoaderMemory:
+        return plan_memory(
+            order, start, stop, memory_bytes=memory_bytes, threads=threads,
+            shard_bytes=shard_bytes, pin=pin,
+        )  # fmt: skip
+
+    least, most = least_batches(order), least_batches(order) + longest_need(order)
+    try:
+        granted = plan(allowed)
+    except RefusedError as error:
+        for word in (f"--stream.memory_bytes {allowed}: ", "--stream.window_blocks", "more ranks"):
+            assert word in str(error)
+        needed = least_bytes(error)
+        assert needed > allowed
+        granted, allowed = plan(needed), needed
+        assert (granted.batches, granted.threads, granted.bytes) == (least, 1, needed)
+        with pytest.raises(RefusedError):
+            plan(needed - 1)
+    assert granted.bytes <= allowed
+    assert least <= granted.batches <= most
+    assert 1 <= granted.threads <= threads
+    assert (granted.fetchers > 0) == (shard_bytes > 0)
+    held = ring_bytes(granted.batches, stop - start, pin) + granted.fetchers * shard_bytes
+    assert held + granted.threads * order.longest_block * (784 + 2 + 4) < granted.bytes
+    if granted.batches < most:  # all that there is room for
+        one_more = ring_bytes(granted.batches + 1, stop - start, pin)
+        assert granted.bytes - ring_bytes(granted.batches, stop - start, pin) + one_more > allowed
+
+
+def test_memory_goes_to_threads_batches_and_shards_under_way() -> None:
+    """Plenty is not taken because it is there; half of what is left goes to the store. A window of
+    4 blocks of 1,024 is spread over 65 batches that take 64 of a lane."""
+    order = Order(((1024,) * 60,) * 64, global_batch=4096, lanes=64, window_blocks=4, seed=1)
+
+    def plan(memory_bytes: float, shard_bytes: int = 0) -> LoaderMemory:
+        return plan_memory(
+            order, 0, 4096, memory_bytes=int(memory_bytes), threads=8, shard_bytes=shard_bytes,
+            pin=False,
+        )  # fmt: skip
+
+    plenty = plan(1e12)
+    assert (plenty.batches, plenty.threads, plenty.fetchers) == (2 * 65 + 1, 8, 0)
+    assert plenty.bytes < 500e6
+    assert plan(1e12, 50_000_000).fetchers == 8
+    tight = plan(400e6, 50_000_000)
+    assert tight.threads == 8
+    assert tight.fetchers < 4 and 66 < tight.batches < 2 * 65 + 1
+
+
+def test_what_a_refusal_suggests_needs_less() -> None:
+    """More ranks and smaller windows are the two ways out: both have to lead there."""
+    order = Order(((1024,) * 60,) * 64, global_batch=4096, lanes=64, window_blocks=4, seed=1)
+    other = Order(order.shards, 4096, lanes=64, window_blocks=2, seed=1)
+    needs = []
+    for of, part in ((order, (0, 4096)), (other, (0, 4096)), (order, rank_part(4096, 1, 8))):
+        with pytest.raises(RefusedError) as refused:
+            plan_memory(of, *part, memory_bytes=1000, threads=4, shard_bytes=0, pin=False)
+        needs.append(least_bytes(refused.value))
+    assert needs[1] < 0.6 * needs[0]
+    assert needs[2] < 0.2 * needs[0]
+
+
+def test_threads_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight ranks with a thread a processor each would be eight times too many."""
+    for processors, ranks, threads in ((16, 1, 8), (16, 4, 4), (2, 1, 2), (2, 8, 1), (96, 8, 8)):
+        monkeypatch.setattr(memory, "processors", lambda processors=processors: processors)
+        assert processor_share(ranks) == threads
+
+
+# -- as the kernel counts it -----------------------------------------------------------------------
+
+STATUS = Path("/proc/self/status")
+
+DRAWINGS, ALLOWED = 60_000, 12_000_000
+"""A dataset of 47 MB, and what a loader may hold of it."""
+
+SLACK = {"local": 4_000_000, "ranges": 4_000_000, "cache": 8_000_000, "resident": 14_000_000}
+"""What Python and its allocator take besides: stacks of threads, plans of epochs; and in each
+thread something of what came in pieces, or was decoded, and is not handed back at once."""
+
+
+def anonymous_bytes() -> int:
+    """Of this process: without the pages of mapped files, which are the kernel's to take back."""
+    (kilobytes,) = re.findall(r"^RssAnon:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
+    return int(kilobytes) * 1024
+
+
+def stream_and_watch(store: str, chosen: Settings, results: str) -> None:
+    """Three epochs in a process of its own; its peak beyond what it had before, and the grant."""
+    use_store(store)
+    dataset = manifest.read(chosen.data)
+    over = threading.Event()
+    gc.collect()
+    before = peak = anonymous_bytes()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(0.0005):
+            peak = max(peak, anonymous_bytes())
+
+    threading.Thread(target=watch, daemon=True).start()
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+    feed = ShardFeed(chosen, dataset, world, chosen.stream.lanes)
+    delivered = sum(len(batch.labels) for epoch in range(3) for batch in feed.epoch(epoch))
+    over.set()
+    assert delivered == 3 * feed.steps * feed.order.global_batch
+    Path(results).write_text(str(peak - before))
+
+
+@pytest.fixture(scope="module")
+def large(make_dataset: DatasetMaker, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """60,000 drawings of noise, uncompressed, in shards of 1.6 MB and blocks of 0.1 MB."""
+    folder = tmp_path_factory.mktemp("noise")
+    noise = np.random.default_rng(1).integers(0, 256, (DRAWINGS // 2, 784), np.uint8)
+    for name in ("cat", "dog"):
+        np.save(folder / f"{name}.npy", noise)
+    sizes = {"block": 128, "drawings_per_shard": 2048, "compression": "none"}
+    return make_dataset(source=str(folder), **sizes)
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="no /proc/self/status here to count memory with")
+@pytest.mark.parametrize("source", ["local", "ranges", "cache", "resident"])
+def test_peak_memory_is_within_the_setting(
+    large: Dataset, store: Store, processes: ForkServerContext, tmp_path: Path, source: str
+) -> None:
+    """A dataset several times as large as the memory granted streams through it; a cluster's
+    limit ends the process that takes more. (Resident: all of it, and what that was said to be.)"""
+    remote = source in ("ranges", "cache")
+    if remote:
+        store.upload(large.folder, "gs://bucket/large")
+    chosen = Settings.model_validate(
+        {
+            "data": "gs://bucket/large" if remote else large.folder,
+            "train": {"global_batch": 1024, "device": "cpu"},
+            "stream": {
+                "lanes": 8,
+                "window_blocks": 6,
+                "threads": 4,
+                "memory_bytes": ALLOWED,
+                "resident": source == "resident",
+                "cache_folder": str(tmp_path / "cache"),
+                "cache_bytes": 0 if source == "ranges" else 10**9,
+            },
+        }
+    )
+    process = processes.Process(
+        target=stream_and_watch, args=(store.server.url, chosen, str(tmp_path / "peak"))
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    peak = int((tmp_path / "peak").read_text())
+    allowed = ALLOWED
+    if source == "resident":
+        order = Order(large.manifest.block_counts("train"), 1024, 8, 6, 1)
+        assert resident_drawings(order, 0, 1024) == order.drawings
+        allowed = ALLOWED + order.drawings * RESIDENT_BYTES
+    assert 0.7 * allowed < peak < allowed + SLACK[source]

@@ -1,0 +1,308 @@
+"""The bytes of a block: the same forever, readable by anyone, and damage never passes."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.hashing import random64
+from quickdraw_dist.data.shards import blocks
+from quickdraw_dist.data.shards.blocks import Block
+
+LAYOUTS = ("gzip", "none", "per_drawing")
+KEY = "000123-0004"
+
+
+def some(count: int, seed: int = 1) -> Block:
+    """A block of made-up drawings with white ink on a fifth of the pixels."""
+    values = random64(seed, count * 784).reshape(count, 28, 28)
+    ink = np.where(values % 5 == 0, values >> np.uint64(8) & np.uint64(255), 0)
+    labels = random64(seed + 1, count) % 345
+    rows = random64(seed + 2, count) % 340_029
+    return Block(ink.astype(np.uint8), labels.astype(np.uint16), rows.astype(np.uint32))
+
+
+def encoded(block: Block, layout: str) -> bytes:
+    """The block's bytes in one of the three layouts."""
+    if layout == "per_drawing":
+        return blocks.encode_per_drawing(block)
+    return blocks.encode(block, KEY, layout)
+
+
+def same(one: Block, other: Block) -> bool:
+    """Whether two blocks hold the same drawings with the same identities in the same order."""
+    pairs = ((one.drawings, other.drawings), (one.labels, other.labels), (one.rows, other.rows))
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+
+@st.composite
+def any_block(draw: st.DrawFn) -> Block:
+    """Blocks of any identities, the largest that their types hold among them."""
+    count = draw(st.integers(1, 5))
+    fill = draw(st.sampled_from([None, 0, 255]))
+    drawings = some(count, draw(st.integers(0, 99))).drawings
+    if fill is not None:
+        drawings = np.full_like(drawings, fill)
+    labels = draw(st.lists(st.integers(0, 2**16 - 1), min_size=count, max_size=count))
+    rows = draw(st.lists(st.integers(0, 2**32 - 1), min_size=count, max_size=count))
+    return Block(drawings, np.array(labels, np.uint16), np.array(rows, np.uint32))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=30)
+@given(block=any_block())
+@example(block=some(300))
+def test_what_is_written_is_read(layout: str, block: Block) -> None:
+    """Drawings, labels and rows come back bit for bit."""
+    data = encoded(block, layout)
+    count = len(block.labels)
+    read = blocks.decode(data, count)
+    assert same(read, block)
+    assert read.crc == block.crc
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_how_an_array_lies_in_memory_does_not_matter(layout: str) -> None:
+    """Views, Fortran order and wider integers become the same bytes."""
+    block = some(6)
+    odd = Block(
+        np.asfortranarray(block.drawings),
+        np.repeat(block.labels, 2)[::2],
+        block.rows.astype(">u4"),  # type: ignore[arg-type]
+    )
+    assert encoded(odd, layout) == encoded(block, layout)
+    assert odd.crc == block.crc
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_drawings_are_the_same_bytes(layout: str) -> None:
+    """A rebuilt shard must have the checksum that the manifest remembers: no clock, no user."""
+    assert encoded(some(9), layout) == encoded(some(9), layout)
+    with tarfile.open(fileobj=io.BytesIO(encoded(some(9), layout) + blocks.END_OF_TAR)) as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
+            assert (member.uname, member.gname) == ("", "")
+            assert member.pax_headers == {}, "a pax header costs 1,024 bytes a member"
+
+
+def test_the_bytes_of_a_block_are_frozen() -> None:
+    """Format version 1. Compressed bytes follow isal's version, so only these are pinned."""
+    data = encoded(some(9), "none")
+    assert len(data) == 512 + 7_680 + 512 + 512 + 512 + 512
+    assert (
+        hashlib.sha256(data).hexdigest()
+        == "4746221b02765fda36f95672653e4b36a984426be123583bd96bfda9b4dbb19b"
+    )
+    assert some(9).crc == 1306754537
+
+
+def test_the_checksum_sees_order_pixels_labels_and_rows() -> None:
+    """It stands for the contents in the manifest and in the dataset's digest."""
+    block = some(4)
+    pixels, labels, rows = block.drawings.copy(), block.labels.copy(), block.rows.copy()
+    pixels[3, 27, 27] ^= 1
+    labels[0] ^= 1
+    rows[2] ^= 1 << 20
+    turned = Block(block.drawings[::-1], block.labels[::-1], block.rows[::-1])
+    others = [
+        Block(pixels, block.labels, block.rows),
+        Block(block.drawings, labels, block.rows),
+        Block(block.drawings, block.labels, rows),
+        turned,
+    ]
+    assert len({block.crc, *(other.crc for other in others)}) == 5
+
+
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_plain_tools_read_a_shard(compression: str) -> None:
+    """tarfile, gzip and numpy are enough to get at the drawings, in this century and the next."""
+    parts = {f"000007-{number:04d}": some(3 + number, number) for number in range(3)}
+    shard = b"".join(blocks.encode(part, key, compression) for key, part in parts.items())
+    with tarfile.open(fileobj=io.BytesIO(shard + blocks.END_OF_TAR)) as tar:
+        files = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+    suffix = "npy.gz" if compression == "gzip" else "npy"
+    assert list(files) == [
+        f"{key}.{name}.{suffix}" for key in parts for name in ("drawings", "labels", "rows")
+    ]
+    for key, part in parts.items():
+        for name, array in (
+            ("drawings", part.drawings),
+            ("labels", part.labels),
+            ("rows", part.rows),
+        ):
+            data = files[f"{key}.{name}.{suffix}"]
+            if compression == "gzip":
+                assert data[4:8] == bytes(4), "gzip's own mtime is 0, too"
+                data = gzip.decompress(data)
+            read = np.load(io.BytesIO(data))
+            assert read.dtype == array.dtype
+            assert np.array_equal(read, array)
+
+
+def test_plain_tools_read_the_per_drawing_layout() -> None:
+    """A png and a cls a drawing, named by its identity."""
+    block = some(3)
+    with tarfile.open(
+        fileobj=io.BytesIO(blocks.encode_per_drawing(block) + blocks.END_OF_TAR)
+    ) as tar:
+        files = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+    assert len(files) == 6
+    for pixels, label, row in zip(block.drawings, block.labels, block.rows, strict=True):
+        image = Image.open(io.BytesIO(files[f"{label:05d}-{row:010d}.png"]))
+        assert image.mode == "L"
+        assert np.array_equal(np.asarray(image), pixels)
+        assert files[f"{label:05d}-{row:010d}.cls"] == str(label).encode()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("count", [0, 1, 3, 5, 1024])
+def test_another_count_is_refused(layout: str, count: int) -> None:
+    """The manifest promises 4: a block of another number is another block."""
+    with pytest.raises(CorruptError, match=f"not a block of {count:,} drawings"):
+        blocks.decode(encoded(some(4), layout), count)
+
+
+@pytest.mark.parametrize("layout", ["gzip", "none"])
+def test_a_truncated_block_is_refused(layout: str) -> None:
+    """At every single length: what is read is whole, or CorruptError, and nothing else."""
+    block = some(1)
+    data = encoded(block, layout)
+    whole = 0
+    for length in range(len(data)):
+        try:
+            read = blocks.decode(data[:length], 1)
+        except CorruptError:
+            continue
+        assert same(read, block), f"garbage from the first {length} bytes"
+        whole += 1
+    assert whole < 512, "only the padding of the last member may be missed"
+
+
+@pytest.mark.parametrize("layout", ["gzip", "none"])
+def test_flipped_bits_are_refused(layout: str) -> None:
+    """Every byte in turn: gzip sees it itself; of a plain block the content's checksum changes."""
+    block = some(1)
+    data = bytearray(encoded(block, layout))
+    must_refuse = set()
+    with tarfile.open(fileobj=io.BytesIO(data + blocks.END_OF_TAR)) as tar:
+        for member in tar.getmembers():
+            end = member.offset_data + member.size
+            must_refuse |= set(range(end - 8, end)) if layout == "gzip" else set()
+    for at in range(len(data)):
+        data[at] ^= 1 << at % 8
+        try:
+            read = blocks.decode(bytes(data), 1)
+        except CorruptError:
+            pass
+        else:
+            assert at not in must_refuse, f"a flip in byte {at} was not noticed"
+            assert same(read, block) == (read.crc == block.crc)
+            assert layout == "none" or same(read, block), f"garbage from a flip in byte {at}"
+        data[at] ^= 1 << at % 8
+
+
+@pytest.mark.parametrize("layout", ["gzip", "none"])
+@settings(max_examples=80)
+@given(data=st.data())
+def test_any_other_damage_is_refused(layout: str, data: st.DataObject) -> None:
+    """Ranges lost, doubled, zeroed or overwritten: CorruptError, or the checksum tells."""
+    block = some(2)
+    whole = encoded(block, layout)
+    start = data.draw(st.integers(0, len(whole)))
+    stop = data.draw(st.integers(start, len(whole)))
+    put = data.draw(
+        st.sampled_from([b"", bytes(512), whole[start:stop] * 2, bytes(stop - start)])
+        | st.binary(max_size=600)
+    )
+    try:
+        read = blocks.decode(whole[:start] + put + whole[stop:], 2)
+    except CorruptError:
+        return
+    assert same(read, block) or read.crc != block.crc
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("data", [b"", bytes(512), bytes(4096), b"<html>" * 200, b"\x1f\x8b" * 600])
+def test_foreign_bytes_are_refused(layout: str, data: bytes) -> None:
+    """Zeros of a sparse file, an error page of a proxy: never a block."""
+    for foreign in (data, encoded(some(2), layout) + data.ljust(512, b"x")):
+        if foreign.strip(b"\0") != encoded(some(2), layout).strip(b"\0"):
+            with pytest.raises(CorruptError):
+                blocks.decode(foreign, 2)
+
+
+def test_a_lost_member_is_refused() -> None:
+    """Drawings without labels are no block."""
+    data = encoded(some(2), "none")
+    assert same(blocks.decode(data, 2), some(2))
+    for without in (data[:-1024], data[-1024:], data[: 512 + 2048]):
+        with pytest.raises(CorruptError):
+            blocks.decode(without, 2)
+
+
+def _with_png(data: bytes, png: bytes) -> bytes:
+    """The per-drawing bytes with another first picture, header and padding made right."""
+    with tarfile.open(fileobj=io.BytesIO(data + blocks.END_OF_TAR)) as tar:
+        first = tar.next()
+        assert first is not None
+    after = 512 + first.size + -first.size % 512
+    first.size = len(png)
+    return first.tobuf(tarfile.USTAR_FORMAT) + png + bytes(-len(png) % 512) + data[after:]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def _flipped(png: bytes, at: int) -> bytes:
+    return png[:at] + bytes([png[at] ^ 16]) + png[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "png",
+    [
+        pytest.param(bytes(90), id="no picture"),
+        pytest.param(_png(some(1).drawings[0])[:120], id="cut off"),
+        pytest.param(_flipped(_png(some(1).drawings[0]), 38), id="flip in a chunk's type"),
+    ],
+)
+def test_a_damaged_picture_is_refused(png: bytes) -> None:
+    """The same promise for the per-drawing layout: `python -m jobs.verify` reads it, too."""
+    with pytest.raises(CorruptError):
+        blocks.decode(_with_png(blocks.encode_per_drawing(some(2)), png), 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 28), (28, 1), (1, 1)], ids=str)
+def test_a_picture_that_could_be_stretched_is_refused(shape: tuple[int, int]) -> None:
+    """One line of pixels is no drawing, whatever numpy makes of it."""
+    png = _png(np.full(shape, 9, np.uint8))
+    with pytest.raises(CorruptError):
+        blocks.decode(_with_png(blocks.encode_per_drawing(some(2)), png), 2)
+
+
+@pytest.mark.parametrize("key", ["70000-0000000001", "00001-4294967296"])
+def test_a_name_with_too_large_a_number_is_refused(key: str) -> None:
+    """A member's name is stored data, too."""
+    png = _png(some(1).drawings[0])
+    label = str(int(key.split("-")[0])).encode()
+    members = [(f"{key}.png", png), (f"{key}.cls", label)]
+    with pytest.raises(CorruptError):
+        blocks.decode(b"".join(blocks._member(*member) for member in members), 1)
+
+
+def test_a_picture_of_another_size_or_colour_is_refused() -> None:
+    """A third party's thumbnails are no drawings."""
+    for pixels in (np.zeros((29, 28), np.uint8), np.zeros((28, 28, 3), np.uint8)):
+        with pytest.raises(CorruptError):
+            blocks.decode(_with_png(blocks.encode_per_drawing(some(2)), _png(pixels)), 2)

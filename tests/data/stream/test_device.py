@@ -1,0 +1,79 @@
+"""Batches on the device are the loader's, on the processor and through CUDA's copy stream."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from quickdraw_dist.data.order.order import Order
+from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.device import on_device
+from quickdraw_dist.data.stream.loader import TrainLoader
+from tests.conftest import Dataset
+from tests.support.delivery import make_loader, open_local
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
+
+
+def open_loader(dataset: Dataset, device: str, more_batches: int = 9) -> TrainLoader:
+    reader = open_local(dataset)
+    order = Order(reader.block_counts, global_batch=64, lanes=8, window_blocks=2, seed=1)
+    return make_loader(reader, order, more_batches=more_batches, pin=device == "cuda")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("more_batches", [0, 9])
+def test_batches_arrive_whole_and_in_order(
+    dataset: Dataset, device: str, more_batches: int
+) -> None:
+    """A copy that runs beside the loop must not meet the next batch in its memory."""
+    loader = open_loader(dataset, device, more_batches)
+    for epoch in (0, 1):
+        steps = []
+        for batch in on_device(loader.epoch(epoch), torch.device(device)):
+            assert batch.drawings.device.type == batch.labels.device.type == device
+            assert batch.drawings.dtype == torch.uint8
+            assert batch.labels.dtype == torch.int64
+            labels = batch.labels.cpu().numpy()
+            pixels = batch.drawings.cpu().numpy()
+            assert np.array_equal(pixels, dataset.pixels(labels, batch.host.rows))
+            steps.append(batch.host.step)
+        assert steps == list(range(loader.order.steps))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_error_of_the_loader_comes_through(dataset: Dataset, device: str) -> None:
+    """The trainer only ever sees this iterator; an error must not end it like an epoch's end."""
+    loader = open_loader(dataset, device)
+
+    def failing() -> Iterator[Batch]:
+        with contextlib.closing(loader.epoch(0)) as batches:
+            yield next(batches)
+            yield next(batches)
+        raise RuntimeError("the shard is gone")
+
+    with pytest.raises(RuntimeError, match="the shard is gone"):
+        list(on_device(failing(), torch.device(device)))
+
+
+@cuda
+def test_copies_are_one_batch_ahead(dataset: Dataset) -> None:
+    """Otherwise the device waits for every copy, and the second stream is for nothing."""
+    loader = open_loader(dataset, "cuda")
+    asked = []
+
+    def watched() -> Iterator[Batch]:
+        for batch in loader.epoch(0):
+            asked.append(batch.step)
+            yield batch
+
+    batches = on_device(watched(), torch.device("cuda"))
+    assert next(batches).host.step == 0
+    assert asked == [0, 1]
+    batches.close()  # type: ignore[attr-defined]

@@ -1,0 +1,207 @@
+"""The loader delivers what the order says, from real shards, with real threads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.data.order.order import Order, rank_part
+from tests.conftest import Dataset, DatasetMaker
+from tests.support.delivery import (
+    SHAPES,
+    UNEVEN,
+    USUAL,
+    WORLDS,
+    Delivered,
+    Shape,
+    deliver,
+    digest_of,
+    flip_a_byte,
+    identities_of,
+    line,
+    make_loader,
+    open_local,
+    pairs,
+)
+from tests.support.orders import Numbered, orders, place_of
+
+
+def run(
+    dataset: Dataset, shape: Shape, world_size: int, epoch: int = 0, **sizes: int
+) -> Delivered:  # fmt: skip
+    """All ranks of a world over an epoch of the small dataset."""
+    reader = open_local(dataset)
+    order = shape.order(reader.block_counts)
+    return deliver(
+        lambda rank: make_loader(reader, order, rank, world_size, **sizes), order, world_size, epoch
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("world_size", WORLDS)
+def test_every_world_delivers_what_locate_says(
+    dataset: Dataset, world_size: int, shape: Shape
+) -> None:
+    """The promise of the design: the same drawings at the same steps, whoever delivers them."""
+    for epoch in (0, 1):
+        want = line(dataset, shape, epoch)
+        got = run(dataset, shape, world_size, epoch, threads=1 + world_size % 3)
+        assert got.in_order() == want
+        assert got.digest == digest_of(want, epoch)
+        assert len(set(want)) == len(want)
+
+
+def test_pixels_are_the_sources(dataset: Dataset) -> None:
+    """A drawing that arrives under another's label or row would be trained on in silence."""
+    for world_size, shape in ((1, USUAL), (3, SHAPES["long"]), (7, UNEVEN)):
+        got = run(dataset, shape, world_size, epoch=2)
+        labels, rows = np.array(got.in_order()).T
+        assert np.array_equal(got.pixels_in_order(), dataset.pixels(labels, rows))
+
+
+@settings(max_examples=60)
+@given(orders(), st.integers(0, 3), st.data())
+def test_the_least_memory_delivers_the_same(order: Order, epoch: int, data: st.DataObject) -> None:
+    """The batches of one window, also where a lane's share of a batch is longer than a whole
+    window, and with more ranks than divide the lanes: never a drawing of another block, or step."""
+    world_size = data.draw(st.integers(1, min(8, order.global_batch)))
+    rank = data.draw(st.integers(0, world_size - 1))
+    first_step = data.draw(st.integers(0, order.steps))
+    start, stop = rank_part(order.global_batch, rank, world_size)
+    want = [
+        order.locate(epoch, step * order.global_batch + at)
+        for step in range(first_step, order.steps)
+        for at in range(start, stop)
+    ]
+    for more_batches in (0, 1, None):
+        loader = make_loader(
+            Numbered(order), order, rank, world_size, more_batches=more_batches,
+            threads=data.draw(st.integers(1, 4)),
+        )  # fmt: skip
+        got = []
+        for batch in loader.epoch(epoch, first_step):
+            assert batch.drawings[:, 3, 4].tolist() == [row & 255 for row in batch.rows.tolist()]
+            got += [place_of(*pair) for pair in pairs(batch)]
+        assert got == want
+
+
+@pytest.mark.parametrize("threads", range(1, 9))
+def test_threads_and_memory_change_nothing(dataset: Dataset, threads: int) -> None:
+    """The order must not depend on how fast anything is."""
+    for shape in SHAPES.values():
+        for more_batches in (0, 2, 30):
+            got = run(dataset, shape, 1, 3, threads=threads, more_batches=more_batches)
+            assert got.in_order() == line(dataset, shape, 3)
+
+
+def test_one_loader_serves_epoch_after_epoch(dataset: Dataset) -> None:
+    """The trainer keeps one loader, and its ring, for the whole run."""
+    reader = open_local(dataset)
+    loader = make_loader(reader, USUAL.order(reader.block_counts))
+    for epoch, first in ((0, 0), (1, 0), (1, 7), (0, 3), (0, 18)):
+        want = line(dataset, USUAL, epoch)[first * 96 :]
+        assert identities_of(loader, epoch, first) == want
+
+
+# -- the end of an epoch -----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_thread_left")
+@pytest.mark.parametrize("taken", [0, 1, 5, 18])
+@pytest.mark.parametrize("how", ["close", "drop", "throw"])
+def test_an_epoch_left_early_leaves_no_thread(dataset: Dataset, taken: int, how: str) -> None:
+    """A signal ends an epoch in its middle; the process must be able to leave."""
+    reader = open_local(dataset)
+    loader = make_loader(reader, USUAL.order(reader.block_counts), threads=4)
+    batches = loader.epoch(0)
+    for _ in range(taken):
+        next(batches)
+    if how == "close":
+        batches.close()
+    elif how == "throw":
+        with pytest.raises(KeyboardInterrupt):
+            batches.throw(KeyboardInterrupt())
+    del batches
+
+
+@pytest.mark.usefixtures("no_thread_left")
+def test_an_epoch_can_start_again_after_one_left_early(dataset: Dataset) -> None:
+    """The ring is kept over epochs: nothing of the one given up may show."""
+    reader = open_local(dataset)
+    loader = make_loader(reader, UNEVEN.order(reader.block_counts), threads=4)
+    for taken in (1, 2, 3, 8):
+        batches = loader.epoch(1)
+        for _ in range(taken):
+            next(batches)
+        batches.close()
+    assert identities_of(loader, 2) == line(dataset, UNEVEN, 2)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGES = {"flipped": flip_a_byte, "truncated": truncate, "emptied": empty, "deleted": Path.unlink}
+
+
+@pytest.mark.usefixtures("no_thread_left")
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_shard_is_an_error_that_names_it(
+    dataset: Dataset, tmp_path: Path, damage: Callable[[Path], None], threads: int,
+    world_size: int,
+) -> None:  # fmt: skip
+    """Never trained on, never skipped in silence, and never a hang."""
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset.folder, folder)
+    entry = dataset.manifest.splits["train"][2]
+    damage(folder / entry.name)
+    copy = Dataset(str(folder), dataset.manifest, dataset.source)
+    want = line(dataset, USUAL, 0)
+    failed = 0
+    for rank in range(world_size):
+        reader = open_local(copy)
+        order = USUAL.order(reader.block_counts)
+        loader = make_loader(reader, order, rank, world_size, threads=threads)
+        start, stop = loader.part
+        try:
+            for batch in loader.epoch(0):
+                first = batch.step * 96
+                assert pairs(batch) == want[first + start : first + stop]
+        except CorruptError as raised:
+            assert entry.name in str(raised)
+            failed += 1
+    assert failed >= 1
+
+
+# -- the rest --------------------------------------------------------------------------------
+
+
+def test_real_drawings_arrive_as_they_are(make_dataset: DatasetMaker, real_data: Path) -> None:
+    """The official files have other headers, sizes and names than ours: the pixels must survive."""
+    classes = ("The Eiffel Tower", "ambulance", "aircraft carrier")
+    dataset = make_dataset(
+        source=str(real_data / "numpy_bitmap"), classes=classes, drawings_per_shard=256
+    )
+    reader = open_local(dataset)
+    loader = make_loader(reader, Shape(64, 16, 2).order(reader.block_counts))
+    files = [np.load(real_data / "numpy_bitmap" / f"{name}.npy") for name in classes]
+    seen = set()
+    for batch in loader.epoch(0):
+        for drawing, label, row in zip(batch.drawings, batch.labels, batch.rows, strict=True):
+            assert np.array_equal(drawing.numpy().ravel(), files[int(label)][int(row)])
+            seen.add((int(label), int(row)))
+    assert len(seen) == loader.order.steps * 64
+    assert seen <= dataset.identities("train")

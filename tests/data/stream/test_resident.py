@@ -1,0 +1,194 @@
+"""Resident drawings come in the streamed order, are read once, and are refused when too many."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quickdraw_dist.base.errors import CorruptError, RefusedError
+from quickdraw_dist.base.storage import Scratch
+from quickdraw_dist.data.order.memory import (
+    HELD,
+    RESIDENT_BYTES,
+    LoaderMemory,
+    least_batches,
+    resident_drawings,
+)
+from quickdraw_dist.data.order.order import Order, rank_part
+from quickdraw_dist.data.shards.blocks import Block
+from quickdraw_dist.data.stream import loader, resident
+from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.reader import SplitReader
+from quickdraw_dist.data.stream.resident import ResidentDrawings
+from quickdraw_dist.data.stream.resident_loaders import DeviceLoader, HostLoader
+from tests.conftest import Dataset
+from tests.support.delivery import (
+    SHAPES,
+    USUAL,
+    InTurn,
+    Shape,
+    deliver,
+    digest_of,
+    flip_a_byte,
+    identities_of,
+    line,
+    open_local,
+)
+
+pytestmark = pytest.mark.usefixtures("no_thread_left")
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+WAYS = ["host", "device", pytest.param("cuda", marks=cuda)]
+"""How batches are made. The device's way is tried with the processor as the device, too."""
+
+
+def hold(
+    reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, device: str = "cpu",
+    memory_bytes: int = 0, local_size: int = 1,
+) -> ResidentDrawings:  # fmt: skip
+    return ResidentDrawings(
+        reader, order, rank_part(order.global_batch, rank, world_size),
+        LoaderMemory(least_batches(order), 3, fetchers=0, bytes=memory_bytes),
+        local_world_size=local_size, device=torch.device(device),
+    )  # fmt: skip
+
+
+def make_resident(
+    reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, way: str = "host"
+) -> HostLoader | DeviceLoader:
+    held = hold(reader, order, rank, world_size, "cuda" if way == "cuda" else "cpu")
+    return HostLoader(held) if way == "host" else DeviceLoader(held)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("world_size", [1, 3, 8])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_order_is_the_streamed_one(
+    dataset: Dataset, shape: Shape, world_size: int, way: str
+) -> None:
+    """Epoch after epoch, from any step on, pixels and all: resident or not is no setting of the
+    order."""
+    reader = open_local(dataset)
+    order = shape.order(reader.block_counts)
+    loaders = [make_resident(reader, order, rank, world_size, way) for rank in range(world_size)]
+    for epoch, first in ((0, 0), (1, 0), (3, order.steps // 2), (2, order.steps - 1)):
+        got = deliver(loaders.__getitem__, order, world_size, epoch, first)
+        want = line(dataset, shape, epoch)[first * shape.global_batch :]
+        assert got.in_order() == want
+        assert got.digest == digest_of(want, epoch, first * shape.global_batch)
+        labels, rows = np.array(want).T
+        assert np.array_equal(got.pixels_in_order(), dataset.pixels(labels, rows))
+
+
+@pytest.mark.parametrize("way", ["host", "device"])
+@pytest.mark.parametrize("world_size", [1, 5])
+def test_drawings_are_read_once(
+    dataset: Dataset, tmp_path: Path, world_size: int, way: str
+) -> None:
+    """That is what the mode is for: after the first pass the disk may be gone."""
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset.folder, folder)
+    reader = open_local(Dataset(str(folder), dataset.manifest, dataset.source))
+    order = USUAL.order(reader.block_counts)
+    asked: list[tuple[int, int]] = []
+    plain = reader.read
+
+    def noted(shard: int, number: int, scratch: Scratch | None = None) -> Block:
+        asked.append((shard, number))
+        return plain(shard, number, scratch)
+
+    reader.read = noted  # type: ignore[method-assign]
+    loaders = [make_resident(reader, order, rank, world_size, way) for rank in range(world_size)]
+    assert asked == []
+    deliver(loaders.__getitem__, order, world_size)
+    pieces: list[tuple[int, int]] = []
+    for made in loaders:
+        for lane, _, _ in order.segments(0, *made.part):
+            pieces += ((piece.shard, piece.block) for piece in order.lane_pieces(lane))
+    assert Counter(asked) == Counter(pieces)
+    shutil.rmtree(folder)
+    assert deliver(loaders.__getitem__, order, world_size, 1).in_order() == line(dataset, USUAL, 1)
+    assert len(asked) == len(pieces)
+
+
+@pytest.mark.parametrize("way", ["host", "device"])
+def test_batches_in_use_stay_as_they_are(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The next one is made while a step still reads this one."""
+    monkeypatch.setattr(loader, "ThreadPoolExecutor", InTurn)
+    reader = open_local(dataset)
+    in_use: list[Batch] = []
+    for batch in make_resident(reader, USUAL.order(reader.block_counts), way=way).epoch(0):
+        in_use = [*in_use, batch][-HELD:]
+        for held in in_use:
+            labels = held.labels.numpy()
+            assert np.array_equal(held.drawings.numpy(), dataset.pixels(labels, held.rows))
+
+
+def test_a_pass_that_failed_is_made_again(dataset: Dataset, tmp_path: Path) -> None:
+    """Half of the drawings read are not all of them: what is missing must never be delivered."""
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset.folder, folder)
+    path = folder / dataset.manifest.splits["train"][3].name
+    good = path.read_bytes()
+    flip_a_byte(path)
+    reader = open_local(Dataset(str(folder), dataset.manifest, dataset.source))
+    made = make_resident(reader, USUAL.order(reader.block_counts))
+    for _ in range(2):
+        with pytest.raises(CorruptError, match=path.name):
+            next(made.epoch(0))
+    path.write_bytes(good)
+    assert identities_of(made) == line(dataset, USUAL, 0)
+
+
+@pytest.mark.parametrize("local_size", [1, 3])
+@pytest.mark.parametrize("limited", [False, True], ids=["machine", "container"])
+def test_what_does_not_fit_is_refused(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_size: int,
+    limited: bool,
+) -> None:  # fmt: skip
+    """With the arithmetic, before a drawing is read; the ranks of a node share its memory."""
+    reader = open_local(dataset)
+    order = USUAL.order(reader.block_counts)
+    count = resident_drawings(order, 0, 96)
+    assert count == 1800
+    enough = -(-count * RESIDENT_BYTES * local_size * 10 // 8) + 8
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(resident, "Path", lambda _: limit)
+
+    def room(total: int) -> None:
+        pages = 10**12 if limited else total
+        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": pages}.get)
+        limit.write_text(f"{total}\n" if limited else "max\n")
+
+    def make(memory_bytes: int = 0) -> ResidentDrawings:
+        return hold(reader, order, memory_bytes=memory_bytes, local_size=local_size)
+
+    room(enough)
+    make()
+    with pytest.raises(RefusedError, match=r"batches in the making 0\.01 GB \(--stream\.memory_b"):
+        make(memory_bytes=10**7)
+    room(enough * 99 // 100)
+    with pytest.raises(RefusedError) as refused:
+        make()
+    message = str(refused.value)
+    assert message.startswith("--stream.resident true: ")
+    for word in (f"{count:,} drawings", "80%", "more ranks", "--stream.resident false"):
+        assert word in message
+
+
+def test_more_ranks_hold_less() -> None:
+    """What the refusal suggests: a rank holds the lanes that it reads from, and only those."""
+    order = Order(((40,) * 10,), global_batch=40, lanes=8, window_blocks=2, seed=1)
+    assert resident_drawings(order, 0, 40) == 400
+    assert resident_drawings(order, 0, 5) == 50
+    assert resident_drawings(order, 4, 11) == 150  # the end of one, all of the next, and some
+    assert sum(resident_drawings(order, at, at + 10) for at in range(0, 40, 10)) == 400

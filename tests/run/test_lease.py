@@ -1,0 +1,199 @@
+"""One writer of a run in a store, whatever dies, hangs or is lost on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quickdraw_dist.base import storage
+from quickdraw_dist.base.errors import RefusedError, TrainingError
+from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.run import lease
+from quickdraw_dist.run.lease import Lease
+from tests.conftest import Store, use_store
+from tests.support.gcs.fault_proxy import FaultProxy
+from tests.support.gcs.server import Request, Response
+
+RUN = "gs://bucket/run"
+WRITER = f"{RUN}/.writer"
+
+HOLD = f"""
+import sys
+from tests.conftest import use_store
+from quickdraw_dist.run import lease
+use_store(sys.argv[1])
+lease.RENEW_SECONDS = 0.02
+held = lease.Lease("{RUN}")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life come fast here; a holder has a second until it is taken for dead."""
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.0)
+
+
+@pytest.fixture
+def held(store: Store) -> Iterator[Lease]:
+    """The lease of the run, held by this process."""
+    taken = Lease(RUN)
+    yield taken
+    taken.release()
+
+
+@pytest.fixture
+def other(store: Store) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, store.server.url],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def holder() -> dict[str, object]:
+    """What the object says."""
+    return dict(json.loads(storage.read(WRITER)))
+
+
+def renewals(seen: int, count: int) -> None:
+    """Wait until the object was replaced so often since it was of this generation."""
+    for _ in range(count):
+        while (now := storage.read_version(WRITER)[1]) == seen:
+            time.sleep(0.005)
+        seen = now
+
+
+def test_a_second_writer_is_told_who_holds_it(
+    other: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused as soon as the holder shows life; it holds on. Another run beside it is free."""
+    with pytest.raises(RefusedError) as refused:
+        Lease(RUN)
+    for text in (str(refused.value), capsys.readouterr().err):
+        assert RUN in text
+        assert f"process {other.pid} on {socket.gethostname()}" in text
+    assert str(refused.value).startswith(f"--output {RUN}: ")
+    renewals(storage.read_version(WRITER)[1], 2)
+    Lease("gs://bucket/beside").release()
+
+
+def test_let_go_of(store: Store) -> None:
+    """A run that ended leaves nothing to wait for."""
+    first = Lease(RUN)
+    first.release()
+    assert not storage.exists(WRITER)
+    Lease(RUN).release()
+
+
+def test_a_killed_writer_on_this_machine(
+    other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command again at once: its process number says that it is dead, nobody waits."""
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1e9)
+    other.kill()
+    other.wait()
+    taken = Lease(RUN)
+    assert holder()["process"] == os.getpid()
+    taken.release()
+
+
+def test_a_killed_writer_elsewhere(
+    other: subprocess.Popen[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of another machine, or container, nothing is known but that its signs of life ended."""
+    other.kill()
+    other.wait()
+    monkeypatch.setattr(lease, "_process_table", lambda: "another machine's")
+    taken = Lease(RUN)
+    assert "waiting for a sign of life, 1 s" in capsys.readouterr().err
+    assert holder()["process"] == os.getpid()
+    taken.release()
+
+
+def test_a_stopped_holder_that_wakes_up(held: Lease) -> None:
+    """A machine that hung for minutes finds its run taken: it must not write one byte more, and
+    its release must not take the new holder's lease away."""
+    held.check()
+    taker = json.dumps({"id": "x", "who": "process 7 on elsewhere"}).encode()
+    while holder()["id"] != "x":  # somebody takes it between two signs of life
+        with contextlib.suppress(storage.ChangedError):
+            storage.publish_version(WRITER, taker, storage.read_version(WRITER)[1])
+    held._thread.join()
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="process 7 on elsewhere writes this run now"):
+            held.check()
+    held.release()
+    assert holder()["who"] == "process 7 on elsewhere"
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_an_object_that_is_no_lease(store: Store, removed: bool) -> None:
+    """Somebody's file of that name, or the object removed by hand under a holder: no traceback,
+    and two never write."""
+    if removed:
+        taken = Lease(RUN)
+        storage.remove_folder(RUN)
+        taken._thread.join()
+        with pytest.raises(TrainingError, match="another process writes this run now"):
+            taken.check()
+    else:
+        storage.publish(WRITER, b"[1]")
+        Lease(RUN).release()
+
+
+def test_no_such_bucket(store: Store) -> None:
+    """Found at the start, not after the first epoch."""
+    with pytest.raises(RefusedError, match="--output gs://missing/run: no such bucket"):
+        Lease("gs://missing/run")
+
+
+def test_answers_that_are_lost(store: Store) -> None:
+    """The store did what was asked, and the connection broke: the next try finds the object
+    changed, by this very process. That is no other writer."""
+    with FaultProxy(store.server.url, ["reset"], share=0.5) as proxy:
+        use_store(proxy.url)
+        taken = Lease(RUN)
+        renewals(0, 30)
+        assert proxy.did["reset"] > 10
+        taken.check()
+        taken.release()
+
+
+def test_a_store_that_is_down_for_a_while(
+    store: Store, held: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else can take the lease meanwhile either: saving fails as long, and then goes on."""
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.0)  # every answer is too old
+    down = Response(503)
+
+    def refuse(request: Request) -> Response:
+        return down
+
+    store.intercept = refuse
+    with pytest.raises(StorageError):
+        held.check()
+    store.intercept = None
+    held.check()
+    renewals(storage.read_version(WRITER)[1], 2)

@@ -1,0 +1,228 @@
+"""Progress: durations as people read them, intervals that a restart does not shift, and what is
+said and written of the loop."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quickdraw_dist.base.settings import Metrics
+from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry.metrics import REGISTRY, Goodput
+from quickdraw_dist.run.folder import RunFolder
+from quickdraw_dist.run.progress import Interval, Position, ProgressLog, duration
+from quickdraw_dist.training.tally import Counts
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (0.4, "0:00"),
+        (59.4, "0:59"),
+        (59.6, "1:00"),
+        (61, "1:01"),
+        (3599.6, "1:00:00"),
+        (3723, "1:02:03"),
+        (90_000, "25:00:00"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    """The time left is read at a glance, also where rounding carries into minutes and hours."""
+    assert duration(seconds) == text
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**7))
+def test_duration_says_the_seconds(seconds: int) -> None:
+    """No duration reads as another one: the text is worth its seconds, two digits a place."""
+    text = duration(seconds)
+    assert re.fullmatch(r"(\d+:[0-5]\d|\d):[0-5]\d|[1-5]\d:[0-5]\d", text)
+    worth = 0
+    for place in text.split(":"):
+        worth = 60 * worth + int(place)
+    assert worth == seconds
+
+
+@settings(deadline=None)
+@given(
+    every=st.integers(1, 500),
+    batch=st.integers(1, 300),
+    steps=st.integers(1, 60),
+    data=st.data(),
+)
+def test_interval_fires_the_same_after_any_restart(
+    every: int, batch: int, steps: int, data: st.DataObject
+) -> None:
+    """A run that was preempted anywhere evaluates and saves after the same steps as one that
+    never stopped."""
+    restart = data.draw(st.integers(0, steps))
+
+    def fired(first: int, last: int) -> list[int]:
+        interval = Interval(every)
+        return [s for s in range(first, last) if interval.passed(s * batch, (s + 1) * batch)]
+
+    whole = fired(0, steps)
+    assert fired(0, restart) + fired(restart, steps) == whole
+    # Exactly those steps fire that bring the count to or past a multiple.
+    multiples = range(every, steps * batch + 1, every)
+    assert whole == sorted({-(-multiple // batch) - 1 for multiple in multiples})
+
+
+def test_interval_of_zero_never_fires() -> None:
+    """evaluation.every_drawings 0 means only at the end of an epoch."""
+    assert not any(Interval(0).passed(n, n + 10) for n in range(0, 100, 10))
+
+
+def test_interval_includes_its_end() -> None:
+    """The step that reaches the multiple fires, and the next one does not fire again."""
+    interval = Interval(100)
+    assert interval.passed(50, 100)
+    assert not interval.passed(100, 150)
+    assert not interval.passed(0, 99)
+
+
+# -- the log ---------------------------------------------------------------------------------------
+
+COUNTS = Counts(loss=1.25, accuracy=0.625, gradient_norm=0.5, learning_rate=1e-3)
+FACTS = {"model": "sketchcnn", "ranks": 2}
+
+
+def at(total_steps: int) -> Position:
+    """A run of two epochs of 50 steps, 10 drawings each."""
+    return Position(total_steps // 50, 2, total_steps % 50, 50, total_steps, 10)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
+    folder = RunFolder(str(tmp_path / "run"))
+    yield folder
+    folder.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The stopwatch's clock, moved by hand."""
+    clock = SimpleNamespace(now=0.0)
+    clocks = SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now)
+    monkeypatch.setattr(telemetry, "time", clocks)
+    return clock
+
+
+def records(folder: RunFolder) -> list[dict[str, object]]:
+    text = Path(folder.url, "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_speed_is_the_loops(
+    folder: RunFolder, clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """20 steps of 10 drawings in 8 s, 2 of them waiting; start, evaluation and checkpoint aside."""
+    goodput = Goodput()
+    log = ProgressLog(goodput, folder, Metrics())
+    clock.now += 100  # starting
+    goodput.switch("train")
+    log.start(at(0), None, FACTS)
+    clock.now += 6
+    with goodput.during("data_wait"):
+        clock.now += 2
+    with goodput.during("evaluation"):
+        clock.now += 1000
+    with goodput.during("checkpoint"):
+        clock.now += 1000
+    assert log.new_steps(at(20)) == 20
+    log.training(at(20), COUNTS)
+    assert log.new_steps(at(20)) == 0
+    line = capsys.readouterr().out
+    assert line == (
+        "epoch 1/2  step 20/50  25 drawings/s  loss 1.2500  accuracy 62.5%  data wait 25.0%  "
+        "0:32 left\n"
+    )
+    clock.now += 1  # the second look has clocks of its own
+    log.training(at(60), COUNTS)
+    assert "epoch 2/2  step 10/50  400 drawings/s" in capsys.readouterr().out
+    start, first, second = records(folder)
+    assert start == {"kind": "start", "time": 0, "step": 0, "drawings": 0, "epoch": 0} | FACTS
+    assert first | {"time": 0} == {
+        "time": 0,
+        "kind": "train",
+        "step": 20,
+        "drawings": 200,
+        "epoch": 0.4,
+        "loss": 1.25,
+        "accuracy": 0.625,
+        "gradient_norm": 0.5,
+        "learning_rate": 1e-3,
+        "drawings_per_second": 25.0,
+        "data_wait_share": 0.25,
+        "goodput_seconds": {
+            "train": 6.0,
+            "data_wait": 2.0,
+            "compile": 0.0,
+            "evaluation": 1000.0,
+            "checkpoint": 1000.0,
+            "restart": 100.0,
+        },
+    }
+    assert (second["epoch"], second["data_wait_share"]) == (1.2, 0)
+
+
+def test_other_ranks_count_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only rank 0 has a folder; every rank's endpoint has the figures."""
+    steps = REGISTRY.get_sample_value("quickdraw_steps_total") or 0
+    drawings = REGISTRY.get_sample_value("quickdraw_drawings_total") or 0
+    log = ProgressLog(Goodput(), None, Metrics())
+    log.start(at(10), None, FACTS)
+    log.training(at(13), COUNTS)
+    log.finish(at(13))
+    assert capsys.readouterr().out == ""
+    assert REGISTRY.get_sample_value("quickdraw_steps_total") == steps + 3
+    assert REGISTRY.get_sample_value("quickdraw_drawings_total") == drawings + 30
+    assert REGISTRY.get_sample_value("quickdraw_epoch") == pytest.approx(0.26)
+
+
+def write_log(folder: RunFolder, *lines: dict[str, object]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    Path(folder.url, "metrics.jsonl").write_text(text)
+
+
+def test_goes_on_from_a_checkpoint(folder: RunFolder, clock: SimpleNamespace) -> None:
+    """Counters that belong to the run, and the log without what is done again."""
+    write_log(folder, *({"kind": "train", "step": step, "time": 1.0} for step in (20, 40)))
+    names = ("restarts", "steps", "drawings")
+    before = [REGISTRY.get_sample_value(f"quickdraw_{name}_total") or 0 for name in names]
+    clock.now = 1000
+    goodput = Goodput()
+    log = ProgressLog(goodput, folder, Metrics())
+    saved = {"until": 900.0, "seconds": {"train": 5.0}}
+    log.start(at(30), {"step": 30, "restarts": 2, "goodput": saved}, FACTS)
+    assert log.restarts == 3
+    after = [REGISTRY.get_sample_value(f"quickdraw_{name}_total") or 0 for name in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [3, 30, 300]
+    assert (goodput.seconds["train"], goodput.seconds["restart"]) == (5, 100)
+    assert [(r["kind"], r["step"]) for r in records(folder)] == [("train", 20), ("start", 30)]
+
+
+def test_time_lost_before_the_first_checkpoint(folder: RunFolder, clock: SimpleNamespace) -> None:
+    """A run that died twice before it could save begins anew, and all of that time is lost to
+    restarts: the log knows when it first started."""
+    write_log(
+        folder,
+        {"kind": "start", "step": 0, "time": 100.0},
+        {"kind": "start", "step": 0, "time": 150.0},
+        {"kind": "train", "step": 20, "time": 180.0},
+    )
+    clock.now = 200
+    goodput = Goodput()
+    log = ProgressLog(goodput, folder, Metrics())
+    log.start(at(0), None, FACTS)
+    assert log.restarts == 2
+    assert goodput.seconds["restart"] == 100
+    assert [record["time"] for record in records(folder)] == [100, 150, 200]

@@ -1,0 +1,39 @@
+"""Small checkpoints for tests, whole and damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.run.checkpoint import files as checkpoint
+
+FILES = ("model.safetensors", "state.pt", "meta.json")
+CLASSES = ("cat", "light bulb", "zebra")
+DIGEST = "d1" * 32
+
+
+def meta(config: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """What the trainer writes, as far as this module reads it."""
+    return {
+        "config": Settings(**(config or {})).model_dump(mode="json"),
+        "classes": list(CLASSES),
+        "dataset_digest": DIGEST,
+        "lanes": 64,
+        "validation": None,
+    } | more
+
+
+def save(run: Path, step: int, **more: Any) -> Path:
+    """A small checkpoint whose weight is its step."""
+    weights = {"weight": torch.full((3,), float(step))}
+    return Path(checkpoint.save(str(run), step, weights, {}, {"optimizer": step}, meta(**more)))
+
+
+def flip(path: Path, bit: int) -> None:
+    """What a bad disk does."""
+    data = bytearray(path.read_bytes())
+    data[bit // 8 % len(data)] ^= 1 << bit % 8
+    path.write_bytes(data)

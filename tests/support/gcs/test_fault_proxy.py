@@ -1,0 +1,35 @@
+"""The proxy's bad luck is the same each time, or a failure under it could not be looked into."""
+
+from __future__ import annotations
+
+import random
+
+from tests.support.gcs.fault_proxy import FAULTS, FaultProxy
+
+REQUESTS = [f"GET /o/{name} bytes={start}-" for name in "abcde" for start in range(40)] * 10
+
+
+def fates(requests: list[str], share: float, seed: int = 1) -> dict[str, list[tuple[str, int]]]:
+    """What befalls each request, every time that it comes."""
+    proxy = FaultProxy("http://127.0.0.1:1", FAULTS, share, seed)
+    proxy.server_close()
+    found: dict[str, list[tuple[str, int]]] = {}
+    for request in requests:
+        found.setdefault(request, []).append(proxy.choose(request))
+    return found
+
+
+def test_faults_follow_from_the_request_alone() -> None:
+    """Threads ask in any order; a request meets the same faults, try after try."""
+    shuffled = random.Random(1).sample(REQUESTS, len(REQUESTS))
+    assert fates(shuffled, 0.2) == fates(REQUESTS, 0.2) != fates(REQUESTS, 0.2, seed=2)
+
+
+def test_the_share_is_kept_and_no_request_is_lost() -> None:
+    """One in five, all kinds alike, less the good turns; with a share of one, each and every."""
+    names = [[fault for fault, _ in met] for met in fates(REQUESTS, 0.2).values()]
+    hit = [fault for met in names for fault in met if fault != "none"]
+    assert 0.1 < len(hit) / len(REQUESTS) < 0.2
+    assert {*hit} == {*FAULTS}
+    assert all("none" in met[start : start + 4] for met in names for start in range(7))
+    assert all(fault != "none" for met in fates(REQUESTS, 1.0).values() for fault, _ in met)

@@ -1,0 +1,288 @@
+"""Transforms on the device: what the network sees is normalised, and moved as far as stated."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quickdraw_dist.base.settings import Augment
+from quickdraw_dist.training.augment import (
+    ROTATION_RADIANS,
+    SCALE,
+    SHEAR,
+    SHIFT_PIXELS,
+    augment,
+    normalise,
+    random_affine,
+    random_erase,
+    random_flip,
+    random_thickness,
+)
+
+SIDE = 28
+
+
+@pytest.fixture(autouse=True)
+def _same_every_time() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def doodles(count: int, seed: int = 0) -> torch.Tensor:
+    """White boxes with a diagonal, the size of a drawing: (count, 28, 28) uint8, ring black."""
+    generator = torch.Generator().manual_seed(seed)
+    drawings = torch.zeros(count, SIDE, SIDE, dtype=torch.uint8)
+    for drawing in drawings:
+        top, left = torch.randint(1, 8, (2,), generator=generator).tolist()
+        bottom, right = torch.randint(19, 27, (2,), generator=generator).tolist()
+        drawing[[top, bottom], left : right + 1] = 255
+        drawing[top : bottom + 1, [left, right]] = 255
+        for step in range(11):
+            drawing[top + step, left + step] = 128
+    return drawings
+
+
+# -- normalise -------------------------------------------------------------------------------------
+
+
+def test_normalise_to_zero_mean_and_unit_variance() -> None:
+    """Mean and standard deviation are on a scale of 0 to 1, as the manifest stores them."""
+    drawings = doodles(64)
+    scaled = drawings.double() / 255
+    inputs = normalise(drawings, float(scaled.mean()), float(scaled.std()))
+    assert inputs.shape == (64, 1, SIDE, SIDE)
+    assert inputs.dtype == torch.float32
+    assert float(inputs.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(inputs.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_normalise_is_linear_and_leaves_its_input() -> None:
+    """Every byte has its own value in order, from -mean/std to (1 - mean)/std, and the batch's
+    buffer, which is used again, is not written to."""
+    drawings = torch.arange(784).remainder(256).to(torch.uint8).view(1, SIDE, SIDE)
+    before = drawings.clone()
+    inputs = normalise(drawings, 0.2, 0.4).flatten()
+    assert torch.equal(drawings, before)
+    expected = (torch.arange(256).double() / 255 - 0.2) / 0.4
+    torch.testing.assert_close(inputs[:256].double(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_normalise_an_empty_batch() -> None:
+    """A rank may have no drawings in the last batch of an evaluation."""
+    empty = torch.zeros(0, SIDE, SIDE, dtype=torch.uint8)
+    assert normalise(empty, 0.2, 0.4).shape == (0, 1, SIDE, SIDE)
+
+
+# -- random_affine ---------------------------------------------------------------------------------
+
+BACKGROUND = -0.6
+
+
+def inputs(count: int) -> torch.Tensor:
+    """Doodles on a background of -0.6, (count, 1, 28, 28) float32."""
+    return normalise(doodles(count), 0.15, 0.25)
+
+
+def test_blank_stays_blank() -> None:
+    """What comes in from outside is paper: a border of another value would be ink to the net."""
+    blank = torch.full((200, 1, SIDE, SIDE), BACKGROUND)
+    assert torch.equal(random_affine(blank, BACKGROUND), blank)
+
+
+def test_shape_dtype_and_input() -> None:
+    """A batch in, a batch out; the normalised batch itself is not written to."""
+    batch = inputs(8)
+    before = batch.clone()
+    moved = random_affine(batch, BACKGROUND)
+    assert moved.shape == batch.shape
+    assert moved.dtype == torch.float32
+    assert torch.equal(batch, before)
+
+
+def test_the_seed_decides() -> None:
+    """A resumed run seeds a step and must get the same bits; another step gets other ones."""
+    batch = inputs(16)
+
+    def moved(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return random_affine(batch, BACKGROUND)
+
+    assert torch.equal(moved(1), moved(1))
+    assert not torch.equal(moved(1), moved(2))
+
+
+def test_every_drawing_is_moved_by_its_own_amounts() -> None:
+    """One transform for the whole batch would be a fraction of the augmentation."""
+    same = inputs(1).expand(32, -1, -1, -1)
+    torch.manual_seed(0)
+    moved = random_affine(same, BACKGROUND)
+    assert not any(torch.equal(drawing, same[0]) for drawing in moved)
+    assert len({drawing.numpy().tobytes() for drawing in moved}) == 32
+
+
+def transforms(count: int) -> torch.Tensor:
+    """The matrices that were drawn, (count, 2, 3): from each pixel to where it is taken from, in
+    pixels around the centre. Read off pictures of the coordinates themselves, which bilinear
+    sampling reproduces exactly wherever all four neighbours are inside."""
+    axis = torch.arange(SIDE, dtype=torch.float32) - (SIDE - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    sources = []
+    for picture in (x, y):
+        torch.manual_seed(7)
+        batch = picture.expand(count, 1, SIDE, SIDE).contiguous()
+        sources.append(random_affine(batch, 0.0)[:, 0, 10:18, 10:18].reshape(count, -1))
+    x, y = x[10:18, 10:18].reshape(-1), y[10:18, 10:18].reshape(-1)
+    places = torch.stack([x, y, torch.ones_like(x)], 1).expand(count, -1, -1)
+    fitted = torch.linalg.lstsq(places, torch.stack(sources, 2)).solution  # (count, 3, 2)
+    residual = (places @ fitted - torch.stack(sources, 2)).abs().max()
+    assert residual < 1e-3, "not an affine map"
+    return fitted.transpose(1, 2).double()
+
+
+def test_moves_as_far_as_stated() -> None:
+    """Each amount stays within its stated largest change and uses the whole range in both
+    directions: more would deform drawings beyond what people draw, less would be no help."""
+    matrices = transforms(3_000)
+    (a, b), (c, d) = matrices[:, :, :2].permute(1, 2, 0)
+    angle = torch.atan2(c, a)
+    scale = torch.hypot(a, c) - 1
+    shear = (a * b + c * d) / (a * a + c * c)  # what the second axis has of the first
+    area = (a * d - b * c) / (1 + scale) ** 2
+    torch.testing.assert_close(area, torch.ones_like(area), atol=1e-3, rtol=0)
+    right, down = matrices[:, :, 2].T
+    for values, largest in [
+        (angle, ROTATION_RADIANS),
+        (scale, SCALE),
+        (shear, SHEAR),
+        (right, SHIFT_PIXELS),
+        (down, SHIFT_PIXELS),
+    ]:
+        assert values.abs().max() <= largest * 1.001 + 1e-4
+        assert values.min() < -0.97 * largest
+        assert values.max() > 0.97 * largest
+        # Uniform: flat, and the same on both sides.
+        assert float(values.mean()) == pytest.approx(0, abs=0.06 * largest)
+        assert float(values.std()) == pytest.approx(largest / math.sqrt(3), rel=0.05)
+    amounts = torch.stack([angle, scale, shear, right, down])
+    assert (torch.corrcoef(amounts) - torch.eye(5)).abs().max() < 0.08, "not independent"
+
+
+def test_most_ink_stays_inside() -> None:
+    """Drawings fill their square, so corners are cut now and then, but never the drawing."""
+    torch.manual_seed(3)
+    batch = inputs(500)
+    before = (batch - BACKGROUND).sum((1, 2, 3))
+    after = (random_affine(batch, BACKGROUND) - BACKGROUND).sum((1, 2, 3))
+    kept = after / before  # scale alone makes this 1 / (1 +- SCALE)^2
+    assert float(kept.mean()) > 0.9
+    assert float(kept.min()) > 0.5
+
+
+def test_values_stay_between_paper_and_ink() -> None:
+    """Interpolation mixes neighbours; it must not make darker paper or brighter ink."""
+    batch = inputs(64)
+    moved = random_affine(batch, BACKGROUND)
+    assert float(moved.min()) >= BACKGROUND - 1e-4
+    assert float(moved.max()) <= float(batch.max()) + 1e-4
+
+
+# -- flip, thickness, erase ------------------------------------------------------------------------
+
+
+def changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """Which drawings are not what they were, (count,)."""
+    return (before != after).flatten(1).any(1)
+
+
+def test_flip_mirrors_the_stated_share() -> None:
+    """Flipped drawings are mirror images, and flipped again they are themselves."""
+    batch = inputs(2_000)
+    flipped = random_flip(batch, 0.3)
+    moved = changed(batch, flipped)
+    assert float(moved.float().mean()) == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(flipped[moved], batch[moved].flip(-1))
+    assert torch.equal(random_flip(random_flip(batch, 1.0), 1.0), batch)
+    assert torch.equal(random_flip(batch, 0.0), batch)
+
+
+def test_thickness_adds_ink_beside_the_lines_only() -> None:
+    """No pixel loses ink; what is further than a pixel from a line stays paper; lines stay."""
+    batch = inputs(500)
+    thick = random_thickness(batch, 1.0)
+    assert bool((thick >= batch - 1e-6).all())
+    near = torch.nn.functional.max_pool2d((batch > BACKGROUND + 0.01).float(), 3, 1, 1) > 0
+    torch.testing.assert_close(thick[~near], batch[~near])
+    assert float(thick.max()) <= float(batch.max()) + 1e-5
+    growth = (thick - BACKGROUND).sum((1, 2, 3)) / (batch - BACKGROUND).sum((1, 2, 3))
+    assert float(growth.min()) < 1.1 and float(growth.max()) > 1.8  # every amount up to the whole
+    some = random_thickness(batch, 0.25)
+    assert float(changed(batch, some).float().mean()) == pytest.approx(0.25, abs=0.07)
+
+
+def test_erase_empties_a_rectangle_of_the_stated_size() -> None:
+    """Seen on pictures full of ink: one rectangle each, of 2 to 20 % of the area and a ratio of
+    sides of at most 3 (and rounding), anywhere in the picture."""
+    full = torch.ones(2_000, 1, SIDE, SIDE)
+    holes = random_erase(full, 1.0, BACKGROUND)[:, 0] == BACKGROUND
+    heights, widths = holes.any(2).sum(1), holes.any(1).sum(1)
+    assert torch.equal(holes.sum((1, 2)), heights * widths), "not rectangles"
+    shares = heights * widths / SIDE**2
+    assert 0.01 < float(shares.min()) < 0.03 and 0.17 < float(shares.max()) < 0.24
+    ratios = (heights / widths).log2()
+    assert float(ratios.abs().max()) <= math.log2(3) + 0.6
+    assert float(ratios.mean()) == pytest.approx(0, abs=0.1)
+    where = holes.float().mean(0)
+    assert float(where.min()) > 0, "some pixels are never erased"
+    torch.testing.assert_close(where, where.flip(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(where, where.T, atol=0.05, rtol=0)
+
+
+def test_erase_takes_the_stated_share_and_leaves_the_rest() -> None:
+    """Outside the rectangle every pixel is what it was."""
+    batch = inputs(1_000)
+    erased = random_erase(batch, 0.5, BACKGROUND)
+    moved = changed(batch, erased)
+    assert 0.4 < float(moved.float().mean()) < 0.6  # a hole in paper changes nothing
+    assert bool(((erased == batch) | (erased == BACKGROUND)).all())
+
+
+@pytest.mark.parametrize("name", ["affine", "flip", "erase", "thickness"])
+def test_settings_reach_the_drawings(name: str) -> None:
+    """Each of them alone changes drawings, decided by the seed; none of them, none."""
+    batch = inputs(64)
+    before = batch.clone()
+
+    def augmented(settings: Augment, seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return augment(batch, settings, BACKGROUND)
+
+    off: dict[str, bool | float] = {"affine": False}
+    one = Augment.model_validate(off | {name: True if name == "affine" else 0.5})
+    assert torch.equal(augmented(Augment.model_validate(off), 1), batch)
+    assert bool(changed(batch, augmented(one, 1)).any())
+    assert torch.equal(augmented(one, 1), augmented(one, 1))
+    assert not torch.equal(augmented(one, 1), augmented(one, 2))
+    assert torch.equal(batch, before)
+    assert augmented(one, 1).shape == batch.shape
+
+
+def test_real_drawings_stay_drawings(real_data: Path) -> None:
+    """All changes together on real drawings of three classes: still white lines on black, with
+    about as much ink, and an empty margin somewhere."""
+    names = ("cat", "The Eiffel Tower", "zigzag")
+    stored = [np.load(real_data / "numpy_bitmap" / f"{name}.npy", mmap_mode="r") for name in names]
+    pixels = np.concatenate([array[:200] for array in stored]).reshape(-1, SIDE, SIDE)
+    batch = normalise(torch.from_numpy(pixels.copy()), 0.17, 0.31)
+    paper = -0.17 / 0.31
+    torch.manual_seed(0)
+    settings = Augment(flip=0.5, erase=0.25, thickness=0.5)
+    seen = augment(batch, settings, paper)
+    before, after = (batch - paper).sum((1, 2, 3)), (seen - paper).sum((1, 2, 3))
+    ratio = after / before
+    assert 0.8 < float(ratio.median()) < 1.6
+    assert float(ratio.min()) > 0.2 and float(ratio.max()) < 4
+    assert float(seen.min()) >= paper - 1e-4 and float(seen.max()) <= float(batch.max()) + 1e-4

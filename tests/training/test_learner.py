@@ -1,0 +1,199 @@
+"""One step: the same for any split of the batch into parts or ranks, at every precision."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
+from quickdraw_dist.data.order.order import rank_part
+from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.distributed.ranks import World
+from quickdraw_dist.run.checkpoint.files import Checkpoint
+from quickdraw_dist.training.learner import Learner, compile_mode
+from tests.conftest import Dataset
+from tests.support.ranks import run_ranks
+
+BATCH = 13
+CPU = torch.device("cpu")
+
+CLOSE = {"rtol": 1e-3, "atol": 2e-5}
+"""Of weights: sums in another order; a part weighed wrongly moves them by the rate, 2e-3."""
+
+
+def make(
+    dataset: Manifest,
+    world: World | None = None,
+    affine: bool = False,
+    optimizer: str = "adamw",
+    **train: object,
+) -> Learner:
+    """A small learner without randomness: the same weights, no dropout, no augmentation."""
+    torch.set_num_threads(1)
+    given = {"global_batch": BATCH, "device": "cpu", **train}
+    settings = Settings(
+        model=Model(width=2, dropout=0),
+        augment=Augment(affine=affine),
+        train=Train.model_validate(given),
+        optimizer=Optimizer(
+            name="sgd" if optimizer == "sgd" else "adamw",
+            learning_rate=5e-2 if optimizer == "sgd" else 2e-3,
+            warmup_drawings=0,
+            clip_norm=0.5,
+        ),
+    )
+    learner = Learner(settings, world or World(0, 1, 0, 1, CPU), dataset, 1000 * BATCH)
+    # Batch norm looks at a whole part when it trains; with fixed statistics parts can be compared.
+    learner.model.eval()
+    return learner
+
+
+def batch(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """13 drawings of noise with labels."""
+    generator = torch.Generator().manual_seed(5)
+    drawings = torch.randint(0, 256, (BATCH, 28, 28), dtype=torch.uint8, generator=generator)
+    return drawings, torch.arange(BATCH) % classes
+
+
+def weights_after(learner: Learner, start: int, stop: int, steps: int = 2) -> torch.Tensor:
+    """All weights in one vector after steps on a part of the batch."""
+    drawings, labels = batch(len(learner.dataset.classes))
+    for number in range(steps):
+        learner.step(drawings[start:stop], labels[start:stop], number)
+    return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 6, 12, 13, 100])
+def test_accumulated_parts_are_the_whole_batch(dataset: Dataset, micro_batch: int) -> None:
+    """Parts of unequal size weigh by their drawings, or accumulation would change the result."""
+    whole = weights_after(make(dataset.manifest), 0, BATCH)
+    parts = weights_after(make(dataset.manifest, micro_batch=micro_batch), 0, BATCH)
+    torch.testing.assert_close(parts, whole, **CLOSE)
+
+
+def one_rank(rank: int, size: int, data: Manifest, micro_batch: int) -> torch.Tensor:
+    """A rank's steps on its part of the batch."""
+    learner = make(data, World(rank, size, rank, size, CPU), micro_batch=micro_batch)
+    start, stop = rank_part(BATCH, rank, size)
+    learner.warm_up(stop - start)
+    learner.model.eval()
+    return weights_after(learner, start, stop)
+
+
+@pytest.mark.parametrize(("size", "micro_batch"), [(2, 0), (3, 2)])
+def test_uneven_ranks_take_the_step_of_one(
+    dataset: Dataset,
+    processes: multiprocessing.context.ForkServerContext,
+    tmp_path: Path,
+    size: int,
+    micro_batch: int,
+) -> None:
+    """13 drawings on 2 or 3 ranks: DDP's mean must be the mean over the global batch, also where
+    one rank needs a forward pass more than another."""
+    every = run_ranks(processes, size, tmp_path, one_rank, dataset.manifest, micro_batch)
+    alone = weights_after(make(dataset.manifest), 0, BATCH)
+    for there in every:
+        torch.testing.assert_close(there, alone, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_precision_learns(dataset: Dataset, precision: str, name: str) -> None:
+    """The same batch again and again: the loss goes down, and stays a number."""
+    learner = make(dataset.manifest, precision=precision, optimizer=name)
+    learner.model.train()
+    for number in range(8):
+        learner.step(*batch(5), number)
+    losses = learner.tally.read().losses
+    assert losses[-1] < 0.9 * losses[0]
+    assert learner.scaler.is_enabled() == (precision == "fp16")
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_state_goes_on_bit_for_bit(dataset: Dataset, name: str) -> None:
+    """Saved after two steps and loaded into another learner: the third step is the same."""
+    one, other = (make(dataset.manifest, optimizer=name) for _ in range(2))
+    weights_after(one, 0, BATCH)
+    average = dict(one.average.state) if one.average else {}
+    saved = Checkpoint("here", {}, dict(one.model.state_dict()), average, one.state())
+    other.load(copy.deepcopy(saved))  # a load shares what it is given; from a disk it is its own
+    for learner in (one, other):
+        learner.step(*batch(5), 2)
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+def test_precision_may_change_on_resume(dataset: Dataset) -> None:
+    """A run in fp32 has no loss scale to give to one in fp16."""
+    one, other = make(dataset.manifest), make(dataset.manifest, precision="fp16")
+    weights_after(one, 0, BATCH)
+    other.load(Checkpoint("here", {}, dict(one.model.state_dict()), {}, one.state()))
+    other.step(*batch(5), 2)
+    one.load(Checkpoint("here", {}, dict(other.model.state_dict()), {}, other.state()))
+
+
+def test_resumed_settings_of_the_optimizer_are_the_new_ones(dataset: Dataset) -> None:
+    """A resumed run says that weight decay changed: then it must have."""
+    one = make(dataset.manifest)
+    weights_after(one, 0, BATCH)
+    saved = Checkpoint("here", {}, dict(one.model.state_dict()), {}, copy.deepcopy(one.state()))
+    for group in saved.state["optimizer"]["param_groups"]:
+        group |= {"weight_decay": 0.7, "betas": (0.1, 0.2), "fused": False}
+    other = make(dataset.manifest)
+    other.load(saved)
+    for learner in (one, other):
+        learner.step(*batch(5), 2)
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "mode"),
+    [
+        ("auto", "cuda", "default"),
+        ("auto", "cpu", None),
+        ("auto", "mps", None),
+        ("off", "cuda", None),
+        ("default", "cpu", "default"),
+        ("max-autotune", "cuda", "max-autotune"),
+    ],
+)
+def test_compile_mode(setting: str, device: str, mode: str | None) -> None:
+    """Where it pays by default, and whatever is asked for elsewhere."""
+    assert compile_mode(setting, device) == mode
+
+
+def test_compiled_as_one_piece(dataset: Dataset) -> None:
+    """Augmentation, network and loss are one graph without breaks. (test_skipping compiles it.)"""
+    whole = make(dataset.manifest, affine=True)
+    explained = torch._dynamo.explain(whole.forward)(*batch(5))  # type: ignore[attr-defined]
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+
+
+def test_warm_up_leaves_no_trace(dataset: Dataset) -> None:
+    """Weights, statistics, figures and gradients are as before: only DDP and the compiler know."""
+    learner = make(dataset.manifest)
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    learner.warm_up(BATCH)
+    for name, value in learner.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert learner.tally.read().losses == []
+    assert all(p.grad is None for p in learner.model.parameters())
+
+
+def test_step_number_decides_the_randomness(dataset: Dataset) -> None:
+    """Augmentation and dropout follow from seed, step and rank, not from what ran before."""
+
+    def after(number: int, disturb: bool) -> torch.Tensor:
+        learner = make(dataset.manifest, affine=True)
+        if disturb:
+            torch.rand(100)
+        learner.step(*batch(5), number)
+        return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
+
+    assert torch.equal(after(3, disturb=False), after(3, disturb=True))
+    assert not torch.equal(after(3, disturb=False), after(4, disturb=False))

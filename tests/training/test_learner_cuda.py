@@ -1,0 +1,105 @@
+"""The step on a GPU: never waits for it, whatever is switched on, and computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
+from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.distributed.ranks import World
+from quickdraw_dist.training.learner import Learner
+from tests.conftest import Dataset
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+BATCH = 48
+MODES = ["off", "default", "reduce-overhead", "max-autotune"]
+
+
+def make(
+    dataset: Manifest, random: bool, factor: torch.Tensor | None = None, **train: object
+) -> Learner:
+    """Everything on, or nothing that is random; the network's inputs multiplied by a factor."""
+    share = 0.5 if random else 0.0
+    settings = Settings(
+        model=Model(width=8, dropout=share),
+        augment=Augment(affine=random, flip=share, erase=share, thickness=share),
+        train=Train.model_validate({"global_batch": BATCH, "device": "cuda", **train}),
+        optimizer=Optimizer(warmup_drawings=0),
+    )
+    learner = Learner(settings, World(0, 1, 0, 1, torch.device("cuda:0")), dataset, 100 * BATCH)
+    if factor is not None:
+        learner.model.register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor,))
+    learner.warm_up(BATCH)
+    learner.model.train()
+    return learner
+
+
+def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Noise with labels, on the device before it is asked for."""
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        drawings = torch.randint(0, 256, (BATCH, 28, 28), dtype=torch.uint8, generator=generator)
+        yield drawings.cuda(), (torch.arange(BATCH) % 5).cuda()
+
+
+@pytest.mark.parametrize("compile_mode", MODES)
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("micro_batch", [0, 20])
+def test_no_step_waits_for_the_device(
+    dataset: Dataset, compile_mode: str, precision: str, micro_batch: int
+) -> None:
+    """torch counts every synchronisation as an error here; the first steps may settle."""
+    learner = make(dataset.manifest, random=True, compile=compile_mode, precision=precision,
+                   micro_batch=micro_batch)  # fmt: skip
+    there = list(batches())
+    for number in range(3):
+        learner.step(*there[number], number)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(3, 6):
+            learner.step(*there[number], number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(learner.tally.read().losses) == 6
+    assert learner.work.mean_seconds() > 0
+
+
+@pytest.mark.parametrize("compile_mode", MODES[1:])
+@pytest.mark.parametrize("micro_batch", [0, 20])
+def test_compiled_steps_are_the_plain_ones(
+    dataset: Dataset, compile_mode: str, micro_batch: int
+) -> None:
+    """Also where a replayed graph's gradients of several forward passes add up."""
+
+    def weights(mode: str) -> torch.Tensor:
+        learner = make(dataset.manifest, random=False, compile=mode, precision="fp32",
+                       micro_batch=micro_batch)  # fmt: skip
+        for number, batch in enumerate(batches()):
+            learner.step(*batch, number)
+        return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
+
+    torch.testing.assert_close(weights(compile_mode), weights("off"), rtol=1e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("compile_mode", MODES)
+def test_a_skipped_step_leaves_no_trace(dataset: Dataset, compile_mode: str) -> None:
+    """The flag stays on the device: the fused optimizer, the statistics and the average heed it."""
+    factor = torch.ones((), device="cuda")  # of every pixel, after normalisation
+    learner = make(dataset.manifest, random=True, factor=factor, compile=compile_mode)
+    assert learner.average is not None
+    there = list(batches())
+    learner.step(*there[0], 0)
+    states = (learner.model.state_dict(), learner.average.state)
+    before = [value.clone() for state in states for value in state.values()]
+    factor.fill_(float("nan"))
+    learner.step(*there[1], 1)
+    after = [value for state in states for value in state.values()]
+    assert learner.tally.read().skipped() == [1]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    factor.fill_(1.0)
+    learner.step(*there[2], 2)
+    assert learner.tally.read().skipped() == []

@@ -1,0 +1,181 @@
+"""A step with a nan in it leaves no trace, on one rank or two, and the next one is as if it had
+never been."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from math import inf, isfinite, isnan, nan
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
+from quickdraw_dist.data.order.order import rank_part
+from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.distributed.ranks import World
+from quickdraw_dist.training.learner import Learner
+from tests.conftest import Dataset
+from tests.support.ranks import run_ranks
+
+BATCH = 12
+CPU = torch.device("cpu")
+Snapshot = dict[str, torch.Tensor]
+
+
+def make(dataset: Manifest, world: World, random: bool = True, **train: object) -> Learner:
+    """A small learner with all that has state: dropout, augmentation, average, statistics."""
+    torch.set_num_threads(1)
+    settings = Settings(
+        model=Model(width=2, dropout=0.3 if random else 0),
+        augment=Augment(affine=random),
+        train=Train.model_validate({"global_batch": BATCH, "device": "cpu", **train}),
+        optimizer=Optimizer(warmup_drawings=0),
+    )
+    learner = Learner(settings, world, dataset, 1000 * BATCH)
+    start, stop = rank_part(BATCH, world.rank, world.size)
+    learner.warm_up(stop - start)
+    learner.model.train()
+    return learner
+
+
+def snapshot(learner: Learner) -> Snapshot:
+    """Everything that a checkpoint keeps, but fp16's scale, which falls with an overflow."""
+    everything = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
+    assert learner.average is not None
+    everything |= {f"ema.{name}": value for name, value in learner.average.state.items()}
+    for at, moments in learner.state()["optimizer"]["state"].items():
+        everything |= {f"optimizer.{at}.{name}": value for name, value in moments.items()}
+    return {name: value.clone() for name, value in everything.items()}
+
+
+def assert_equal(one: Snapshot, other: Snapshot) -> None:
+    """Bit for bit."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+class Poison:
+    """Spoils pictures (after normalisation) or logits of one forward pass, counted from `arm`."""
+
+    def __init__(self, model: nn.Module, kind: str) -> None:
+        """`kind`: nan in a pixel; inf: in the loss alone, its gradient is finite."""
+        self.countdown = -1
+        self.kind = kind
+        model.register_forward_pre_hook(self._before)
+        model.register_forward_hook(self._after)
+
+    def arm(self, passes: int) -> None:
+        """Spoil the pass after so many good ones."""
+        self.countdown = passes
+
+    def _before(self, _: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        if self.countdown != 0 or self.kind != "nan":
+            return inputs
+        spoilt = inputs[0].clone()
+        spoilt[1, 0, 13, 13] = nan
+        return (spoilt,)
+
+    def _after(self, _: nn.Module, __: object, logits: torch.Tensor) -> torch.Tensor:
+        self.countdown -= 1
+        if self.countdown != -1 or self.kind != "inf":
+            return logits
+        mask = torch.zeros_like(logits)
+        mask[0] = -inf  # every class but the first: softmax and its gradient stay finite
+        mask[0, 0] = 0
+        return logits + mask
+
+
+def take_steps(learner: Learner, numbers: list[int], spoil: Callable[[int], None]) -> None:
+    """Steps on this rank's part of a batch that follows from the step's number."""
+    start, stop = rank_part(BATCH, learner.world.rank, learner.world.size)
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        drawings = torch.randint(0, 256, (BATCH, 28, 28), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, 5, (BATCH,), generator=generator)
+        spoil(number)
+        learner.step(drawings[start:stop], labels[start:stop], number)
+
+
+def check_skip(learner: Learner, fresh: Learner, kind: str, bad_rank: int, passes: int) -> None:
+    """Steps 0, 1 (spoilt) and 2 are those of a run that never had step 1."""
+    poison = Poison(learner.model, kind)
+    states: list[Snapshot] = []
+
+    def spoil(number: int) -> None:
+        states.append(snapshot(learner))
+        if number == 1 and learner.world.rank == bad_rank:
+            poison.arm(passes)
+
+    take_steps(learner, [0, 1, 2], spoil)
+    _, before, after = states
+    assert_equal(after, before)
+    take_steps(fresh, [0, 2], lambda _: None)
+    assert_equal(snapshot(learner), snapshot(fresh))
+    figures = learner.tally.read()
+    assert figures.skipped() == [1]
+    counts = figures.counts(BATCH, learner.rate)
+    assert isfinite(counts.loss) and isfinite(counts.accuracy)
+    assert isfinite(figures.own_losses[1]) == (learner.world.rank != bad_rank)
+    assert isnan(figures.losses[1]) if kind == "nan" else figures.losses[1] == inf
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf"])
+@pytest.mark.parametrize(
+    ("train", "passes"),
+    [({}, 0), ({"micro_batch": 5}, 1), ({"precision": "bf16"}, 0), ({"precision": "fp16"}, 0)],
+)
+def test_one_rank(dataset: Dataset, kind: str, train: dict[str, object], passes: int) -> None:
+    """Also with the nan in the second of three forward passes, when the first has already moved
+    the batch-norm statistics."""
+    world = World(0, 1, 0, 1, CPU)
+    one, fresh = (make(dataset.manifest, world, **train) for _ in range(2))
+    check_skip(one, fresh, kind, bad_rank=0, passes=passes)
+    scale = one.loss_scale()
+    if scale is not None:
+        assert scale == fresh.loss_scale() / 2  # type: ignore[operator]
+
+
+def test_compiled(dataset: Dataset) -> None:
+    """The steps are those of the plain code (without randomness, which the compiler draws
+    otherwise), and the compiler neither keeps a statistic nor reorders the skip."""
+    world = World(0, 1, 0, 1, CPU)
+    plain = make(dataset.manifest, world, random=False)
+    learner = make(dataset.manifest, world, random=False, compile="reduce-overhead")
+    for one in (plain, learner):
+        take_steps(one, [0, 5], lambda _: None)
+    torch.testing.assert_close(snapshot(learner), snapshot(plain), rtol=1e-3, atol=2e-5)
+    # The compiler does not look for new hooks, which spoil a pass elsewhere.
+    bias = learner.model.get_parameter("classifier.4.bias").detach()
+    bias[0] = torch.finfo().max  # the loss is infinite
+    before = snapshot(learner)
+    take_steps(learner, [1], lambda _: None)
+    assert_equal(snapshot(learner), before)
+    bias[0] = 0
+    take_steps(learner, [2], lambda _: None)
+    assert not torch.equal(
+        snapshot(learner)["model.features.0.weight"], before["model.features.0.weight"]
+    )
+    assert learner.tally.read().skipped() == [2]
+
+
+def one_rank(rank: int, size: int, data: Manifest, kind: str, micro_batch: int) -> None:
+    """A rank's half of the check; the nan is rank 1's."""
+    world = World(rank, size, rank, size, CPU)
+    one, fresh = (make(data, world, micro_batch=micro_batch) for _ in range(2))
+    check_skip(one, fresh, kind, bad_rank=1, passes=1 if micro_batch else 0)
+
+
+@pytest.mark.parametrize(("kind", "micro_batch"), [("nan", 0), ("inf", 0), ("nan", 4)])
+def test_two_ranks_skip_together(
+    dataset: Dataset,
+    processes: multiprocessing.context.ForkServerContext,
+    tmp_path: Path,
+    kind: str,
+    micro_batch: int,
+) -> None:
+    """A rank whose own numbers are all good undoes the step, too."""
+    run_ranks(processes, 2, tmp_path, one_rank, dataset.manifest, kind, micro_batch)
