@@ -18,7 +18,7 @@ from torch.nn import functional
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed.ranks import World, sum_over_ranks
-from quickdraw_dist.training.augment import normalise
+from quickdraw_dist.models.input import normalise
 
 MISTAKES = 40
 """Most that a report shows."""

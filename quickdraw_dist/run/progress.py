@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import isnan
 from typing import Any
 
@@ -15,63 +15,13 @@ from tqdm import tqdm
 from quickdraw_dist.base.settings import Metrics
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.base.telemetry.metrics import Goodput
+from quickdraw_dist.base.units import duration
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.evaluation.metrics import Evaluation
 from quickdraw_dist.run.folder import RunFolder
+from quickdraw_dist.run.position import Counts, Position
 from quickdraw_dist.run.tensorboard import EventFile
 from quickdraw_dist.run.terminal import LiveLine, pass_by
-from quickdraw_dist.training.tally import Counts
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run is."""
-
-    epoch: int  # whole ones behind it
-    epochs: int
-    step: int  # in this epoch
-    epoch_steps: int
-    total_steps: int  # in all epochs so far
-    global_batch: int
-
-    @property
-    def drawings(self) -> int:
-        """Drawings trained on so far, over all ranks."""
-        return self.total_steps * self.global_batch
-
-    @property
-    def total_drawings(self) -> int:
-        """Drawings of the whole run."""
-        return self.epochs * self.epoch_steps * self.global_batch
-
-    @property
-    def ended(self) -> bool:
-        """Whether all of them are done."""
-        return self.drawings >= self.total_drawings
-
-    @property
-    def passes(self) -> float:
-        """Epochs so far, with the fraction of this one."""
-        return self.epoch + self.step / self.epoch_steps
-
-
-class Interval:
-    """Fires whenever a growing count of drawings passes a multiple; never when it is 0."""
-
-    def __init__(self, every: int) -> None:
-        """Every so many drawings."""
-        self.every = every
-
-    def passed(self, before: int, after: int) -> bool:
-        """Whether a multiple lies in (before, after]: the same after any restart."""
-        return self.every > 0 and before // self.every != after // self.every
-
-
-def duration(seconds: float) -> str:
-    """'1:02:03' or '2:03'."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class ProgressLog:

@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 from quickdraw_dist.base.settings import Augment
-from quickdraw_dist.training.augment import augment, normalise
+from quickdraw_dist.models.input import normalise
+from quickdraw_dist.training.augment import augment
 
 
 class Objective(nn.Module):

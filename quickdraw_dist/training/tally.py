@@ -8,16 +8,7 @@ from math import isfinite, nan
 import torch
 
 from quickdraw_dist.distributed.ranks import sum_over_ranks
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What training did since the last look, over all ranks; nan where no step has a number."""
-
-    loss: float  # mean of a drawing, nats
-    accuracy: float  # share of the drawings that were recognised
-    gradient_norm: float  # of the last step, before clipping
-    learning_rate: float  # of the last step
+from quickdraw_dist.run.position import Counts
 
 
 @dataclass(frozen=True)

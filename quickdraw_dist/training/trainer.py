@@ -27,7 +27,8 @@ from quickdraw_dist.run.checkpoint import resume as resuming
 from quickdraw_dist.run.checkpoint.files import Checkpoint
 from quickdraw_dist.run.checkpoint.saver import Saver
 from quickdraw_dist.run.folder import RunFolder
-from quickdraw_dist.run.progress import Interval, Position, ProgressLog
+from quickdraw_dist.run.position import Interval, Position
+from quickdraw_dist.run.progress import ProgressLog
 from quickdraw_dist.run.report.page import report_end
 from quickdraw_dist.training.faults import FaultLog
 from quickdraw_dist.training.learner import Learner

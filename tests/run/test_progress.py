@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from quickdraw_dist.base.settings import Metrics
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.base.telemetry.metrics import REGISTRY, Goodput
+from quickdraw_dist.base.units import duration
 from quickdraw_dist.run.folder import RunFolder
-from quickdraw_dist.run.progress import Interval, Position, ProgressLog, duration
-from quickdraw_dist.training.tally import Counts
+from quickdraw_dist.run.position import Counts, Interval, Position
+from quickdraw_dist.run.progress import ProgressLog
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from quickdraw_dist.base.settings import Augment
+from quickdraw_dist.models.input import normalise
 from quickdraw_dist.training.augment import (
     ROTATION_RADIANS,
     SCALE,
     SHEAR,
     SHIFT_PIXELS,
     augment,
-    normalise,
     random_affine,
     random_erase,
     random_flip,

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickdraw_dist.training.tally import Counts, Figures, Tally
+from quickdraw_dist.run.position import Counts
+from quickdraw_dist.training.tally import Figures, Tally
 
 NUMBERS = st.one_of(st.floats(0, 1e6, width=32), st.sampled_from([nan, inf]))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from quickdraw_dist.base.units import duration
 from quickdraw_dist.data.capacity.estimate import Capacity
 from quickdraw_dist.data.capacity.requests import Requests
-from quickdraw_dist.run.progress import duration
 
 
 def describe(needs: Capacity) -> str:

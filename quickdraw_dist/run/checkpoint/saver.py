@@ -20,7 +20,8 @@ from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.run.checkpoint import files as checkpoint
 from quickdraw_dist.run.checkpoint.snapshot import Snapshot
 from quickdraw_dist.run.folder import RunFolder
-from quickdraw_dist.run.progress import Position, ProgressLog
+from quickdraw_dist.run.position import Position
+from quickdraw_dist.run.progress import ProgressLog
 from quickdraw_dist.training.learner import Learner
 
 

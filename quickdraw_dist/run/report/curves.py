@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from quickdraw_dist.base.units import duration
 from quickdraw_dist.evaluation.charts import FAINT, MUTED, RIGHT, WRONG
-from quickdraw_dist.run.progress import duration
 from quickdraw_dist.run.report.history import History
 
 WIDTH, HEIGHT = 8.6, 2.3  # inches of a curve

@@ -17,13 +17,13 @@ import yaml
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.base.units import duration
 from quickdraw_dist.evaluation.html import document, facts_table, section, tiles
 from quickdraw_dist.evaluation.metrics import Evaluation
 from quickdraw_dist.evaluation.report import evaluation_section
 from quickdraw_dist.evaluation.report_page import SCRIPT, share
 from quickdraw_dist.run.checkpoint import files as checkpoint
 from quickdraw_dist.run.folder import RunFolder
-from quickdraw_dist.run.progress import duration
 from quickdraw_dist.run.report import history
 from quickdraw_dist.run.report.history import History
 

@@ -22,7 +22,8 @@ from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.run.checkpoint import files as checkpoint
 from quickdraw_dist.run.checkpoint.saver import Saver
 from quickdraw_dist.run.folder import RunFolder
-from quickdraw_dist.run.progress import Position, ProgressLog
+from quickdraw_dist.run.position import Position
+from quickdraw_dist.run.progress import ProgressLog
 from quickdraw_dist.training.learner import Learner
 
 BATCH, EPOCH_STEPS = 8, 100
