@@ -18,7 +18,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.capacity.estimate import SHARD_DRAWINGS_PER_SECOND, Cluster, capacity
 from quickdraw_dist.data.capacity.text import describe
-from quickdraw_dist.data.drawings import open_source
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import Plan
 

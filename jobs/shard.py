@@ -12,7 +12,8 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.process import processors
-from quickdraw_dist.data.drawings import Source, open_source
+from quickdraw_dist.data.drawings.drawing import Source
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import integrity, manifest, writer
 from quickdraw_dist.data.shards.manifest import Manifest, Part
 from quickdraw_dist.data.shards.plan import Plan, describe

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from jobs.command import run
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.drawings import open_source
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import manifest, verify
 
 EPILOG = """\

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.hashing import key64, random64
 from quickdraw_dist.base.settings import Shard
-from quickdraw_dist.data.drawings import PIXELS, Source, open_source
+from quickdraw_dist.data.drawings.drawing import PIXELS, Source
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.shards.plan import Plan

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks.data_path import page as data_path_page
 from benchmarks.data_path.cases import load_array
 from benchmarks.measure import Figures, median, run_case
-from quickdraw_dist.data.drawings import open_source
+from quickdraw_dist.data.drawings.sources import open_source
 
 Case = Callable[[], Figures]
 

@@ -17,7 +17,8 @@ from benchmarks.measure import peak_rss_bytes, report
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.settings import Settings, Shard, Stream, Train
 from quickdraw_dist.data.capacity import outline
-from quickdraw_dist.data.drawings import SIDE, open_source
+from quickdraw_dist.data.drawings.drawing import SIDE
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.feed import ShardFeed
 from quickdraw_dist.data.order.digest import OrderDigest
 from quickdraw_dist.data.order.order import Order

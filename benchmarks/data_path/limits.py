@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.data_path.cases import BATCH, load_array
 from benchmarks.measure import report
 from quickdraw_dist.base import storage
-from quickdraw_dist.data.drawings import PIXELS
+from quickdraw_dist.data.drawings.drawing import PIXELS
 
 _DRAWINGS = 262_144
 _BLOCK = 1_024

@@ -19,7 +19,8 @@ from benchmarks.train_speed.work import floor_rates, training_flops
 from quickdraw_dist import train
 from quickdraw_dist.base.settings import Model
 from quickdraw_dist.base.telemetry import metrics as telemetry
-from quickdraw_dist.data.drawings import SIDE, open_source
+from quickdraw_dist.data.drawings.drawing import SIDE
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.models import build
 
 CLASSES = 345

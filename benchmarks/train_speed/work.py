@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from quickdraw_dist.data.drawings import SIDE
+from quickdraw_dist.data.drawings.drawing import SIDE
 
 _MOVERS = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
 """Layers that nothing fuses with one another; normalisation and activation can ride along."""

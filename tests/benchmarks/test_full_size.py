@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.full_size import source
-from quickdraw_dist.data.drawings import open_source
 from quickdraw_dist.data.drawings.classes import official
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import manifest
 
 

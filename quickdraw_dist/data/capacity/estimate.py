@@ -13,7 +13,7 @@ from quickdraw_dist.base.settings import Settings, Stream
 from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.capacity.requests import Requests, Sharding, sharding
 from quickdraw_dist.data.capacity.traffic import NodeReads, epoch_requests, node_reads
-from quickdraw_dist.data.drawings import PIXELS
+from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.order.memory import (
     MOST_THREADS,
     RESIDENT_BYTES,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.data.capacity.outline import Outline
-from quickdraw_dist.data.drawings import PIXELS
+from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.shards.plan import SPLITS
 
 LIST_PAGE = 1000

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError, nearest
-from quickdraw_dist.data.drawings import PIXELS, SIDE, Source
 from quickdraw_dist.data.drawings.classes import official_class, official_names
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
 
 _FIRST_READ_BYTES = 512
 """Enough for every header seen: 80 bytes in the official files, 128 from numpy.save."""

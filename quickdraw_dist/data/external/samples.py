@@ -24,7 +24,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.hashing import key64
-from quickdraw_dist.data.drawings import PIXELS, SIDE
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
 from quickdraw_dist.data.shards.blocks import Block
 
 Sample = dict[str, Any]

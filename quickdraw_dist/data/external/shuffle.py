@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.hashing import key64, permutation, random64
-from quickdraw_dist.data.drawings import SIDE
+from quickdraw_dist.data.drawings.drawing import SIDE
 from quickdraw_dist.data.external.samples import decode, read_samples
 from quickdraw_dist.data.shards.blocks import Block
 

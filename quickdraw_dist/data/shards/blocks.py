@@ -24,7 +24,7 @@ from PIL import Image
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.storage import crc32c
-from quickdraw_dist.data.drawings import PIXELS, SIDE
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
 
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 """Two empty headers; ends every shard."""

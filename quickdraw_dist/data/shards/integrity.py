@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.drawings import PIXELS, SIDE, Source
 from quickdraw_dist.data.drawings.bitmaps import READINGS, file_url
 from quickdraw_dist.data.drawings.classes import official_file
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
 from quickdraw_dist.data.shards.manifest import Part, SourceFile
 from quickdraw_dist.data.shards.plan import Plan
 

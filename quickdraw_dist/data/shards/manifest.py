@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Shard
-from quickdraw_dist.data.drawings import PIXELS
+from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 
 FORMAT_VERSION = 1

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.hashing import key64, permutation
 from quickdraw_dist.base.settings import Shard
-from quickdraw_dist.data.drawings import PIXELS
+from quickdraw_dist.data.drawings.drawing import PIXELS
 
 SPLITS = ("train", "val", "test")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.drawings import Source
+from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.shards import blocks, integrity, manifest
 from quickdraw_dist.data.shards.manifest import BlockEntry, Manifest, ShardEntry
 from quickdraw_dist.data.shards.plan import SPLITS, Plan

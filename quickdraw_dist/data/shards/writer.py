@@ -16,7 +16,7 @@ from quickdraw_dist.base import garbage, storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.orphans import die_with_parent
 from quickdraw_dist.base.storage import Scratch
-from quickdraw_dist.data.drawings import PIXELS, SIDE, Source
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
 from quickdraw_dist.data.shards import blocks, integrity, manifest
 from quickdraw_dist.data.shards.manifest import BlockEntry, Part, RangeRead, ShardEntry
 from quickdraw_dist.data.shards.plan import SPLITS, Plan, ShardPlace

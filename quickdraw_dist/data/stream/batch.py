@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quickdraw_dist.data.drawings import PIXELS, SIDE
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
 
 
 @dataclass

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.storage import Scratch
-from quickdraw_dist.data.drawings import SIDE
+from quickdraw_dist.data.drawings.drawing import SIDE
 from quickdraw_dist.data.order.memory import (
     RESIDENT_BYTES,
     RESIDENT_SHARE,

@@ -10,7 +10,7 @@ from jobs.shard import main
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.capacity.requests import Requests, Sharding, sharding
-from quickdraw_dist.data.drawings import open_source
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards.plan import Plan
 from tests.conftest import Dataset, Store
 from tests.support.gcs.server import Request

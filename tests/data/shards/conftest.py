@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from quickdraw_dist.data.drawings import open_source
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import writer
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.shards.plan import Plan

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from jobs import verify
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.drawings import Source, classes, open_source
+from quickdraw_dist.data.drawings import classes
 from quickdraw_dist.data.drawings.classes import OfficialClass
+from quickdraw_dist.data.drawings.drawing import Source
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import integrity, manifest, writer
 from quickdraw_dist.data.shards import verify as proof
 from quickdraw_dist.data.shards.plan import Plan

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.data.drawings import Source, open_source
+from quickdraw_dist.data.drawings.drawing import Source
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import blocks, manifest, verify
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.shards.manifest import BlockEntry, ShardEntry

@@ -21,7 +21,7 @@ from PIL import Image
 from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.base.hashing import random64
 from quickdraw_dist.base.settings import Shard
-from quickdraw_dist.data.drawings import open_source
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import blocks, manifest, writer
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 from tests.conftest import use_store

@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from quickdraw_dist.data.drawings import SIDE
+from quickdraw_dist.data.drawings.drawing import SIDE
 
 Line = NDArray[np.float64]
 """One stroke of a recipe: (points, 2), x to the right, y down."""

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from quickdraw_dist.base.errors import RefusedError, nearest
 from quickdraw_dist.base.hashing import key64, random64
-from quickdraw_dist.data.drawings import PIXELS, SIDE
 from quickdraw_dist.data.drawings.classes import official
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
 from quickdraw_dist.data.drawings.synthetic import rendering as draw
 from quickdraw_dist.data.drawings.synthetic.templates import distort, recipe
 

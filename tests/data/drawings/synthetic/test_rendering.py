@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quickdraw_dist.data.drawings import SIDE
+from quickdraw_dist.data.drawings.drawing import SIDE
 from quickdraw_dist.data.drawings.synthetic import rendering
 from quickdraw_dist.data.drawings.synthetic.rendering import Line, Points, Segments
 

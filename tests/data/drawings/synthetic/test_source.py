@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.data.drawings import Source, open_source
 from quickdraw_dist.data.drawings.classes import official
+from quickdraw_dist.data.drawings.drawing import Source
+from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.drawings.synthetic import source as synthetic
 
 CHUNK = synthetic._CHUNK
