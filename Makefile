@@ -46,10 +46,11 @@ test-cluster: $(INSTALLED) ## as root: what is shipped for clusters, run; instal
 	@PATH="$(abspath $(BIN)):$$PATH" tests/cluster/install.sh
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest tests/cluster $(ARGS)
 
-lint: $(INSTALLED) ## ruff and mypy, as in CI
+lint: $(INSTALLED) ## ruff, mypy and import-linter, as in CI
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(INSTALLED) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .

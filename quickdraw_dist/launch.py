@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 
 from quickdraw_dist.base.orphans import PARENT
-from quickdraw_dist.distributed.signals import EXIT_FILE, SAVED_EXIT_CODE, SIGNALS
+from quickdraw_dist.distributed.exits import EXIT_FILE, SAVED_EXIT_CODE
+from quickdraw_dist.distributed.signals import SIGNALS
 
 EPILOG = """\
 All other arguments are torchrun's (torchrun --help), with --max-restarts 0 and a

@@ -18,6 +18,17 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 from quickdraw_dist.base.errors import RefusedError, nearest
 from quickdraw_dist.base.settings import Section, Settings
 
+EPILOG = """\
+  torchrun --nproc_per_node=2 -m quickdraw_dist.train --data data/shards --train.epochs 2
+  python -m quickdraw_dist.train --config configs/demo.yaml
+
+The same command again resumes the run in --output. Every setting is also a line of the --config
+file and an environment variable: --train.epochs 2 is QUICKDRAW_TRAIN__EPOCHS=2.
+Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved, otherwise 1.
+(torchrun itself ends with 1 whenever a rank's is not 0; python -m quickdraw_dist.launch in its
+place passes them on.)
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """A command line whose unknown arguments are errors that suggest the nearest name."""
@@ -48,6 +59,18 @@ class Parser(argparse.ArgumentParser):
             name = unknown.split()[0].split("=")[0]
             message = f"unknown argument {name}.{nearest(name, self._option_string_actions)}"
         self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
+
+
+def read_settings(argv: Sequence[str] | None = None) -> Settings:
+    """What a command line, with environment and YAML file, asks for.
+
+    Raises:
+        RefusedError: something that cannot be.
+        SystemExit: after --help, --print-config or an unknown argument.
+    """
+    parser = Parser("quickdraw_dist.train", "Train a classifier on a sharded dataset.", EPILOG)
+    sections = [name for name in Settings.model_fields if name != "shard"]
+    return load(parser, argv, sections)[0]
 
 
 def load(

@@ -10,41 +10,15 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import NoReturn
 
-SAVED_EXIT_CODE = 85
-"""'Saved, requeue me': what a rank leaves with after a signal."""
-
-EXIT_FILE = "QUICKDRAW_EXIT_FILE"
-"""Where ranks tell the launcher, torchrun being deaf to it: a line a rank, its exit code and how
-many ranks its node has."""
+from quickdraw_dist.distributed.exits import SAVED_EXIT_CODE, leave
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 _ANSWER_SECONDS = 2.0
 """torchrun looks ten times a second whether a rank has left, and then sends the others TERM."""
-
-_leaving = threading.Lock()
-
-
-def leave(code: int) -> NoReturn:
-    """End this process at once, without taking the process group and the interpreter apart.
-
-    Files are closed and locks go with the process. Taking apart was seen to abort a rank now and
-    then ('terminate called without an active exception'), and would wait for fetches under way.
-    """
-    if threading.current_thread() is threading.main_thread():
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-    _leaving.acquire()  # never released: two threads may want to, and the first one's code counts
-    with contextlib.suppress(KeyError, OSError), Path(os.environ[EXIT_FILE]).open("a") as file:
-        file.write(f"{code} {os.environ.get('LOCAL_WORLD_SIZE', '1')}\n")
-    os._exit(code)
 
 
 class StopSignal:

@@ -96,7 +96,7 @@ def _check(arguments: Any, nodes: int) -> None:
     Raises:
         RefusedError: torchrun's arguments or the training's settings.
     """
-    from quickdraw_dist import train
+    from quickdraw_dist.base.command_line import read_settings
     from quickdraw_dist.base.errors import RefusedError
 
     if arguments.max_restarts:
@@ -110,7 +110,7 @@ def _check(arguments: Any, nodes: int) -> None:
             "alone, the scheduler starts them all; leave it out here"
         )
     if arguments.module and arguments.training_script == "quickdraw_dist.train":
-        settings = train.read_settings(arguments.training_script_args)
+        settings = read_settings(arguments.training_script_args)
         if arguments.shutdown_timeout is None:
             seconds = round(settings.train.shutdown_seconds) + _SPARE_SECONDS
             arguments.shutdown_timeout = seconds

@@ -27,7 +27,7 @@ from torch.distributed import distributed_c10d
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.telemetry import phases as whereabouts
 from quickdraw_dist.base.telemetry.phases import PHASES, Here, Place
-from quickdraw_dist.distributed.signals import leave
+from quickdraw_dist.distributed.exits import leave
 
 _PATIENT = {PHASES.index(name) for name in ("start", "compile", "checkpoint")}
 """Phases that may take long without an end in sight; a store that is down has its own limits."""

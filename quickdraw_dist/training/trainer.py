@@ -18,8 +18,9 @@ from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.distributed.agreement import Agreement
+from quickdraw_dist.distributed.exits import SAVED_EXIT_CODE, leave
 from quickdraw_dist.distributed.ranks import World
-from quickdraw_dist.distributed.signals import SAVED_EXIT_CODE, StopSignal, leave
+from quickdraw_dist.distributed.signals import StopSignal
 from quickdraw_dist.distributed.stragglers import Stragglers
 from quickdraw_dist.evaluation.metrics import MISTAKES, evaluate
 from quickdraw_dist.run import tensorboard

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Train
 from quickdraw_dist.distributed import ranks as distributed
+from quickdraw_dist.distributed.exits import leave
 from quickdraw_dist.distributed.ranks import World, choose_device
-from quickdraw_dist.distributed.signals import leave
 
 ROOT = Path(__file__).parents[2]
 RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from quickdraw_dist.distributed.signals import EXIT_FILE
+from quickdraw_dist.distributed.exits import EXIT_FILE
 
 BUSY = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
 """Half an hour inside C without a look at Python's signal handlers, as compiling may be."""
@@ -119,7 +119,7 @@ def test_a_rank_whose_peer_left_before_the_first_step(tmp_path: Path) -> None:
     assert "Connection closed by peer" in said and not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("module", ["launch", "agent", "train"])
+@pytest.mark.parametrize("module", ["launch", "distributed.torchrun", "train"])
 def test_watching_begins_before_anything_heavy_is_imported(module: str) -> None:
     """torch takes seconds, in which TERM would be the end of a rank without a code."""
     check = f"import sys, quickdraw_dist.{module}; print(*sys.modules)"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from quickdraw_dist.distributed.signals import leave
+from quickdraw_dist.distributed.exits import leave
 
 _TIMEOUT = timedelta(minutes=5)
 """Of a rank that waits for another one: a fault ends as an error, not as a test that hangs."""

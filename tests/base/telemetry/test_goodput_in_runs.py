@@ -13,7 +13,7 @@ import pytest
 
 from jobs import shard
 from quickdraw_dist import train
-from quickdraw_dist.distributed.signals import leave
+from quickdraw_dist.distributed.exits import leave
 from quickdraw_dist.run.progress import ProgressLog
 from tests.support import runs
 

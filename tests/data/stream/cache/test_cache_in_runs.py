@@ -22,7 +22,7 @@ from quickdraw_dist import train
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.order.memory import plan_memory
 from quickdraw_dist.data.order.order import Order
-from quickdraw_dist.distributed import signals as stopping
+from quickdraw_dist.distributed.exits import leave
 from quickdraw_dist.training.learner import Learner
 from quickdraw_dist.training.trainer import Trainer
 from tests.conftest import Dataset, Store
@@ -310,4 +310,4 @@ def test_two_ranks_fetch_each_shard_once(
 
 if __name__ == "__main__":
     keep_to_one_thread(pytest.MonkeyPatch())
-    stopping.leave(train.main(sys.argv[1:]))
+    leave(train.main(sys.argv[1:]))
