@@ -6,40 +6,28 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from types import FrameType
 from typing import NoReturn
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.distributed.exits import report
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a job's main and exit: 0 done, 2 refused with one clear line, 1 for trouble of the
-    moment, 143 ended by TERM. Errors meant for the job's user are shown without a traceback."""
+    """Run a job's main and exit with the code that distributed/exits.py has for its outcome;
+    ended by TERM it is 143."""
     signal.signal(signal.SIGTERM, _end)
     try:
         main()
-    except RefusedError as error:
-        sys.exit(_say(error, 2))
-    except (StorageError, OSError) as error:
-        sys.exit(_say(error, 1))
-    except BrokenProcessPool:
-        sys.exit(_say("a worker process died, for want of memory perhaps: fewer --processes", 1))
-    except KeyboardInterrupt:
-        sys.exit(_say("interrupted; the same command goes on from here", 130))
+    except BaseException as error:
+        sys.exit(report(error))
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
-    """TERM, which the first process of a container would not hear without a handler. What is
+    """End on TERM, which the first process of a container would not get without a handler. What is
     finished is published and stays; worker processes end with this one."""
-    os.write(2, b"error: ended by TERM; the same command goes on from here\n")
+    os.write(2, b"error: ended by TERM. The same command continues from here\n")
     os._exit(128 + number)
-
-
-def _say(error: object, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
 
 
 def worker_share(worker: int | None, of: int | None) -> tuple[int, int]:

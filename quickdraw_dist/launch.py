@@ -2,9 +2,9 @@
 
     python -m quickdraw_dist.launch --nproc_per_node=8 -m quickdraw_dist.train --train.epochs 2
 
-torchrun itself returns 1 whatever its ranks do, is deaf or dies early where it is the first
-process of a container, and leaves ranks behind after USR1. It runs as a child here (agent.py).
-Nothing heavy is imported: signals count from the first line on.
+torchrun itself returns 1 whatever its ranks return, ignores TERM or dies of it early as the first
+process of a container, and leaves ranks behind after USR1. It runs as a child here
+(distributed/torchrun.py). Nothing heavy is imported: signals count from the first line on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from quickdraw_dist.base.orphans import PARENT
-from quickdraw_dist.distributed.exits import EXIT_FILE, SAVED_EXIT_CODE
+from quickdraw_dist.distributed.exits import EXIT_FILE, SAVED
 from quickdraw_dist.distributed.signals import SIGNALS
 
 EPILOG = """\
@@ -34,13 +34,13 @@ otherwise 1. The same command again resumes.
 
 
 def outcome(torchrun: int, codes: Sequence[int], ranks: int, signalled: bool) -> int:
-    """What the launcher returns; pure.
+    """Return the launcher's exit code; pure.
 
     Args:
-        torchrun: its exit code.
-        codes: what this node's ranks said they leave with; the killed and crashed say nothing.
-        ranks: how many this node has.
-        signalled: whether the launcher had a signal.
+        torchrun: torchrun's exit code.
+        codes: the exit codes that this node's ranks wrote; killed and crashed ranks write none.
+        ranks: how many ranks this node has.
+        signalled: whether the launcher got a signal.
     """
     if 2 in codes:
         return 2
@@ -49,17 +49,17 @@ def outcome(torchrun: int, codes: Sequence[int], ranks: int, signalled: bool) ->
     all_said = 0 < len(codes) == ranks
     if all_said and set(codes) == {0}:
         return 0
-    if all_said and set(codes) <= {0, SAVED_EXIT_CODE}:
-        return SAVED_EXIT_CODE
+    if all_said and set(codes) <= {0, SAVED}:
+        return SAVED
     early = not codes and torchrun != -signal.SIGKILL  # before there was any rank
-    return SAVED_EXIT_CODE if signalled and (SAVED_EXIT_CODE in codes or early) else 1
+    return SAVED if signalled and (SAVED in codes or early) else 1
 
 
 class Launcher:
-    """One torchrun after another, and the signals on their way to it."""
+    """Runs torchrun as a child, and passes signals on to it."""
 
     def __init__(self) -> None:
-        """Takes the signals from now on."""
+        """Take signals from now on."""
         self.signals: list[int] = []
         self._torchrun: subprocess.Popen[bytes] | None = None
         for number in SIGNALS:
@@ -77,30 +77,30 @@ class Launcher:
             os.kill(self._torchrun.pid, number)
 
     def run(self, arguments: Sequence[str]) -> int:
-        """Start torchrun, wait for it, and say how the run ended."""
+        """Start torchrun, wait for it, and return the exit code of the run."""
         if self.signals:
-            return SAVED_EXIT_CODE
+            return SAVED
         with tempfile.TemporaryDirectory(prefix="quickdraw-") as folder:
-            said = Path(folder, "exit")
+            exit_file = Path(folder, "exit")
             self._torchrun = torchrun = subprocess.Popen(  # noqa: S603  what the user asks for
                 [sys.executable, "-m", "quickdraw_dist.distributed.torchrun", *arguments],
-                env=os.environ | {EXIT_FILE: str(said), PARENT: str(os.getpid())},
+                env=os.environ | {EXIT_FILE: str(exit_file), PARENT: str(os.getpid())},
                 start_new_session=True,  # the terminal's INT comes from here only, as TERM
             )
             if self.signals:  # while it was being started
                 self._send(signal.SIGTERM)
             pid, status = 0, 0
-            while pid != torchrun.pid:  # as a container's first process: everybody's orphans, too
+            while pid != torchrun.pid:  # as a container's first process it reaps all orphans
                 pid, status = os.waitpid(-1, 0)
             torchrun.returncode = os.waitstatus_to_exitcode(status)
-            lines = said.read_text().splitlines() if said.exists() else []
+            lines = exit_file.read_text().splitlines() if exit_file.exists() else []
         codes = [int(line.split()[0]) for line in lines]
         ranks = int(lines[0].split()[1]) if lines else 0
         return outcome(torchrun.returncode, codes, ranks, bool(self.signals))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run torchrun, again after a crash where that is wanted; returns the exit code."""
+    """Run torchrun, restart it after a crash up to --restarts times, and return the exit code."""
     launcher = Launcher()
     parser = argparse.ArgumentParser(
         prog="quickdraw_dist.launch",
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    restarts_help = "start a crashed run again, so many times; on one node only [0]"
+    restarts_help = "restart a crashed run up to N times; on one node only [0]"
     parser.add_argument("--restarts", type=int, default=0, metavar="N", help=restarts_help)
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     known, options = parser.parse_known_args(argv)

@@ -2,77 +2,77 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from quickdraw_dist.base.orphans import die_with_parent
-from quickdraw_dist.distributed.exits import complain, leave
+from quickdraw_dist.distributed.exits import SAVED, leave, report
 from quickdraw_dist.distributed.signals import StopSignal
+
+if TYPE_CHECKING:
+    from quickdraw_dist.base.telemetry.phases import Phases
 
 
 def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> int:
-    """Settings, ranks, dataset, trainer; returns the exit code, or leaves with 85 after a signal
-    that `stop` saw."""
-    from quickdraw_dist.base.telemetry import metrics as telemetry
+    """Train as a command line asks, and return the exit code; an expected error is printed.
 
-    goodput = telemetry.Goodput()  # what follows takes seconds, which are the run's
-    from quickdraw_dist.base.command_line import read_settings
-    from quickdraw_dist.base.errors import CorruptError, RefusedError, TrainingError
+    `stop` sees this process's signals; without it they are the caller's.
+    """
+    from quickdraw_dist.base.telemetry.phases import Phases
+
+    phases = Phases()  # first: loading torch takes seconds, which are the run's
+    from quickdraw_dist.base.errors import RefusedError, TrainingError
     from quickdraw_dist.base.storage import StorageError
-    from quickdraw_dist.data.feed import open_dataset
-    from quickdraw_dist.distributed import ranks as distributed
-    from quickdraw_dist.distributed import start_checks, watchdog
-    from quickdraw_dist.run import folder as run_folder
-    from quickdraw_dist.training.trainer import Trainer, refuse_impossible
 
     stop = stop or StopSignal()
     try:
-        settings = read_settings(argv)
-        dataset = open_dataset(settings)
-        world = distributed.describe(settings.train)
-        refuse_impossible(settings, dataset, world.size)
-        if world.device.type == "cuda":
-            watchdog.record_collectives(settings.output)
-        train = settings.train
-        distributed.join(world, train.patience_seconds)
-        start_checks.refuse_differences(settings, dataset.digest)
-        if settings.metrics.port:
-            telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
-        dog = watchdog.watch(world.rank, world.size, train.start_seconds, train.stall_seconds)
-        with dog, run_folder.held(settings.output) as folder:
-            trainer = Trainer(settings, world, dataset, goodput, folder, stop)
-            with contextlib.closing(trainer.log), contextlib.closing(trainer.saver):
-                return trainer.run()
-    except RefusedError as error:
-        return complain(error, 2, alone=isinstance(error, CorruptError))
-    except TrainingError as error:
-        return complain(error, 1)
-    except (StorageError, OSError) as error:
-        return complain(error, 1, alone=True)
+        return _train(argv, stop, phases)
+    except (RefusedError, TrainingError, StorageError, OSError) as error:
+        return report(error)
     except RuntimeError:
-        stop.excuse()
+        if stop.peer_stopped():
+            return SAVED
         raise
 
 
+def _train(argv: Sequence[str] | None, stop: StopSignal, phases: Phases) -> int:
+    """Settings, dataset, ranks, trainer: each is checked before the next is made."""
+    from quickdraw_dist.base.command_line import read_settings
+    from quickdraw_dist.base.telemetry import metrics
+    from quickdraw_dist.data.feed import open_dataset
+    from quickdraw_dist.distributed import ranks, start_checks, watchdog
+    from quickdraw_dist.run import folder
+    from quickdraw_dist.training.trainer import Trainer, check_settings
+
+    settings = read_settings(argv)
+    dataset = open_dataset(settings)
+    world = ranks.World.from_environment(settings.train)
+    check_settings(settings, dataset, world.size)
+    if world.device.type == "cuda":
+        watchdog.record_collectives(settings.output)
+    ranks.join(world, settings.train.collective_timeout_seconds)
+    start_checks.check_same(settings, dataset.digest)
+    if settings.metrics.port:
+        metrics.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
+    with (
+        watchdog.watch(world, phases, settings.train),
+        folder.held(settings.output) as held,
+        Trainer(settings, world, dataset, phases, held, stop) as trainer,
+    ):
+        return trainer.run()
+
+
 def _run() -> int:
-    """As a process: from its first lines on it answers signals and ends with its parent."""
+    """Be a process: answer signals from the first line on, and end with the parent."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     stop = StopSignal()
     stop.watch()
     try:
         return main(stop=stop)
-    except SystemExit as end:  # --help, an unknown argument
-        return int(end.code or 0)
-    except ModuleNotFoundError as error:
-        install = "run: make install, then . .venv/bin/activate"
-        print(f"error: {error.name} is not installed; {install}", file=sys.stderr)
-    except Exception:
-        traceback.print_exc()
-    return 1
+    except BaseException as error:
+        return report(error)
 
 
 if __name__ == "__main__":

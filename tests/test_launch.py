@@ -51,7 +51,7 @@ def test_outcome(torchrun: int, codes: list[int], signalled: bool, code: int) ->
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--max-restarts=3"], ["--max-restarts 3", "--restarts 3 is right"]),
+        (["--max-restarts=3"], ["--max-restarts 3", "Use --restarts 3"]),
         (["--restarts=2", "--nnodes=4"], ["--restarts 2", "4 nodes", "the scheduler"]),
         (["--restarts=2", "--nnodes=1:4"], ["--restarts 2"]),
     ],

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from jobs import evaluate, shard
 from quickdraw_dist import train
 from quickdraw_dist.base import storage
+from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.distributed import exits
 from tests.conftest import Store
 from tests.support import runs
@@ -246,9 +247,9 @@ def test_other_ranks_leave_it_to_the_first_to_complain(
     first, own = (tmp_path / rank / "error.json" for rank in ("0", "1"))
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(own))
-    monkeypatch.setattr(exits, "_PATIENCE_SECONDS", 60.0 if said else 0.05)
+    monkeypatch.setattr(exits, "_FIRST_RANK_GRACE_SECONDS", 60.0 if said else 0.05)
     with ThreadPoolExecutor(1) as pool:
-        complaint = pool.submit(exits.complain, "no such setting", 2)
+        complaint = pool.submit(exits.report, RefusedError("no such setting"))
         if said:
             assert not own.exists()
             first.write_text("{}")

@@ -173,7 +173,7 @@ def load_array(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _feed(folder: str, stream: Stream) -> ShardFeed:
     settings = Settings(data=folder, stream=stream, train=Train(global_batch=BATCH, device="cpu"))
-    world = distributed.describe(settings.train)
+    world = distributed.World.from_environment(settings.train)
     return ShardFeed(settings, manifest.read(folder), world, stream.lanes)
 
 

@@ -184,20 +184,24 @@ class Train(Section):
     """Steps in a row that may be skipped because loss or gradient is not a number; then it ends."""
     shutdown_seconds: PositiveReal = 20
     """Seconds from a signal to the end: a rank that is then still busy leaves without saving."""
-    start_seconds: PositiveReal = 1_800
-    """Seconds that a rank may stand still before its first step is done, and for a checkpoint; then
-    the run ends and says where it stood."""
     stall_seconds: PositiveReal = 300
-    """Seconds that a rank may stand still otherwise."""
+    """Seconds that a rank may stay at one point of a step before the run ends, naming the rank and
+    the point. Start-up, compilation and a checkpoint may take six times as long."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: go on with the run in output, if there is one; never: refuse if there is one."""
     allow_dataset_change: bool = False
     """Resume although the dataset's digest is not the checkpoint's."""
 
     @property
-    def patience_seconds(self) -> float:
-        """Longest that ranks wait for one that stands still: its own watchdog comes first."""
-        return self.start_seconds + self.stall_seconds
+    def slow_phase_seconds(self) -> float:
+        """Seconds that a rank may stay in start-up, compilation or a checkpoint."""
+        return 6 * self.stall_seconds
+
+    @property
+    def collective_timeout_seconds(self) -> float:
+        """Seconds that a collective may wait: longer than any watchdog, so that a stalled rank is
+        reported by its own watchdog first."""
+        return self.slow_phase_seconds + self.stall_seconds
 
 
 class Checkpoint(Section):

@@ -1,4 +1,4 @@
-"""What the ranks of a run agree on: at every step, whether one of them was asked to stop."""
+"""Stop together: at every step the ranks agree whether one of them was asked to stop."""
 
 from __future__ import annotations
 
@@ -10,44 +10,48 @@ import torch
 import torch.distributed as dist
 
 from quickdraw_dist.base.errors import TrainingError
-from quickdraw_dist.distributed import ranks as distributed
+from quickdraw_dist.distributed import ranks
 from quickdraw_dist.distributed.signals import StopSignal
 
 T = TypeVar("T")
 
 
 class Agreement:
-    """A signal to any rank stops all ranks at the same place.
+    """Stops all ranks at the same step when any of them gets a signal.
 
-    They agree (MAX) over a gloo group of their own, on processor tensors. A round is begun before
+    The ranks agree (MAX) over a gloo group of their own, on CPU tensors. A round is started before
     a batch and read after it, so neither the device nor the batch waits for it.
     """
 
     def __init__(
-        self, stop: StopSignal, seconds: float, phase: Callable[[], str], patience_seconds: float
+        self,
+        stop: StopSignal,
+        shutdown_seconds: float,
+        phase: Callable[[], str],
+        timeout_seconds: float,
     ) -> None:
-        """All ranks call it together.
+        """Create the group; all ranks call it together.
 
         Args:
             stop: sees this rank's signals.
-            seconds: the time that one leaves it.
-            phase: what this rank is busy with, for the message when that has passed.
-            patience_seconds: with a rank that does not come to the end of its batch.
+            shutdown_seconds: how long a signal leaves this rank.
+            phase: returns what this rank is busy with, for the message when the time is up.
+            timeout_seconds: how long a round waits for a rank that does not finish its batch.
         """
-        self._stop, self._seconds, self._phase = stop, seconds, phase
-        self._patience_seconds = patience_seconds
-        self._group = distributed.processor_group(patience_seconds)
+        self._stop, self._shutdown_seconds, self._phase = stop, shutdown_seconds, phase
+        self._timeout_seconds = timeout_seconds
+        self._group = ranks.processor_group(timeout_seconds)
         self.stopped = False
-        """Whether they agreed to stop; the same on every rank."""
+        """Whether the ranks agreed to stop; the same on every rank."""
 
     def meet(self) -> None:
         """Wait for all ranks."""
         if self._group is not None:
             dist.barrier(group=self._group)
 
-    def together(self, items: Iterable[T]) -> Iterator[T]:
-        """Items until all ranks are through with theirs, which need not be equally many, or have
-        agreed to stop.
+    def until_stopped(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items until every rank has exhausted its own (lengths may differ) or all ranks
+        have agreed to stop.
 
         Raises:
             TrainingError: a rank is gone.
@@ -55,8 +59,8 @@ class Agreement:
         rest = iter(items)
         while not self.stopped:
             item = next(rest, None)
-            # With the first batch at hand: whoever waits for it still may leave alone.
-            self._stop.begin(self.meet, self._seconds, self._phase)
+            # Only once the first batch is here: a rank that waits for it may still leave alone.
+            self._stop.begin(self.meet, self._shutdown_seconds, self._phase)
             # (2,): whether to stop, and whether anything is left to do.
             round_ = torch.tensor([self._stop.received, item is not None], dtype=torch.int32)
             work = None
@@ -78,7 +82,7 @@ class Agreement:
             work.wait()
         except RuntimeError:
             raise TrainingError(
-                "another rank is gone, or has stood still for "
-                f"{timedelta(seconds=self._patience_seconds)}; nothing is saved, the last "
-                "checkpoint stands, and the same command goes on from there"
+                "another rank is gone, or has stalled for "
+                f"{timedelta(seconds=self._timeout_seconds)}. Nothing is saved, the last "
+                "checkpoint stands; the same command continues from there"
             ) from None

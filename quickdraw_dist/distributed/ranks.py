@@ -1,4 +1,4 @@
-"""Ranks: who they are, what device each has, and what they agree on."""
+"""Ranks: which one this process is, its device, and collectives over all ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """This process among the ranks of a run."""
 
     rank: int
     size: int
@@ -31,52 +31,61 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that writes."""
+        """Whether this is rank 0, which writes."""
         return self.rank == 0
+
+    @classmethod
+    def from_environment(cls, train: Train) -> World:
+        """Read torchrun's environment, or return a world of one rank without it; joins nothing.
+
+        Raises:
+            RefusedError: the device asked for is missing, or cannot serve so many ranks.
+        """
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        mps = torch.backends.mps.is_available()
+        gpus = torch.cuda.device_count()
+        name = choose_device(train.device, local_rank, local_size, gpus, mps)
+        return cls(rank, size, local_rank, local_size, torch.device(name))
 
 
 def choose_device(setting: str, local_rank: int, local_size: int, gpus: int, mps: bool) -> str:
-    """The device of a rank; pure.
+    """Choose the device of a rank; pure.
 
     Raises:
-        RefusedError: more ranks than GPUs, or a device that is not there.
+        RefusedError: more ranks than GPUs, or a device that this machine lacks.
     """
     if setting == "auto":
-        # Apple's GPU has no collectives: several ranks train on the processor there.
+        # Apple's GPU has no collectives: several ranks train on the CPU there.
         setting = "cuda" if gpus else "mps" if mps and local_size == 1 else "cpu"
     if setting == "cuda" and not gpus:
-        raise RefusedError("--train.device cuda: no CUDA device here; --train.device cpu is right")
+        raise RefusedError(
+            "--train.device", "cuda", "no CUDA device on this machine", "Use --train.device cpu"
+        )
     if setting == "cuda" and local_size > gpus:
         raise RefusedError(
-            f"--nproc_per_node={local_size}: more ranks than the {gpus} GPUs of this node; "
-            f"--nproc_per_node={gpus} is right (or --train.device cpu)"
+            "--nproc_per_node",
+            local_size,
+            f"more ranks than the {gpus} GPUs of this node",
+            f"Use --nproc_per_node {gpus}, or --train.device cpu",
+            gpus=gpus,
         )
     if setting == "mps" and (not mps or local_size > 1):
         raise RefusedError(
-            f"--train.device mps: {'one rank only' if mps else 'not here'}; "
-            "--train.device cpu is right"
+            "--train.device",
+            "mps",
+            "trains with one rank only" if mps else "no Apple GPU on this machine",
+            "Use --train.device cpu",
         )
     return f"cuda:{local_rank}" if setting == "cuda" else setting
 
 
-def describe(train: Train) -> World:
-    """This process's place as torchrun's environment has it, or a world of one; joins nothing.
+def join(world: World, timeout_seconds: float) -> None:
+    """Select the device, divide the CPU cores among the node's ranks, and meet the other ranks.
 
     Raises:
-        RefusedError: the device asked for is not there, or not for so many ranks.
-    """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    mps = torch.backends.mps.is_available()
-    name = choose_device(train.device, local_rank, local_size, torch.cuda.device_count(), mps)
-    return World(rank, size, local_rank, local_size, torch.device(name))
-
-
-def join(world: World, timeout_seconds: float) -> None:
-    """Take the device, share out the processor's cores, and meet the other ranks.
-
-    A rank that waits for another one longer than the timeout ends with a RuntimeError.
+        RuntimeError: another rank did not come within the timeout.
     """
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
@@ -90,8 +99,8 @@ def join(world: World, timeout_seconds: float) -> None:
 
 
 def processor_group(timeout_seconds: float) -> dist.ProcessGroup | None:
-    """A group of all ranks for tensors on the processor, so that no device waits; None of one rank
-    alone. All ranks make it at the same point."""
+    """Create a gloo group of all ranks for CPU tensors, so that no device waits; None for a single
+    rank. All ranks call it at the same point."""
     if not dist.is_initialized():
         return None
     group: dist.ProcessGroup = dist.new_group(
@@ -107,14 +116,14 @@ def barrier() -> None:
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Element-wise sum over all ranks, in place; int64 wraps modulo 2^64."""
+    """Sum element-wise over all ranks, in place; int64 wraps modulo 2^64."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Return rank 0's value on every rank."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -123,7 +132,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every rank's value, by rank, on every rank."""
+    """Return every rank's value, by rank, on every rank."""
     if not dist.is_initialized():
         return [value]
     box: list[Any] = [None] * dist.get_world_size()
@@ -132,7 +141,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; its error there is one on every rank, too.
+    """Return on every rank what `make` returns on rank 0; raise its error on every rank.
 
     Raises:
         RefusedError, StorageError, OSError: rank 0's.

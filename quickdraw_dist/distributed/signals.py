@@ -1,7 +1,20 @@
-"""Stopping: a thread sees TERM, INT and USR1 whatever the main thread does, and how a rank leaves.
+"""Signals that ask a rank to stop, seen by a thread whatever the main thread does.
 
-Nothing heavy is imported here, so that a rank watches from its first lines on: torch alone takes
-seconds to load, and compiling or meeting the other ranks may hold the main thread for minutes.
+    this rank is                signal           how it ends, with which exit code
+    before the first step       nothing to save  the watching thread leaves at once: 85
+    stepping                    sets `received`  all ranks agree within a step and save: 85
+    evaluating                  sets `received`  all ranks abandon the evaluation and save: 85
+    saving its last checkpoint  sets `received`  finishes saving: 85, or 0 at the end of the run
+    in any state, INT again     -                the watching thread leaves at once: 1
+    still stopping after        -                the timer leaves by force: 1; the last
+      train.shutdown_seconds                       checkpoint stands
+    in any state, a peer gone   TERM, torchrun's before the first step 85 if the peer had a
+                                  answer           signal; later 1, and nothing is saved
+
+The signals are TERM, INT and USR1.
+
+Nothing heavy is imported here: torch alone takes seconds to load, and a rank watches from its
+first lines on.
 """
 
 from __future__ import annotations
@@ -13,34 +26,36 @@ import socket
 import threading
 from collections.abc import Callable
 
-from quickdraw_dist.distributed.exits import SAVED_EXIT_CODE, leave
+from quickdraw_dist.distributed.exits import SAVED, leave
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-_ANSWER_SECONDS = 2.0
-"""torchrun looks ten times a second whether a rank has left, and then sends the others TERM."""
+_TORCHRUN_ANSWER_SECONDS = 2.0
+"""torchrun looks ten times per second whether a rank has left, and then sends the others TERM."""
 
 
 class StopSignal:
     """Whether this process was asked to stop.
 
-    Until the first step there is nothing to save, and a signal ends the process there and then.
-    From `begin` on it only sets `received`, which the ranks agree on (agreement.py); a process
-    that is still there `train.shutdown_seconds` later leaves by force.
+    Until `begin` there is nothing to save, and a signal ends the process at once. From then on a
+    signal only sets `received`, which the ranks agree on (agreement.py). A process that still runs
+    `train.shutdown_seconds` later leaves by force.
     """
 
     def __init__(self) -> None:
-        """Watches nothing yet."""
+        self.abandoned: list[object] = []
+        """What a stopped run does not close, because closing may wait for a store: kept until the
+        process ends."""
         self._received = threading.Event()
         self._interrupted = False
-        self._alone, self._stepping = True, False
+        self._may_leave_alone, self._stepping = True, False
         self._lock = threading.Lock()
         self._seconds = 0.0
         self._phase: Callable[[], str] = lambda: "start"
 
     @property
     def received(self) -> bool:
-        """Whether there was a signal, or `obey`."""
+        """Whether this process got a signal, or was told of another rank's by `obey`."""
         return self._received.is_set()
 
     def watch(self) -> None:
@@ -63,54 +78,55 @@ class StopSignal:
                 leave(1)
             self._interrupted |= number == signal.SIGINT
             with self._lock:
-                if self._alone:
-                    _say("stopped by a signal before the first step: nothing to save")
-                    leave(SAVED_EXIT_CODE)
+                if self._may_leave_alone:
+                    _print("stopped by a signal before the first step: nothing to save")
+                    leave(SAVED)
             self.obey()
 
     def obey(self) -> None:
-        """Take a signal to another rank as one to this one: from now on the time counts."""
+        """Treat a signal to another rank as one to this rank, and start the shutdown timer."""
         with self._lock:
             if not self._received.is_set():
                 self._received.set()
-                clock = threading.Timer(self._seconds, self._give_up)
-                clock.daemon = True
-                clock.start()
+                timer = threading.Timer(self._seconds, self._leave_by_force)
+                timer.daemon = True
+                timer.start()
 
-    def _give_up(self) -> None:
-        _say(
+    def _leave_by_force(self) -> None:
+        _print(
             f"error: rank {os.environ.get('RANK', '0')} was asked to stop {self._seconds:g} "
-            f"seconds ago and is still busy with {self._phase()}; it leaves by force, and the last "
+            f"seconds ago and is still busy with {self._phase()}. It leaves by force; the last "
             "checkpoint stands. More time: --train.shutdown_seconds",
             every_rank=True,
         )
         leave(1)
 
     def begin(self, meet: Callable[[], None], seconds: float, phase: Callable[[], str]) -> None:
-        """The first step comes next: from now on ranks leave together. Does nothing when repeated.
+        """Announce the first step: from now on ranks stop together. Later calls do nothing.
 
         Args:
             meet: waits for all ranks, so that none steps while another may still leave alone.
-            seconds: the time a signal leaves them.
-            phase: what this rank is busy with, for the message when that has passed.
+            seconds: how long a signal leaves them.
+            phase: returns what this rank is busy with, for the message of the timer.
         """
         if self._stepping:
             return
         with self._lock:
-            self._seconds, self._phase, self._alone = seconds, phase, False
+            self._seconds, self._phase, self._may_leave_alone = seconds, phase, False
         meet()
         self._stepping = True
 
-    def excuse(self) -> None:
-        """What a rank does about an error before the first step: if it is only that another rank
-        left because of a signal, torchrun sends this one TERM, and it leaves likewise."""
-        answered = not self._stepping and "TORCHELASTIC_RUN_ID" in os.environ
-        if answered and self._received.wait(_ANSWER_SECONDS):
-            leave(SAVED_EXIT_CODE)
+    def peer_stopped(self) -> bool:
+        """Whether an error before the first step only means that a peer left because of a signal.
+
+        torchrun answers a rank's end with TERM to the others within seconds; this waits for it.
+        """
+        torchrun_answers = not self._stepping and "TORCHELASTIC_RUN_ID" in os.environ
+        return torchrun_answers and self._received.wait(_TORCHRUN_ANSWER_SECONDS)
 
 
-def _say(line: str, every_rank: bool = False) -> None:
-    """To stderr, past Python's buffers: their locks may be held by a thread that hangs."""
+def _print(line: str, every_rank: bool = False) -> None:
+    """Write to stderr past Python's buffers, whose locks a stalled thread may hold."""
     if every_rank or os.environ.get("LOCAL_RANK", "0") == "0":
         with contextlib.suppress(OSError):
             os.write(2, f"{line}\n".encode())

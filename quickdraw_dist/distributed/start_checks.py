@@ -1,4 +1,4 @@
-"""Before any work: do all ranks mean the same run?"""
+"""Check before any work that all ranks were started for the same run."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ import torch
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Section, Settings
-from quickdraw_dist.distributed import ranks as distributed
+from quickdraw_dist.distributed import ranks
 
 _OWN = (
     "data", "stream.threads", "stream.memory_bytes", "stream.cache_folder", "stream.cache_bytes",
     "metrics.port", "metrics.host",
 )  # fmt: skip
-"""Settings that may be each node's own: neither the order nor the weights depend on them. (Where
-`data` differs, the dataset's digest still has to be the same.)"""
+"""Settings that may differ per node: neither the order nor the weights depend on them. (Where
+`data` differs, the dataset digest must still be equal.)"""
 
 
-def refuse_differences(settings: Settings, dataset_digest: str) -> None:
-    """Compare what every rank is about to train on and with; all ranks call it.
+def check_same(settings: Settings, dataset_digest: str) -> None:
+    """Check that code, torch, dataset and settings are the same on all ranks, which all call it.
 
     Raises:
-        RefusedError: on every rank; names the first difference, and who has what.
+        RefusedError: on every rank; names the first difference and the ranks that have each value.
     """
-    facts = {"the code of quickdraw_dist": code_version(), "torch": torch.__version__}
-    facts |= {"the dataset's digest": dataset_digest[:16]}
-    facts |= {f"--{name}": str(value) for name, value in _leaves(settings) if name not in _OWN}
-    difference = first_difference(distributed.gather_objects(facts))
+    own = {"the code of quickdraw_dist": code_version(), "torch": torch.__version__}
+    own |= {"the dataset's digest": dataset_digest[:16]}
+    own |= {f"--{name}": str(value) for name, value in _leaves(settings) if name not in _OWN}
+    difference = first_difference(ranks.gather_objects(own))
     if difference is not None:
         raise RefusedError(
-            f"ranks do not agree: {difference}. The same code, command line, environment and "
-            "--config file on every node are right"
+            "ranks disagree",
+            None,
+            difference,
+            "Start every node with the same code, command line, environment and --config file",
         )
 
 
@@ -50,7 +52,7 @@ def _leaves(settings: Settings) -> Iterator[tuple[str, Any]]:
 
 
 def code_version() -> str:
-    """Names the source files of this package."""
+    """Return a digest of the source files of this package."""
     home, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(home.rglob("*.py")):
         digest.update(f"{path.relative_to(home)} {path.stat().st_size} ".encode())
@@ -58,22 +60,25 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def first_difference(facts: Sequence[Mapping[str, str]]) -> str | None:
-    """The first fact that is not the same for all ranks, as 'x is 1 on rank 0, 2 on ranks 1-3';
-    pure. `facts` are the ranks' by name, in the order in which they are to be looked at."""
-    for name in dict.fromkeys(name for one in facts for name in one):
+def first_difference(values: Sequence[Mapping[str, str]]) -> str | None:
+    """Return the first difference as 'x is 1 on rank 0, 2 on ranks 1-3', or None; pure.
+
+    Args:
+        values: one mapping per rank, from name to value, compared in the order of the names.
+    """
+    for name in dict.fromkeys(name for one in values for name in one):
         holders: dict[str, list[int]] = {}
-        for rank, one in enumerate(facts):
+        for rank, one in enumerate(values):
             holders.setdefault(one.get(name, "unknown"), []).append(rank)
         if len(holders) > 1:
             return f"{name} is " + ", ".join(f"{v} on {spell(r)}" for v, r in holders.items())
     return None
 
 
-def spell(ranks: Iterable[int]) -> str:
-    """'rank 3', 'ranks 0-2, 5'; pure. `ranks` in rising order."""
+def spell(numbers: Iterable[int]) -> str:
+    """Return 'rank 3' or 'ranks 0-2, 5'; pure. `numbers` rise."""
     runs: list[list[int]] = []
-    for rank in ranks:
+    for rank in numbers:
         if runs and runs[-1][-1] == rank - 1:
             runs[-1][1:] = [rank]
         else:

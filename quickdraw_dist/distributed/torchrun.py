@@ -1,4 +1,4 @@
-"""torchrun as the launcher's child: with the settings that a run needs, and fewer words."""
+"""torchrun as the launcher's child, with the settings that a run needs and fewer messages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from types import FrameType
 from typing import Any
 
 from quickdraw_dist.base.orphans import PARENT, die_with_parent
+from quickdraw_dist.distributed.exits import report
 
 _SPARE_SECONDS = 5
-"""Between a rank's own end after `train.shutdown_seconds` and torchrun's SIGKILL."""
+"""Time between a rank's own end after `train.shutdown_seconds` and torchrun's SIGKILL."""
 
 
 def main() -> int:
-    """Start this node's ranks and wait for them; returns 0, 1, or 2 where that was refused."""
+    """Start this node's ranks, wait for them, and return 0, 1, or 2 where they were refused."""
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -37,8 +38,7 @@ def main() -> int:
         arguments.signals_to_handle = "SIGHUP,SIGQUIT"  # the others are ours
         run.run(arguments)  # type: ignore[no-untyped-call]
     except RefusedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return report(error)
     except SignalException:
         return 1
     except ChildFailedError as error:
@@ -51,11 +51,11 @@ def main() -> int:
 
 
 def _answer_once() -> None:
-    """Take the first TERM or INT for the launcher's word, and nothing after it.
+    """Obey the first TERM or INT, which is the launcher's, and ignore all later signals.
 
-    Slurm without cgroups signals a whole tree of processes: USR1, which torchrun would die of,
-    and TERM beside the launcher's own, at which it would drop its ranks in their last seconds.
-    Before there are ranks it is the end at once: torchrun waits for other nodes inside C++.
+    Slurm without cgroups signals a whole process tree: USR1, which would kill torchrun, and a TERM
+    of its own, at which torchrun would drop its ranks in their last seconds. Before there are ranks
+    the process ends at once, because torchrun waits for other nodes inside C++.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -80,7 +80,8 @@ def _answer_once() -> None:
 
 
 def _has_children() -> bool:
-    """Whether this process has any, dead ones included. Unknown on macOS before Python 3.13."""
+    """Whether this process has children, dead ones included. Unknown (true) on macOS before
+    Python 3.13."""
     if not hasattr(os, "waitid"):
         return True
     try:
@@ -91,23 +92,27 @@ def _has_children() -> bool:
 
 
 def _check(arguments: Any, nodes: int) -> None:
-    """Refuse what cannot work before ranks are started, and fill in how long they may take.
+    """Check the arguments before ranks are started, and fill in how long they may take to stop.
 
     Raises:
-        RefusedError: torchrun's arguments or the training's settings.
+        RefusedError: torchrun's arguments or the training's settings cannot work.
     """
     from quickdraw_dist.base.command_line import read_settings
     from quickdraw_dist.base.errors import RefusedError
 
     if arguments.max_restarts:
         raise RefusedError(
-            f"--max-restarts {arguments.max_restarts}: torchrun takes a rank that saved after a "
-            f"signal for a crashed one; --restarts {arguments.max_restarts} is right"
+            "--max-restarts",
+            arguments.max_restarts,
+            "torchrun takes a rank that saved after a signal for a crashed one",
+            f"Use --restarts {arguments.max_restarts}",
         )
     if arguments.restarts and nodes > 1:
         raise RefusedError(
-            f"--restarts {arguments.restarts}: one of {arguments.nnodes} nodes cannot start again "
-            "alone, the scheduler starts them all; leave it out here"
+            "--restarts",
+            arguments.restarts,
+            f"one of {arguments.nnodes} nodes cannot start again alone",
+            "Leave it out: on several nodes the scheduler restarts all of them",
         )
     if arguments.module and arguments.training_script == "quickdraw_dist.train":
         settings = read_settings(arguments.training_script_args)

@@ -1,8 +1,8 @@
-"""A thread that ends a run which stands still, and says which rank is to blame, and where.
+"""End a stalled run, and name the rank that stalled and the point it stalled at.
 
-Ranks that wait for another one in a collective stand still as it does. So all ranks tell each
-other where they are through the store in which they met; the one that is behind is the one that
-the others wait for. A process that says nothing at all was stopped, or its node is gone.
+Ranks that wait for a stalled one in a collective stall, too. So every rank publishes its run point
+in the store where the ranks met; the rank that is behind is the one that the others wait for. A
+process that publishes nothing any more was stopped, or its node is gone.
 """
 
 from __future__ import annotations
@@ -25,69 +25,70 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.telemetry import phases as whereabouts
-from quickdraw_dist.base.telemetry.phases import PHASES, Here, Place
+from quickdraw_dist.base.settings import Train
+from quickdraw_dist.base.telemetry.phases import PHASES, Current, Phases, RunPoint
 from quickdraw_dist.distributed.exits import leave
+from quickdraw_dist.distributed.ranks import World
 
-_PATIENT = {PHASES.index(name) for name in ("start", "compile", "checkpoint")}
-"""Phases that may take long without an end in sight; a store that is down has its own limits."""
+_SLOW_PHASES = {PHASES.index(name) for name in ("start", "compile", "checkpoint")}
+"""Phases that may take `slow_phase_seconds`; requests to a store have limits of their own."""
 
 _LONGEST_INTERVAL_SECONDS = 5.0
 _INTERVALS = 5
-"""Reports of a rank within the time that it may stand still."""
+"""Reports that a rank publishes within `stall_seconds`."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank tells the others."""
+    """What a rank publishes for the others."""
 
-    serial: int  # of its reports: while it grows the process is alive
+    serial: int  # grows with every report while the process lives
     step: int
     phase: int
     count: int
-    quiet_seconds: float  # that it has been at this place
-    overdue: bool  # whether that is longer than it may be
+    quiet_seconds: float  # how long the rank has been at this point
+    overdue: bool  # whether that is longer than allowed
     process: str
     leaving: bool = False  # this is its last report
 
     @property
-    def place(self) -> Place:
-        """Where it is."""
-        return Place(self.step, self.phase, self.count)
+    def point(self) -> RunPoint:
+        """The point of the run that the rank is at."""
+        return RunPoint(self.step, self.phase, self.count)
 
 
 def blame(before: Mapping[int, Report | None], now: Mapping[int, Report | None]) -> dict[int, str]:
-    """Ranks that hold up the others, with what is the matter; pure.
+    """Return the ranks that hold up the others, and what is wrong with each; pure.
 
-    Nobody (yet) where those that are behind still move, or have time left.
+    Empty while those that are behind still move or have time left.
 
     Args:
         before, now: every rank's report, read twice, some report intervals apart; None: none yet.
     """
     silent = {
-        rank: "has not come so far"
+        rank: "has not started yet"
         if report is None
         else f"({report.process}) does not answer any more: stopped, or its node is gone; last "
-        f"heard of in {report.place}"
+        f"seen in {report.point}"
         for rank, report in now.items()
         if report is None or (report == before[rank] and not report.leaving)
     }
     if silent:
         return silent
     reports = {rank: report for rank, report in now.items() if report is not None}
-    last = min(report.place for report in reports.values())
+    last = min(report.point for report in reports.values())
     return {
-        rank: f"({report.process}) has been in {report.place} for {report.quiet_seconds:.0f} s"
+        rank: f"({report.process}) has been in {report.point} for {report.quiet_seconds:.0f} s"
         for rank, report in reports.items()
-        if report.place == last and report.overdue
+        if report.point == last and report.overdue
     }
 
 
 class Board:
-    """Where the ranks put up their reports: the store that they met in."""
+    """The reports of all ranks, in the store where they met."""
 
     def __init__(self, size: int, timeout_seconds: float) -> None:
-        """Without a process group there is none, and nobody to read what is put up."""
+        """Open a connection to the store. Without a process group nothing is published."""
         self._size, self._store = size, None
         if dist.is_initialized():
             # A connection of its own: the main thread may wait on the other one for long.
@@ -96,14 +97,14 @@ class Board:
             self._store = distributed_c10d.PrefixStore("watchdog", mine)
 
     def put(self, rank: int, report: Report) -> None:
-        """Put up this rank's report in the place of its last one."""
+        """Publish this rank's report in place of its last one."""
         if self._store is not None:
-            with contextlib.suppress(RuntimeError):  # a store that is gone: others find out, too
+            with contextlib.suppress(RuntimeError):  # the store is gone: other threads notice it
                 self._store.set(str(rank), json.dumps(asdict(report)))
 
     def read(self) -> dict[int, Report | None] | None:
-        """Every rank's report; None where the store does not answer."""
-        assert self._store is not None, "a rank alone has nobody to read"
+        """Return every rank's report, None for a rank without one; None if the store is gone."""
+        assert self._store is not None, "a single rank has no peers to read"
         found: dict[int, Report | None] = {}
         try:
             for rank in range(self._size):
@@ -116,98 +117,93 @@ class Board:
 
 
 class Watchdog:
-    """Watches this process, and the other ranks when it stands still."""
+    """Watches this process in a thread, and the other ranks once this one stalls."""
 
     def __init__(
-        self,
-        rank: int,
-        size: int,
-        start_seconds: float,
-        stall_seconds: float,
-        end: Callable[[], object],
+        self, world: World, phases: Phases, train: Train, end: Callable[[], object]
     ) -> None:
-        """Begins at once.
+        """Start watching.
 
         Args:
-            rank, size: of this process among those that watch; all have a process group, or none.
-            start_seconds: that it may stay at one place until its first step is done, and when it
-                saves.
-            stall_seconds: otherwise.
-            end: ends the process, after everything has been said.
+            world: the ranks that watch; all have a process group, or none has.
+            phases: where the main thread is.
+            train: `stall_seconds` and `slow_phase_seconds` are the limits.
+            end: ends the process, after everything has been printed.
         """
-        self._rank, self._size, self._end = rank, size, end
-        self._start_seconds, self._stall_seconds = start_seconds, stall_seconds
-        self._interval = min(_LONGEST_INTERVAL_SECONDS, stall_seconds / _INTERVALS)
-        self._board = Board(size, timeout_seconds=max(1.0, stall_seconds / 2))
+        self._rank, self._size, self._phases, self._end = world.rank, world.size, phases, end
+        self._train = train
+        self._interval = min(_LONGEST_INTERVAL_SECONDS, train.stall_seconds / _INTERVALS)
+        self._board = Board(world.size, timeout_seconds=max(1.0, train.stall_seconds / 2))
         self._serial = 0
         self._process = f"process {os.getpid()} on {socket.gethostname()}"
         self._closed = threading.Event()
-        self._tell(whereabouts.here(), 0.0)
+        self._publish(phases.current, 0.0)
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def close(self) -> None:
-        """The run is over."""
+        """Stop watching."""
         self._closed.set()
 
     def _watch(self) -> None:
-        quiet, here, ticked = 0.0, whereabouts.here(), time.monotonic()
+        quiet, seen, ticked = 0.0, self._phases.current, time.monotonic()
         while not self._closed.wait(self._interval):
-            before, here, now = here, whereabouts.here(), time.monotonic()
-            # A process that was itself suspended meanwhile has not stood still all that time.
+            before, seen, now = seen, self._phases.current, time.monotonic()
+            # A process that was itself suspended in the meantime has not stalled all that time.
             awake, ticked = min(now - ticked, 2 * self._interval), now
-            quiet = quiet + awake if here == before else 0.0
-            mine = self._tell(here, quiet)
-            if mine.overdue and (blamed := self._find(here, quiet)) and whereabouts.here() == here:
-                self._tell(here, quiet, leaving=True)
-                self._say(mine, blamed)
+            quiet = quiet + awake if seen == before else 0.0
+            own = self._publish(seen, quiet)
+            if not own.overdue or not (blamed := self._find_stalled(seen, quiet)):
+                continue
+            if self._phases.current == seen:
+                self._publish(seen, quiet, leaving=True)
+                self._tell(own, blamed)
                 self._end()
 
-    def _tell(self, here: Here, quiet: float, leaving: bool = False) -> Report:
-        """Put up where this rank is."""
-        patient = not here.stepped or here.place.phase in _PATIENT
-        limit = max(self._start_seconds, self._stall_seconds) if patient else self._stall_seconds
-        overdue, place = quiet > limit, here.place
+    def _publish(self, seen: Current, quiet: float, leaving: bool = False) -> Report:
+        """Publish, and return, this rank's report."""
+        point = seen.point
+        slow = not seen.stepped or point.phase in _SLOW_PHASES
+        limit = self._train.slow_phase_seconds if slow else self._train.stall_seconds
         self._serial += 1
-        report = Report(self._serial, place.step, place.phase, place.count, quiet, overdue,
+        report = Report(self._serial, point.step, point.phase, point.count, quiet, quiet > limit,
                         self._process, leaving)  # fmt: skip
         self._board.put(self._rank, report)
         return report
 
-    def _find(self, here: Here, quiet: float) -> dict[int, str]:
-        """Who is to blame for this rank's standing still."""
+    def _find_stalled(self, seen: Current, quiet: float) -> dict[int, str]:
+        """Return the ranks that make this one stall, and what is wrong with each."""
         if self._size == 1:
-            return blame({0: None}, {0: self._tell(here, quiet)})
+            return blame({0: None}, {0: self._publish(seen, quiet)})
         before = self._board.read()
         for _ in range(3):
             self._closed.wait(self._interval)
-            self._tell(here, quiet)
+            self._publish(seen, quiet)
         now = self._board.read()
         if before is None or now is None:
-            gone = "(which keeps the store that the ranks met in, or torchrun does) is gone"
-            return {0: gone}
+            return {0: "(which keeps the store where the ranks met, or torchrun does) is gone"}
         return blame(before, now)
 
-    def _say(self, mine: Report, blamed: Mapping[int, str]) -> None:
-        lines = [f"rank {rank} {what}" for rank, what in blamed.items()]
+    def _tell(self, own: Report, blamed: Mapping[int, str]) -> None:
+        lines = [f"rank {rank} {problem}" for rank, problem in blamed.items()]
         if self._rank not in blamed:
             lines.append(
-                f"rank {self._rank} waits for it in {mine.place}, {mine.quiet_seconds:.0f} s so far"
+                f"rank {self._rank} waits for it in {own.point}, {own.quiet_seconds:.0f} s so far"
             )
         lines.append(
-            f"this process ends; the same command goes on from the last checkpoint. Patience: "
-            f"--train.stall_seconds {self._stall_seconds:g}, at the start and for a checkpoint "
-            f"--train.start_seconds {self._start_seconds:g}. Where rank {self._rank} is:"
+            "this process ends; the same command continues from the last checkpoint. Limit: "
+            f"--train.stall_seconds {self._train.stall_seconds:g}, six times that in start-up, "
+            f"compilation and checkpoints. Stack of rank {self._rank}:"
         )
-        # Past Python's buffers, whose locks the thread that hangs may hold.
+        # Past Python's buffers, whose locks a stalled thread may hold.
         os.write(2, "".join(f"watchdog: {line}\n" for line in lines).encode())
         faulthandler.dump_traceback(2, all_threads=True)
         _dump_collectives(self._rank)
 
 
 @contextlib.contextmanager
-def watch(rank: int, size: int, start_seconds: float, stall_seconds: float) -> Iterator[None]:
-    """Watch this process in the body; where it stands still it leaves with exit code 1."""
-    dog = Watchdog(rank, size, start_seconds, stall_seconds, end=lambda: leave(1))
+def watch(world: World, phases: Phases, train: Train) -> Iterator[None]:
+    """Watch this process in the body; if it stalls it leaves with exit code 1."""
+    dog = Watchdog(world, phases, train, end=lambda: leave(1))
     try:
         yield
     finally:
@@ -218,11 +214,11 @@ _TRACE = "TORCH_FR_DUMP_TEMP_FILE"
 
 
 def record_collectives(run: str) -> None:
-    """Have NCCL's last collectives written to the run's folder, or the temporary one where that is
-    in a store, a file a rank, when one of them times out or the watchdog ends the run.
+    """Have NCCL's last collectives written, one file per rank, when one of them times out or the
+    watchdog ends the run: to the run's folder, or to the temporary folder for a run on gs://.
 
-    Call it before the process group is made. The variables are those of PyTorch's flight
-    recorder; its `torchfrtrace` reads the files.
+    Call it before the process group is created. The variables are those of PyTorch's flight
+    recorder, whose `torchfrtrace` reads the files.
     """
     folder = Path(tempfile.gettempdir() if storage.is_remote(run) else run)
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")

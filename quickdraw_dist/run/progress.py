@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from quickdraw_dist.base.settings import Metrics
 from quickdraw_dist.base.telemetry import metrics as telemetry
-from quickdraw_dist.base.telemetry.metrics import Goodput
+from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.base.units import duration
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.evaluation.metrics import Evaluation
@@ -27,9 +27,9 @@ from quickdraw_dist.run.terminal import LiveLine, pass_by
 class ProgressLog:
     """Rank 0 prints what it is told and writes metrics.jsonl; every rank sets its metrics."""
 
-    def __init__(self, goodput: Goodput, folder: RunFolder | None, settings: Metrics) -> None:
+    def __init__(self, phases: Phases, folder: RunFolder | None, settings: Metrics) -> None:
         """`folder` is rank 0's; the others have none and say nothing."""
-        self._goodput, self._folder, self._settings = goodput, folder, settings
+        self._phases, self._folder, self._settings = phases, folder, settings
         self._live: LiveLine | None = None
         self._events: EventFile | None = None
         self.validation: Evaluation | None = None  # the last one
@@ -50,14 +50,14 @@ class ProgressLog:
         past = self._past(meta) if self._folder is not None else None
         if (past := distributed.broadcast_object(past)) is not None:
             self.restarts = past["restarts"] + 1
-            self._goodput.resume(past["goodput"])
+            self._phases.resume(past["goodput"])
             telemetry.RESTARTS.inc(self.restarts)
             telemetry.STEPS.inc(position.total_steps)
             telemetry.DRAWINGS.inc(position.drawings)
         telemetry.EPOCH.set(position.passes)
         self._shown_steps = position.total_steps
         self._loop_seconds, self._waited = self._clocks()
-        self._record(position, {"kind": "start", "time": self._goodput.started, **facts})
+        self._record(position, {"kind": "start", "time": self._phases.started, **facts})
         live = self._settings.live and sys.stdout.isatty()
         if self._folder is None:
             if live:
@@ -90,7 +90,7 @@ class ProgressLog:
     def _clocks(self) -> tuple[float, float]:
         """Seconds of the loop so far, and of its waiting for batches; evaluating and saving are
         not its speed."""
-        seconds = self._goodput.now()
+        seconds = self._phases.now()
         return seconds["train"] + seconds["data_wait"], seconds["data_wait"]
 
     def new_steps(self, position: Position) -> int:
@@ -137,7 +137,7 @@ class ProgressLog:
         self._record(position, {"kind": "train"} | asdict(counts) | speed | self._goodput_record())
 
     def _goodput_record(self) -> dict[str, Any]:
-        return {"goodput_seconds": {c: round(s, 3) for c, s in self._goodput.now().items()}}
+        return {"goodput_seconds": {c: round(s, 3) for c, s in self._phases.now().items()}}
 
     def evaluation(self, position: Position, result: Evaluation) -> None:
         """The figures of a validation."""
@@ -167,7 +167,7 @@ class ProgressLog:
         """Say where the time went."""
         self._record(position, {"kind": "end"} | self._goodput_record())
         self.close()
-        seconds = self._goodput.now()
+        seconds = self._phases.now()
         total = sum(seconds.values())
         names = {cause: cause.replace("_", " ") for cause in seconds} | {"restart": "starting"}
         shares = ", ".join(f"{names[cause]} {s / total:.1%}" for cause, s in seconds.items() if s)

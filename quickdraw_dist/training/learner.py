@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from quickdraw_dist import models
 from quickdraw_dist.base.hashing import key64
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.base.telemetry.phases import phase
+from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.data.feed import Facts
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.distributed.stragglers import WorkClock
@@ -41,10 +41,17 @@ class Learner:
     """Model, optimizer, scaler and average of one rank."""
 
     def __init__(
-        self, settings: Settings, world: World, dataset: Facts, total_drawings: int
+        self,
+        settings: Settings,
+        world: World,
+        dataset: Facts,
+        total_drawings: int,
+        phases: Phases | None = None,
     ) -> None:
-        """`total_drawings` of the whole run is the length of the learning-rate schedule."""
+        """`total_drawings` of the whole run is the length of the learning-rate schedule; `phases`
+        is the process's clock."""
         self.settings, self.world, self.dataset = settings, world, dataset
+        self.phases = phases or Phases()
         self.total_drawings = total_drawings
         train, device = settings.train, world.device
         if train.deterministic:
@@ -121,13 +128,13 @@ class Learner:
         for part, (some, their_labels) in enumerate(pieces):
             # Gradients meet the other ranks' once a step, with the last part.
             with self._meeting(alone=part < parts - 1):
-                with phase("forward", number, part):
+                with self.phases("forward", number, part):
                     loss, right = self.forward(some, their_labels)
-                with phase("backward", number, part):
+                with self.phases("backward", number, part):
                     self._backward(loss)
             figures += torch.stack([loss.detach(), right])
         self.work.end()
-        with phase("optimizer", number):
+        with self.phases("optimizer", number):
             self.scaler.unscale_(self.optimizer)
             limit = optimizer.clip_norm or float("inf")
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)

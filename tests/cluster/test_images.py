@@ -144,4 +144,4 @@ def test_term_reaches_a_job(built: dict[str, str], folder: Path) -> None:
     run(*images.podman(), "stop", "--time=60", name)
     _, said = process.communicate()
     assert process.returncode == 143
-    assert "error: ended by TERM; the same command goes on from here" in said
+    assert "error: ended by TERM. The same command continues from here" in said

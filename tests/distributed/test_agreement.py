@@ -22,7 +22,7 @@ Task = Callable[[int, Agreement, StopSignal], Any]
 def make() -> tuple[Agreement, StopSignal]:
     """Of one rank, with more time than any test takes."""
     stop = StopSignal()
-    return Agreement(stop, 3_600, lambda: "a test", patience_seconds=570), stop
+    return Agreement(stop, 3_600, lambda: "a test", timeout_seconds=570), stop
 
 
 def run_rank(rank: int, size: int, folder: str, task: Task) -> None:
@@ -52,7 +52,7 @@ def results(processes: ForkServerContext, folder: Path, size: int, task: Task) -
 def stop_in_mid_run(rank: int, agreement: Agreement, stop: StopSignal) -> Any:
     """Rank 1 has a signal during its fourth item."""
     seen = []
-    for item in agreement.together(range(100)):
+    for item in agreement.until_stopped(range(100)):
         seen.append(item)
         if rank == 1 and item == 3:
             stop.obey()
@@ -68,15 +68,15 @@ def test_stop_at_the_same_item(processes: ForkServerContext, tmp_path: Path) -> 
 
 def uneven_and_stopped(rank: int, agreement: Agreement, stop: StopSignal) -> Any:
     """The rank that has nothing to do has the signal, after a first phase that was whole."""
-    assert list(agreement.together([rank])) == [rank]
+    assert list(agreement.until_stopped([rank])) == [rank]
     if rank == 0:
         stop.obey()
-    return list(agreement.together(range(3 * rank))), agreement.stopped
+    return list(agreement.until_stopped(range(3 * rank))), agreement.stopped
 
 
 def uneven_whole(rank: int, agreement: Agreement, stop: StopSignal) -> Any:
     """Ranks with 0, 3 and 6 items."""
-    return list(agreement.together(range(3 * rank))), agreement.stopped
+    return list(agreement.until_stopped(range(3 * rank))), agreement.stopped
 
 
 def test_ranks_need_not_have_equally_much_to_do(
@@ -98,8 +98,8 @@ def test_a_rank_that_is_through_still_stops_the_others(
 def nested(rank: int, agreement: Agreement, stop: StopSignal) -> Any:
     """A validation within a step: what stops the inner one stops the outer one."""
     seen = []
-    for step in agreement.together(range(10)):
-        for batch in agreement.together(range(3 + rank)):
+    for step in agreement.until_stopped(range(10)):
+        for batch in agreement.until_stopped(range(3 + rank)):
             if (rank, step, batch) == (1, 1, 0):
                 stop.obey()
             seen.append((step, batch))
@@ -118,7 +118,7 @@ def test_a_signal_in_validation_stops_training(
 def lose(rank: int, agreement: Agreement, stop: StopSignal) -> Any:
     """Rank 1 dies in its second item."""
     try:
-        for item in agreement.together(range(100)):
+        for item in agreement.until_stopped(range(100)):
             if (rank, item) == (1, 1):
                 os._exit(9)
     except TrainingError as error:
@@ -128,16 +128,16 @@ def lose(rank: int, agreement: Agreement, stop: StopSignal) -> Any:
 def test_a_lost_rank_is_an_error(processes: ForkServerContext, tmp_path: Path) -> None:
     """The TERM that one may get then is torchrun's answer: nobody saves alone."""
     (said,) = results(processes, tmp_path, 2, lose)
-    assert "another rank is gone, or has stood still for 0:09:30; nothing is saved" in said
+    assert "another rank is gone, or has stalled for 0:09:30. Nothing is saved" in said
 
 
 @pytest.mark.parametrize("items", [0, 1, 5])
 def test_alone(items: int) -> None:
     """Without other ranks: all items, or those up to the signal."""
     agreement, stop = make()
-    assert list(agreement.together(range(items))) == list(range(items))
+    assert list(agreement.until_stopped(range(items))) == list(range(items))
     assert not agreement.stopped
-    for _ in agreement.together(range(5)):
+    for _ in agreement.until_stopped(range(5)):
         stop.obey()
     assert agreement.stopped
-    assert list(agreement.together(range(5))) == []
+    assert list(agreement.until_stopped(range(5))) == []

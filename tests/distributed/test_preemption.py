@@ -147,7 +147,7 @@ def test_in_mid_step_and_as_first_process(
     said, _ = process.communicate()
     assert process.returncode == 85, said
     assert runs.checkpoints(tmp_path)[-1] > 2  # not the regular one
-    assert "stopped by a signal; saved" in said.splitlines()[-1]
+    assert "stopped by a signal and saved" in said.splitlines()[-1]
     runs.run_here(processes, 2, arguments)
     runs.assert_equal_runs(whole(2), tmp_path)
 
@@ -185,7 +185,7 @@ def test_one_of_three_ranks_under_bare_torchrun(
     os.kill(children(process.pid)[1], signal.SIGUSR1)
     said, _ = process.communicate()
     assert process.returncode == 1
-    assert said.count("exitcode  : 85") >= 1 and "stopped by a signal; saved" in said
+    assert said.count("exitcode  : 85") >= 1 and "stopped by a signal and saved" in said
     assert_stopped_in_evaluation(tmp_path, said)
     runs.run_here(processes, 3, runs.settings(dataset, tmp_path, *EXTRA))
     runs.assert_equal_runs(whole(3), tmp_path)

@@ -103,7 +103,8 @@ def meet():
 try:
     stop.begin(meet, 3600, lambda: '')
 except RuntimeError:
-    stop.excuse()
+    if stop.peer_stopped():
+        leave(85)
     raise
 """
 

@@ -17,7 +17,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.distributed import start_checks
 from quickdraw_dist.distributed.ranks import from_first_rank
-from quickdraw_dist.distributed.start_checks import first_difference, refuse_differences, spell
+from quickdraw_dist.distributed.start_checks import check_same, first_difference, spell
 from tests.support.ranks import run_ranks
 
 
@@ -85,13 +85,13 @@ def said_by_ranks(
 def compare(rank: int, folder: str) -> None:
     """Rank 1 has another seed; where the data lie and the port are each rank's own."""
     own: dict[str, Any] = {"data": f"{folder}/{rank}", "metrics": {"port": 9400 + rank}}
-    refuse_differences(Settings(**own), "digest")
-    refuse_differences(Settings(train={"seed": 7 if rank == 1 else 1}), "digest")
+    check_same(Settings(**own), "digest")
+    check_same(Settings(train={"seed": 7 if rank == 1 else 1}), "digest")
 
 
 def compare_datasets(rank: int, _: str) -> None:
     """Rank 2 opened another dataset."""
-    refuse_differences(Settings(), "other" if rank == 2 else "digest")
+    check_same(Settings(), "other" if rank == 2 else "digest")
 
 
 ERRORS = [
@@ -116,7 +116,7 @@ def test_ranks_with_other_settings_are_refused(
 ) -> None:
     """On every rank, so that each node's log says it: a run of two seeds would train on garbage."""
     for said in said_by_ranks(processes, tmp_path, 2, compare):
-        assert said.startswith("RefusedError: ranks do not agree: --train.seed is 1 on rank 0, 7")
+        assert said.startswith("RefusedError: ranks disagree: --train.seed is 1 on rank 0, 7")
 
 
 def test_ranks_with_other_data_are_refused(processes: ForkServerContext, tmp_path: Path) -> None:

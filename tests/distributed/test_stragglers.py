@@ -58,7 +58,7 @@ def one_rank(rank: int, size: int) -> Any:
             Slow.apply(ddp(torch.ones(2, 4)), 400 if rank == 1 else 1).sum().backward()
             clock.end()
         own = clock.mean_seconds()
-        looks.append((own, stragglers.look(own)))
+        looks.append((own, stragglers.compare_ranks(own)))
     gauges = [
         REGISTRY.get_sample_value("quickdraw_rank_step_seconds", {"rank": str(other)})
         for other in range(size)

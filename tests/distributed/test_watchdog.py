@@ -17,36 +17,13 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickdraw_dist.base.telemetry import phases as whereabouts
-from quickdraw_dist.base.telemetry.phases import PHASES, Place
+from quickdraw_dist.base.settings import Train
+from quickdraw_dist.base.telemetry.phases import PHASES, Phases
+from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.distributed.watchdog import Report, Watchdog, blame
 from tests.conftest import Dataset
 
 Processes = multiprocessing.context.ForkServerContext
-
-# -- whereabouts -----------------------------------------------------------------------------------
-
-
-def test_places_are_in_the_order_of_the_run() -> None:
-    """Within a step what follows the last one comes first; a batch later is a place later."""
-    run = [
-        Place(step, PHASES.index(phase), count)
-        for step in (7, 8)
-        for phase in ("evaluation", "checkpoint", "data wait", "forward", "backward", "optimizer")
-        for count in (0, 1)
-    ]
-    assert run == sorted(run)
-    assert str(run[1]) == "evaluation of step 7, part 1"
-    assert str(run[4]) == "data wait of step 7"
-
-
-def test_the_main_thread_says_where_it_is() -> None:
-    """A phase, and every item that it goes through."""
-    with whereabouts.phase("forward", 3, 1):
-        assert whereabouts.here().place == Place(3, PHASES.index("forward"), 1)
-    counts = [whereabouts.here().place.count for _ in whereabouts.passing("evaluation", 4, "abc")]
-    assert counts == [1, 2, 3]
-
 
 # -- blame -----------------------------------------------------------------------------------------
 
@@ -91,23 +68,31 @@ def test_where_all_are_overdue_somebody_is_to_blame(places: list[tuple[int, str]
 STALL_SECONDS = 2.0
 
 
+def watched(rank: int, size: int) -> Phases:
+    """The clock of a process with a watchdog, which ends it."""
+    phases = Phases()
+    world = World(rank, size, rank, size, torch.device("cpu"))
+    Watchdog(world, phases, Train(stall_seconds=STALL_SECONDS), end=lambda: os._exit(1))
+    return phases
+
+
 def one_rank(rank: int, size: int, port: int, fault: str, said: str) -> None:
     """Steps with an all-reduce each; rank 1 does not come through the fourth."""
     os.dup2(os.open(f"{said}/{rank}", os.O_CREAT | os.O_WRONLY), 2)
     store = dist.TCPStore("127.0.0.1", port)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    Watchdog(rank, size, 60.0, STALL_SECONDS, end=lambda: os._exit(1))
+    phases = watched(rank, size)
     for step in range(100):
         bad = rank == 1 and step == 3
-        whereabouts.at("data wait", step)
+        phases.enter("data wait", step)
         if bad and fault == "loader":
             threading.Event().wait()
-        with whereabouts.phase("forward", step):
+        with phases("forward", step):
             if bad and fault == "stopped":
                 os.kill(os.getpid(), signal.SIGSTOP)
-        with whereabouts.phase("backward", step):
+        with phases("backward", step):
             dist.all_reduce(torch.ones(1))
-        whereabouts.at("optimizer", step)
+        phases.enter("optimizer", step)
 
 
 @pytest.mark.parametrize("fault", ["loader", "stopped"])
@@ -169,9 +154,9 @@ def test_a_run_whose_loader_hangs_ends(dataset: Dataset, tmp_path: Path) -> None
 
 def alone(ready: str) -> None:
     """Says when it works, and goes on working until it is let go."""
-    Watchdog(0, 1, STALL_SECONDS, STALL_SECONDS, end=lambda: os._exit(1))
+    phases = watched(0, 1)
     for step in range(10**9):
-        whereabouts.at("data wait", step)
+        phases.enter("data wait", step)
         if step == 1000:
             Path(ready).touch()
         if Path(ready + ".enough").exists():

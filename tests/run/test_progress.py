@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quickdraw_dist.base.settings import Metrics
-from quickdraw_dist.base.telemetry import metrics as telemetry
-from quickdraw_dist.base.telemetry.metrics import REGISTRY, Goodput
+from quickdraw_dist.base.telemetry import phases as phases_module
+from quickdraw_dist.base.telemetry.metrics import REGISTRY
+from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.base.units import duration
 from quickdraw_dist.run.folder import RunFolder
 from quickdraw_dist.run.position import Counts, Interval, Position
@@ -113,7 +114,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The stopwatch's clock, moved by hand."""
     clock = SimpleNamespace(now=0.0)
     clocks = SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.now)
-    monkeypatch.setattr(telemetry, "time", clocks)
+    monkeypatch.setattr(phases_module, "time", clocks)
     return clock
 
 
@@ -126,17 +127,18 @@ def test_speed_is_the_loops(
     folder: RunFolder, clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """20 steps of 10 drawings in 8 s, 2 of them waiting; start, evaluation and checkpoint aside."""
-    goodput = Goodput()
-    log = ProgressLog(goodput, folder, Metrics())
+    phases = Phases()
+    log = ProgressLog(phases, folder, Metrics())
     clock.now += 100  # starting
-    goodput.switch("train")
+    with phases("data wait", 0):
+        pass  # training from here on
     log.start(at(0), None, FACTS)
     clock.now += 6
-    with goodput.during("data_wait"):
+    with phases("data wait", 0):
         clock.now += 2
-    with goodput.during("evaluation"):
+    with phases("evaluation", 0):
         clock.now += 1000
-    with goodput.during("checkpoint"):
+    with phases("checkpoint", 0):
         clock.now += 1000
     assert log.new_steps(at(20)) == 20
     log.training(at(20), COUNTS)
@@ -179,7 +181,7 @@ def test_other_ranks_count_in_silence(capsys: pytest.CaptureFixture[str]) -> Non
     """Only rank 0 has a folder; every rank's endpoint has the figures."""
     steps = REGISTRY.get_sample_value("quickdraw_steps_total") or 0
     drawings = REGISTRY.get_sample_value("quickdraw_drawings_total") or 0
-    log = ProgressLog(Goodput(), None, Metrics())
+    log = ProgressLog(Phases(), None, Metrics())
     log.start(at(10), None, FACTS)
     log.training(at(13), COUNTS)
     log.finish(at(13))
@@ -200,14 +202,14 @@ def test_goes_on_from_a_checkpoint(folder: RunFolder, clock: SimpleNamespace) ->
     names = ("restarts", "steps", "drawings")
     before = [REGISTRY.get_sample_value(f"quickdraw_{name}_total") or 0 for name in names]
     clock.now = 1000
-    goodput = Goodput()
-    log = ProgressLog(goodput, folder, Metrics())
+    phases = Phases()
+    log = ProgressLog(phases, folder, Metrics())
     saved = {"until": 900.0, "seconds": {"train": 5.0}}
     log.start(at(30), {"step": 30, "restarts": 2, "goodput": saved}, FACTS)
     assert log.restarts == 3
     after = [REGISTRY.get_sample_value(f"quickdraw_{name}_total") or 0 for name in names]
     assert [b - a for a, b in zip(before, after, strict=True)] == [3, 30, 300]
-    assert (goodput.seconds["train"], goodput.seconds["restart"]) == (5, 100)
+    assert (phases.seconds["train"], phases.seconds["restart"]) == (5, 100)
     assert [(r["kind"], r["step"]) for r in records(folder)] == [("train", 20), ("start", 30)]
 
 
@@ -221,9 +223,9 @@ def test_time_lost_before_the_first_checkpoint(folder: RunFolder, clock: SimpleN
         {"kind": "train", "step": 20, "time": 180.0},
     )
     clock.now = 200
-    goodput = Goodput()
-    log = ProgressLog(goodput, folder, Metrics())
+    phases = Phases()
+    log = ProgressLog(phases, folder, Metrics())
     log.start(at(0), None, FACTS)
     assert log.restarts == 2
-    assert goodput.seconds["restart"] == 100
+    assert phases.seconds["restart"] == 100
     assert [record["time"] for record in records(folder)] == [100, 150, 200]

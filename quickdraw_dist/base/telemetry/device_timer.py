@@ -1,4 +1,4 @@
-"""How long the device takes for a piece of work, measured without ever waiting for it."""
+"""Time work on the device without waiting for it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import torch
 
 
 class DeviceTimer:
-    """Around work that goes to CUDA's current stream, events are recorded there and read when the
-    stream has passed them, with a later piece. On other devices the host's clock is read."""
+    """Reports the seconds that the body of a `with` takes on the device.
+
+    On CUDA, events are recorded on the current stream around the body, and read in a later body
+    once the stream has passed them. On other devices the host's clock is read.
+    """
 
     def __init__(self, device: torch.device, observe: Callable[[float], object]) -> None:
-        """`observe` gets the seconds of every piece, in order; of the last few maybe never."""
+        """`observe` gets the seconds of each body, in order; the last few may never be reported."""
         self._cuda, self._observe = device.type == "cuda", observe
         self._under_way: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self._begin: torch.cuda.Event | None = None
         self._started = 0.0
 
     def __enter__(self) -> None:
-        """The piece begins."""
         if self._cuda:
             self._begin = mark()
         else:
@@ -34,7 +36,7 @@ class DeviceTimer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """It is on its way."""
+        """Record the end event and report durations that have completed."""
         if self._begin is None:
             self._observe(time.monotonic() - self._started)
             return
@@ -45,7 +47,7 @@ class DeviceTimer:
 
 
 def mark() -> torch.cuda.Event:
-    """The time when the current stream comes to this point."""
+    """Record an event on the current stream: the time when it reaches this point."""
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event

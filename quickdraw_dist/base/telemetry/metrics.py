@@ -1,17 +1,13 @@
-"""Prometheus metrics and goodput: what this process did, and where its time went.
+"""Prometheus metrics of this process: one registry and one endpoint per rank.
 
-Each rank has one registry and one endpoint. Drawings, steps, skipped steps, restarts and goodput
-seconds go on from the checkpoint after a restart; everything else starts at zero. Drawings, steps,
-loss and accuracies are the whole run's, the same on every rank; all others are the rank's own.
+After a restart drawings, steps, skipped steps, restarts and goodput seconds (phases.py) continue
+from the checkpoint; all others start at zero. Drawings, steps, loss and accuracies are those of the
+whole run, the same on every rank; all others are the rank's own.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,19 +24,19 @@ REGISTRY = CollectorRegistry()
 
 
 def _unit(name: str) -> str:
-    """What OpenMetrics calls the unit: the last word of the name, if it is one."""
+    """Return the OpenMetrics unit: the last word of the name, if it is one."""
     last = name.rpartition("_")[2]
     return last if last in ("seconds", "bytes", "ratio") else ""
 
 
 def _counter(name: str, text: str, **known: tuple[str, ...]) -> Counter:
-    """A counter; of a label, the values given are there from the start, at zero: of a series that
-    only comes with its first event, `increase()` does not see that event."""
-    counter = Counter(f"quickdraw_{name}", text, tuple(known), unit=_unit(name), registry=REGISTRY)
+    """Register a counter whose label values exist from the start, at zero: `increase()` does not
+    see the event that a series begins with."""
+    made = Counter(f"quickdraw_{name}", text, tuple(known), unit=_unit(name), registry=REGISTRY)
     for label, values in known.items():
         for value in values:
-            counter.labels(**{label: value})
-    return counter
+            made.labels(**{label: value})
+    return made
 
 
 def _gauge(name: str, text: str, *labels: str) -> Gauge:
@@ -50,7 +46,7 @@ def _gauge(name: str, text: str, *labels: str) -> Gauge:
 DRAWINGS = _counter("drawings", "Drawings trained on, over all ranks.")
 STEPS = _counter("steps", "Optimizer steps.")
 SKIPPED_STEPS = _counter(
-    "skipped_steps", "Steps left out by all ranks, for a loss or gradient that was not finite."
+    "skipped_steps", "Steps skipped by all ranks because loss or gradient was NaN or inf."
 )
 RESTARTS = _counter("restarts", "Starts after the first one.")
 EPOCH = _gauge("epoch", "Passes over the training split so far, with the fraction of this one.")
@@ -93,86 +89,34 @@ CHECKPOINT_SECONDS = _counter(
 )
 CHECKPOINT_PAUSE_SECONDS = Histogram(
     "quickdraw_checkpoint_pause_seconds",
-    "Time that training stood still for a checkpoint which is written in the background.",
+    "Time that training paused to copy the state of a checkpoint written in the background.",
     buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
     unit="seconds",
     registry=REGISTRY,
 )
 CHECKPOINTS = _counter("checkpoints", "Checkpoints written.")
 CHECKPOINT_FAILURES = _counter("checkpoint_failures", "Checkpoints that could not be written.")
-CHECKPOINTS_LEFT_OUT = _counter(
-    "checkpoints_left_out", "Checkpoints left out: the one before was still being written."
+CHECKPOINTS_SKIPPED = _counter(
+    "checkpoints_skipped", "Checkpoints skipped: the one before was still being written."
 )
 LOG_FAILURES = _counter("log_failures", "Lines of metrics.jsonl that could not be written at once.")
 EVALUATION_ACCURACY = _gauge("evaluation_accuracy_ratio", "Last evaluation.", "split", "metric")
+
 CAUSES = ("train", "data_wait", "compile", "evaluation", "checkpoint", "restart")
-"""Every second of a run is charged to one of these."""
+"""Goodput: every second of a run is charged to one of these, by the clock in phases.py."""
 
 GOODPUT_SECONDS = _counter("goodput_seconds", "Wall time of the run by cause.", cause=CAUSES)
 
 
-class Goodput:
-    """A stopwatch that always runs for exactly one cause, so that the causes add up to the wall:
-    of this process, and with what `resume` brings, of the run since its first start."""
-
-    def __init__(self) -> None:
-        """Start on `restart`: everything before the first step is lost to starting."""
-        self.started = time.time()
-        self.seconds = dict.fromkeys(CAUSES, 0.0)
-        self._cause = "restart"
-        self._since = time.monotonic()
-
-    @property
-    def cause(self) -> str:
-        """What the time is charged to now."""
-        return self._cause
-
-    def switch(self, cause: str) -> float:
-        """Charge the time since the last switch and go on with `cause`; returns that time."""
-        now = time.monotonic()
-        elapsed, self._since = now - self._since, now
-        self.seconds[self._cause] += elapsed
-        GOODPUT_SECONDS.labels(self._cause).inc(elapsed)
-        self._cause = cause
-        return elapsed
-
-    def now(self) -> dict[str, float]:
-        """Seconds of every cause up to this moment."""
-        self.switch(self._cause)
-        return dict(self.seconds)
-
-    @contextmanager
-    def during(self, cause: str) -> Iterator[None]:
-        """Charge the body to `cause`, then go back to what ran before."""
-        before = self._cause
-        self.switch(cause)
-        try:
-            yield
-        finally:
-            self.switch(before)
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint: the seconds of every cause, and the Unix time up to which they go."""
-        return {"until": time.time(), "seconds": self.now()}
-
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from an earlier process's state. The time between it and this process's start
-        (nobody ran, or what ran was lost and is done again) is lost to the restart."""
-        past = dict(state["seconds"])
-        past["restart"] = past.get("restart", 0.0) + max(0.0, self.started - state["until"])
-        for cause in CAUSES:
-            self.seconds[cause] += past.get(cause, 0.0)
-            GOODPUT_SECONDS.labels(cause).inc(past.get(cause, 0.0))
-
-
 def serve(host: str, port: int) -> bool:
-    """Open this rank's endpoint; when the port is taken, one warning and no endpoint."""
+    """Open this rank's endpoint and return whether it is open. Where the port is taken, warn once
+    and train without an endpoint."""
     try:
         start_http_server(port, addr=host, registry=REGISTRY)
     except OSError as error:
         print(
-            f"metrics: no endpoint on {host}:{port} ({error.strerror or error}); training goes on."
-            " Another one: --metrics.port; none: --metrics.port 0",
+            f"metrics: no endpoint on {host}:{port} ({error.strerror or error}); training "
+            "continues. Use another --metrics.port, or 0 for none",
             file=sys.stderr,
         )
         return False

@@ -14,6 +14,7 @@ from quickdraw_dist.base.errors import TrainingError
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.data.feed import Feed
 from quickdraw_dist.data.order.digest import OrderDigest
 from quickdraw_dist.distributed import ranks as distributed
@@ -42,13 +43,13 @@ class Saver:
         feed: Feed,
         learner: Learner,
         log: ProgressLog,
-        goodput: telemetry.Goodput,
+        phases: Phases,
         folder: RunFolder | None,
     ) -> None:
         """`folder` is rank 0's; the others have none and write nothing."""
         self._settings, self._feed, self._learner = settings, feed, learner
-        self._log, self._goodput, self._folder = log, goodput, folder
-        group = distributed.processor_group(settings.train.patience_seconds)
+        self._log, self._phases, self._folder = log, phases, folder
+        group = distributed.processor_group(settings.train.collective_timeout_seconds)
         self.order_digest = OrderDigest(group)
         self.pauses_seconds: list[float] = []
         self._snapshot = Snapshot()
@@ -78,18 +79,17 @@ class Saver:
         digest = self.order_digest.total()
         if self._folder is None:
             return
-        with self._goodput.during("checkpoint"):
-            if self._writing is not None and not self._writing.done() and not must:
-                telemetry.CHECKPOINTS_LEFT_OUT.inc()
-                self._log.say(
-                    f"checkpoint left out at step {position.total_steps:,}: the one before it is "
-                    "still being written"
-                )
-                return
-            self._outcome()
-            self._start(self._folder, position, carried, digest)
-            self.pauses_seconds.append(time.monotonic() - started)
-            telemetry.CHECKPOINT_PAUSE_SECONDS.observe(self.pauses_seconds[-1])
+        if self._writing is not None and not self._writing.done() and not must:
+            telemetry.CHECKPOINTS_SKIPPED.inc()
+            self._log.say(
+                f"checkpoint left out at step {position.total_steps:,}: the one before it is "
+                "still being written"
+            )
+            return
+        self._outcome()
+        self._start(self._folder, position, carried, digest)
+        self.pauses_seconds.append(time.monotonic() - started)
+        telemetry.CHECKPOINT_PAUSE_SECONDS.observe(self.pauses_seconds[-1])
 
     def save_for_good(self, position: Position, carried: Mapping[str, Any]) -> None:
         """The last checkpoint of this process: without it, its work since the one before is lost.
@@ -100,14 +100,13 @@ class Saver:
             TrainingError: it could not be written, or the run has another writer now.
         """
         digest, failure = self.order_digest.total(), ""
-        with self._goodput.during("checkpoint"):
-            digest()  # a rank that left in the midst of it would take the others along
-            if self._folder is not None:
-                self._outcome()
-                if self._saved != (position, carried):
-                    self._start(self._folder, position, carried, digest)
-                    failure = self._outcome()
-            failure = distributed.broadcast_object(failure)
+        digest()  # a rank that left in the midst of it would take the others along
+        if self._folder is not None:
+            self._outcome()
+            if self._saved != (position, carried):
+                self._start(self._folder, position, carried, digest)
+                failure = self._outcome()
+        failure = distributed.broadcast_object(failure)
         if failure:
             raise TrainingError(
                 f"--output {self._settings.output}: the last checkpoint could not be written: "
@@ -149,7 +148,7 @@ class Saver:
             "epoch": position.epoch,
             "step_in_epoch": position.step,
             "drawings": position.drawings,
-            "goodput": self._goodput.state(),
+            "goodput": self._phases.state(),
             "restarts": self._log.restarts,
             **carried,
         }

@@ -44,7 +44,7 @@ def test_scraped_before_and_after_a_restart(
         check_metadata(server)
         for port in ports[:2]:
             check_with_promtool(port)
-        assert "stopped by a signal; saved" in run.stop()
+        assert "stopped by a signal and saved" in run.stop()
         meta = json.loads((max((output / "checkpoints").iterdir()) / "meta.json").read_text())
         at_rest = time.time()
 

@@ -64,7 +64,7 @@ def test_a_more_urgent_job_takes_the_nodes(slurm: Slurm, undisturbed: str) -> No
     slurm.completes(urgent)
     goes_on(slurm, job, "preempted", undisturbed)
     assert slurm.show(job)["Restarts"] == "1"
-    assert "stopped by a signal; saved" in slurm.said(job)
+    assert "stopped by a signal and saved" in slurm.said(job)
 
 
 def test_signalled_run_saves_queues_itself_and_goes_on(slurm: Slurm, undisturbed: str) -> None:
@@ -74,7 +74,7 @@ def test_signalled_run_saves_queues_itself_and_goes_on(slurm: Slurm, undisturbed
     slurm.run("scancel", "--signal=USR1", "--batch", job)
     goes_on(slurm, job, "signalled", undisturbed)
     assert slurm.show(job)["Restarts"] == "1"
-    assert "stopped by a signal; saved" in slurm.said(job)
+    assert "stopped by a signal and saved" in slurm.said(job)
     assert "back into the queue" in slurm.said(job)
     assert f"job {job}, start 2: 2 nodes of 1 ranks" in slurm.said(job)
 
@@ -86,7 +86,7 @@ def test_time_limit_stops_it_in_time_to_save(slurm: Slurm, undisturbed: str) -> 
     slurm.nodes["n1"].signal("STOP", RANKS)
     slurm.wait_for(job, "asked to stop")
     slurm.nodes["n1"].signal("CONT", RANKS)
-    slurm.wait_for(job, "stopped by a signal; saved")
+    slurm.wait_for(job, "stopped by a signal and saved")
     slurm.wait_for(job, "back into the queue")
     slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=60")
     goes_on(slurm, job, "limited", undisturbed)
@@ -99,7 +99,7 @@ def test_scancel_saves_but_does_not_requeue(slurm: Slurm, undisturbed: str) -> N
     slurm.wait_for(job, TRAINS)
     slurm.run("scancel", job)
     assert slurm.wait(job)["JobState"] == "CANCELLED"
-    assert "stopped by a signal; saved" in slurm.said(job)
+    assert "stopped by a signal and saved" in slurm.said(job)
     assert "back into the queue" not in slurm.said(job)
     goes_on(slurm, train(slurm, "cancelled"), "cancelled", undisturbed)
 

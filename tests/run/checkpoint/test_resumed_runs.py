@@ -49,7 +49,7 @@ def test_another_world_goes_on_in_the_same_order(
     runs.wait_for(stopped, "epoch 1/2  step 3/5")
     stopped.terminate()
     output, _ = stopped.communicate()
-    assert "stopped by a signal; saved" in output, output
+    assert "stopped by a signal and saved" in output, output
     runs.run_here(processes, 3, runs.settings(dataset, tmp_path / "stopped"))
     whole, other = (runs.last_meta(tmp_path / name) for name in ("whole", "stopped"))
     assert whole["order_digest"] == other["order_digest"]

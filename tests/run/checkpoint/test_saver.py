@@ -17,6 +17,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import TrainingError
 from quickdraw_dist.base.settings import Checkpoint, Model, Settings, Train
 from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.data.order.digest import OrderDigest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.run.checkpoint import files as checkpoint
@@ -49,9 +50,9 @@ class Run:
         world = World(0, 1, 0, 1, torch.device("cpu"))
         self.learner = Learner(self.settings, world, dataset, 10_000)
         self.folder = RunFolder(str(output))
-        goodput = telemetry.Goodput()
-        log = ProgressLog(goodput, self.folder, self.settings.metrics)
-        self.saver = Saver(self.settings, feed, self.learner, log, goodput, self.folder)
+        phases = Phases()
+        log = ProgressLog(phases, self.folder, self.settings.metrics)
+        self.saver = Saver(self.settings, feed, self.learner, log, phases, self.folder)
         self.steps = 0
 
     def train(self, steps: int = 1) -> None:
@@ -151,14 +152,14 @@ def test_a_checkpoint_is_of_its_moment(run: Run, gate: Gate) -> None:
 def test_one_at_a_time(run: Run, gate: Gate, capsys: pytest.CaptureFixture[str]) -> None:
     """What is due while one is being written is left out, said and counted: training does not
     wait. One that must be, as after an epoch's validation, waits and is whole."""
-    before = value(telemetry.CHECKPOINTS_LEFT_OUT)
+    before = value(telemetry.CHECKPOINTS_SKIPPED)
     run.train()
     run.save()
     gate.reached.wait()
     run.train()
     run.save()
     assert "checkpoint left out at step 2" in capsys.readouterr().out
-    assert value(telemetry.CHECKPOINTS_LEFT_OUT) == before + 1
+    assert value(telemetry.CHECKPOINTS_SKIPPED) == before + 1
     run.train()
     threading.Timer(0.05, gate.opened.set).start()
     run.save(must=True)
