@@ -21,13 +21,14 @@ from types import FrameType
 
 from quickdraw_dist.base.orphans import PARENT
 from quickdraw_dist.distributed.exits import EXIT_FILE, SAVED
-from quickdraw_dist.distributed.signals import SIGNALS
+from quickdraw_dist.distributed.signals import signals_to_answer
 
 EPILOG = """\
 All other arguments are torchrun's (torchrun --help), with --max-restarts 0 and a
 --shutdown-timeout that follows --train.shutdown_seconds.
 
-TERM, INT and USR1 make the ranks save and leave; a second INT ends everything at once.
+TERM, INT, HUP, QUIT, USR1, USR2 and XCPU make the ranks save and leave; a second INT ends
+everything at once. Under nohup HUP is ignored.
 Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved (requeue it),
 otherwise 1. The same command again resumes.
 """
@@ -62,7 +63,7 @@ class Launcher:
         """Take signals from now on."""
         self.signals: list[int] = []
         self._torchrun: subprocess.Popen[bytes] | None = None
-        for number in SIGNALS:
+        for number in signals_to_answer():
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from quickdraw_dist.base.orphans import PARENT, die_with_parent
 from quickdraw_dist.distributed.exits import report
+from quickdraw_dist.distributed.signals import signals_to_answer
 
 _SPARE_SECONDS = 5
 """Time between a rank's own end after `train.shutdown_seconds` and torchrun's SIGKILL."""
@@ -35,7 +36,7 @@ def main() -> int:
     try:
         _check(arguments, nodes=run.parse_min_max_nnodes(arguments.nnodes)[1])
         _answer_once()
-        arguments.signals_to_handle = "SIGHUP,SIGQUIT"  # the others are ours
+        arguments.signals_to_handle = "SIGALRM"  # one is needed; all that ask to end are ours
         run.run(arguments)  # type: ignore[no-untyped-call]
     except RefusedError as error:
         return report(error)
@@ -51,7 +52,7 @@ def main() -> int:
 
 
 def _answer_once() -> None:
-    """Obey the first TERM or INT, which is the launcher's, and ignore all later signals.
+    """Obey the first TERM or INT, which is the launcher's, and ignore all other signals.
 
     Slurm without cgroups signals a whole process tree: USR1, which would kill torchrun, and a TERM
     of its own, at which torchrun would drop its ranks in their last seconds. Before there are ranks
@@ -66,7 +67,8 @@ def _answer_once() -> None:
         raise SignalException("asked to stop", signal.SIGTERM)
 
     def leave_early(woken: socket.socket, _writer: socket.socket) -> None:
-        woken.recv(1)
+        while woken.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
+            pass
         if not _has_children():
             os._exit(1)
 
@@ -74,9 +76,9 @@ def _answer_once() -> None:
 
     signal.set_wakeup_fd(writer.fileno())
     threading.Thread(target=leave_early, args=(reader, writer), daemon=True).start()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, stop)
+    for each in signals_to_answer():
+        # Not SIG_IGN, which the ranks would inherit.
+        signal.signal(each, stop if each in (signal.SIGTERM, signal.SIGINT) else lambda *_: None)
 
 
 def _has_children() -> bool:
