@@ -100,6 +100,12 @@ class Launcher:
         return outcome(torchrun.returncode, codes, ranks, bool(self.signals))
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run torchrun, restart it after a crash up to --restarts times, and return the exit code."""
     launcher = Launcher()
@@ -112,9 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     restarts_help = "restart a crashed run up to N times; on one node only [0]"
-    parser.add_argument("--restarts", type=int, default=0, metavar="N", help=restarts_help)
+    parser.add_argument("--restarts", type=_count, default=0, metavar="N", help=restarts_help)
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     known, options = parser.parse_known_args(argv)
+    if not known.command and not options:
+        parser.error("nothing to run. Add: --nproc_per_node=8 -m quickdraw_dist.train")
     for again in range(known.restarts + 1):
         if again:
             print(f"crashed; restart {again} of {known.restarts}", file=sys.stderr, flush=True)

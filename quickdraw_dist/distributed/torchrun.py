@@ -34,7 +34,7 @@ def main() -> int:
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.ERROR)  # 40 lines for an exit code; the ranks say what is wrong
     try:
-        _check(arguments, nodes=run.parse_min_max_nnodes(arguments.nnodes)[1])
+        _check(arguments)
         _answer_once()
         arguments.signals_to_handle = "SIGALRM"  # one is needed; all that ask to end are ours
         run.run(arguments)  # type: ignore[no-untyped-call]
@@ -93,15 +93,25 @@ def _has_children() -> bool:
     return True
 
 
-def _check(arguments: Any, nodes: int) -> None:
+def _check(arguments: Any) -> None:
     """Check the arguments before ranks are started, and fill in how long they may take to stop.
 
     Raises:
         RefusedError: torchrun's arguments or the training's settings cannot work.
     """
+    from torch.distributed import run
+
     from quickdraw_dist.base.command_line import read_settings
     from quickdraw_dist.base.errors import RefusedError
 
+    try:
+        run.config_from_args(arguments)
+        nodes = run.parse_min_max_nnodes(arguments.nnodes)[1]
+    except (ValueError, RuntimeError) as error:
+        problem = str(error).rstrip(".")
+        raise RefusedError("torchrun's arguments", None, problem, "See torchrun --help") from None
+    if nodes == 1 and arguments.local_addr is None:
+        arguments.local_addr = "127.0.0.1"  # a machine need not know its own name
     if arguments.max_restarts:
         raise RefusedError(
             "--max-restarts",
