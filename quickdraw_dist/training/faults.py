@@ -21,11 +21,11 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import TrainingError
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.storage import StorageError
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.distributed.ranks import World
-from quickdraw_dist.training.tally import Figures
+from quickdraw_dist.training.tally import StepMetrics
 
 _SHOWN = 3
 """Drawings that the line of a skipped step names; its file has all."""
@@ -34,14 +34,14 @@ FOLDER = "skipped"
 """Of a run: a file for every skipped step."""
 
 
-def find_faults(figures: Figures, loss_scale: float | None) -> list[int]:
+def find_faults(steps: StepMetrics, loss_scale: float | None) -> list[int]:
     """Which of the steps were skipped for a fault; pure, and the same on every rank.
 
     With a `loss_scale` (fp16) a gradient that overflows while the loss is a number is how the
     scaler finds its scale, and no fault, unless the scale fell below 1 and nothing is left to find.
     """
     searching = loss_scale is not None and loss_scale >= 1
-    return [at for at in figures.skipped() if not (searching and isfinite(figures.losses[at]))]
+    return [at for at in steps.skipped() if not (searching and isfinite(steps.losses[at]))]
 
 
 def longest_row(faults: Sequence[int], steps: int, before: int) -> tuple[int, int]:
@@ -67,13 +67,13 @@ class FaultLog:
     def resume(self, count: int) -> None:
         """Go on from a checkpoint's count."""
         self.count = count
-        telemetry.SKIPPED_STEPS.inc(count)
+        metrics.SKIPPED_STEPS.inc(count)
 
     def remember(self, batch: Batch) -> None:
         """Keep a step's identities until the next look; the batch's own memory is used again."""
         self._drawings.append((batch.labels.clone(), batch.rows.copy()))
 
-    def look(self, figures: Figures, next_step: int, loss_scale: float | None) -> list[str]:
+    def check(self, steps: StepMetrics, next_step: int, loss_scale: float | None) -> list[str]:
         """Judge the steps since the last look, which end before `next_step`; all ranks together.
 
         Returns a line for every one that was skipped for a fault.
@@ -81,13 +81,13 @@ class FaultLog:
         Raises:
             TrainingError: `train.max_skipped` in a row.
         """
-        faults = find_faults(figures, loss_scale)
-        first = next_step - len(figures.norms)
-        lines = [self._file(first + at, figures, at) for at in faults]
+        faults = find_faults(steps, loss_scale)
+        first = next_step - len(steps.norms)
+        lines = [self._file(first + at, steps, at) for at in faults]
         self._drawings.clear()
         self.count += len(faults)
-        telemetry.SKIPPED_STEPS.inc(len(faults))
-        longest, self._row = longest_row(faults, len(figures.norms), self._row)
+        metrics.SKIPPED_STEPS.inc(len(faults))
+        longest, self._row = longest_row(faults, len(steps.norms), self._row)
         if longest >= self._settings.train.max_skipped:
             where = storage.join(self._settings.output, FOLDER)
             raise TrainingError(
@@ -99,11 +99,11 @@ class FaultLog:
             )
         return lines
 
-    def _file(self, step: int, figures: Figures, at: int) -> str:
+    def _file(self, step: int, steps: StepMetrics, at: int) -> str:
         """Write down a fault's drawings, of all ranks; returns its line."""
         labels, rows = self._drawings[at]
         pairs = list(zip(labels.tolist(), rows.tolist(), strict=True))
-        loss = figures.own_losses[at]
+        loss = steps.own_losses[at]
         mine: dict[str, Any] = {"rank": self._world.rank, "loss": loss, "drawings": pairs}
         ranks = distributed.gather_objects(mine)
         blamed = [r for r in ranks if not isfinite(r["loss"])]

@@ -22,8 +22,8 @@ from quickdraw_dist.distributed.stragglers import WorkClock
 from quickdraw_dist.run.checkpoint.files import Checkpoint
 from quickdraw_dist.training.objective import Objective
 from quickdraw_dist.training.optimization import (
+    BufferBackup,
     MovingAverage,
-    Statistics,
     learning_rate,
     make_optimizer,
 )
@@ -92,7 +92,7 @@ class Learner:
         self.optimizer = make_optimizer(settings.optimizer, self.model, fused=self.fused)
         half_life = settings.optimizer.ema_half_life_drawings
         self.average = MovingAverage(self.model, half_life) if half_life else None
-        self.statistics = Statistics(self.model)
+        self.buffer_backup = BufferBackup(self.model)
         self.tally = Tally()
         self.work = WorkClock(self.model, device)
         self.rate = 0.0
@@ -115,7 +115,7 @@ class Learner:
             group["lr"] = self.rate
         parts = self._parts(len(labels))
         pieces = zip(drawings.tensor_split(parts), labels.tensor_split(parts), strict=True)
-        self.statistics.remember()
+        self.buffer_backup.save()
         self.work.begin()
         figures = torch.zeros(2, device=self.world.device)
         for part, (some, their_labels) in enumerate(pieces):
@@ -141,7 +141,7 @@ class Learner:
             self.optimizer.step()
         self.scaler.update()
         self._forget_gradients()
-        self.statistics.restore(skipped)
+        self.buffer_backup.restore(skipped)
         if self.average is not None:
             batch = self.settings.train.global_batch
             self.average.update(self.model, batch, (number + 1) * batch, skipped)

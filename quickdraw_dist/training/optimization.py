@@ -48,7 +48,7 @@ def make_optimizer(settings: Optimizer, model: nn.Module, *, fused: bool) -> tor
     return sgd
 
 
-class Statistics:
+class BufferBackup:
     """A model's buffers (batch norm's) as they were before a step, in case it is to be undone."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -61,7 +61,7 @@ class Statistics:
             for kind in sorted(kinds, key=str)
         ]
 
-    def remember(self) -> None:
+    def save(self) -> None:
         """Keep what they are now."""
         for kind in self._kinds:
             torch._foreach_copy_(

@@ -12,25 +12,25 @@ from quickdraw_dist.run.position import Counts
 
 
 @dataclass(frozen=True)
-class Figures:
+class StepMetrics:
     """Of some steps in their order, an element each."""
 
     losses: list[float]  # sum over the global batch, nats
     own_losses: list[float]  # sum over this rank's part of it
-    right: list[float]  # drawings of the global batch whose first guess was right
+    correct: list[float]  # drawings of the global batch whose first guess was correct
     norms: list[float]  # of the gradient before clipping: the same number on every rank
 
     def skipped(self) -> list[int]:
         """Which of the steps moved nothing: all ranks find the same."""
         return [at for at, norm in enumerate(self.norms) if not isfinite(norm)]
 
-    def counts(self, global_batch: int, learning_rate: float) -> Counts:
+    def summary(self, global_batch: int, learning_rate: float) -> Counts:
         """Means over the drawings of the steps whose loss is a number."""
         good = [at for at, loss in enumerate(self.losses) if isfinite(loss)]
         drawings = len(good) * global_batch
         return Counts(
             sum(self.losses[at] for at in good) / drawings if good else nan,
-            sum(self.right[at] for at in good) / drawings if good else nan,
+            sum(self.correct[at] for at in good) / drawings if good else nan,
             next((norm for norm in reversed(self.norms) if isfinite(norm)), nan),
             learning_rate,
         )
@@ -43,19 +43,19 @@ class Tally:
         """Nothing yet."""
         self._rows: list[torch.Tensor] = []
 
-    def add(self, loss: torch.Tensor, right: torch.Tensor, norm: torch.Tensor) -> None:
+    def add(self, loss: torch.Tensor, correct: torch.Tensor, norm: torch.Tensor) -> None:
         """A step's figures, three scalars: of this rank's part, and the common gradient's norm."""
-        self._rows.append(torch.stack([loss, right, norm]))
+        self._rows.append(torch.stack([loss, correct, norm]))
 
-    def read(self) -> Figures:
+    def read(self) -> StepMetrics:
         """The figures since the last call, over all ranks, which call it together.
 
         Waits for the device, so it is called only every few steps.
         """
         if not self._rows:
-            return Figures([], [], [], [])
+            return StepMetrics([], [], [], [])
         rows = torch.stack(self._rows)  # (steps, 3)
         self._rows.clear()
         whole = sum_over_ranks(rows[:, :2].contiguous())
-        (own, _, norms), (losses, right) = rows.T.tolist(), whole.T.tolist()
-        return Figures(losses, own, right, norms)
+        (own, _, norms), (losses, correct) = rows.T.tolist(), whole.T.tolist()
+        return StepMetrics(losses, own, correct, norms)

@@ -219,12 +219,12 @@ class Trainer:
         learner = self.learner
         if self.log.new_steps(self.position):
             figures = learner.tally.read()
-            for line in self.faults.look(figures, self.total_steps, learner.loss_scale()):
+            for line in self.faults.check(figures, self.total_steps, learner.loss_scale()):
                 self.log.say(line)
             for line in self.stragglers.look(learner.work.mean_seconds()):
                 self.log.say(line)
             batch = self.settings.train.global_batch
-            self.log.training(self.position, figures.counts(batch, learner.rate))
+            self.log.training(self.position, figures.summary(batch, learner.rate))
             garbage.collect()
 
     def save(self, must: bool = False) -> None:

@@ -17,20 +17,20 @@ from quickdraw_dist.base.settings import Settings, Train
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.faults import FaultLog, find_faults, longest_row
-from quickdraw_dist.training.tally import Figures
+from quickdraw_dist.training.tally import StepMetrics
 
 CLASSES = ("cat", "The Eiffel Tower", "sun")
 
 
-def figures(*losses_and_norms: tuple[float, float]) -> Figures:
+def step_metrics(*losses_and_norms: tuple[float, float]) -> StepMetrics:
     """Of one rank."""
     losses = [loss for loss, _ in losses_and_norms]
-    return Figures(losses, losses, [0.0] * len(losses), [norm for _, norm in losses_and_norms])
+    return StepMetrics(losses, losses, [0.0] * len(losses), [norm for _, norm in losses_and_norms])
 
 
 # -- decisions -------------------------------------------------------------------------------------
 
-STEPS = figures((2.0, 1.0), (nan, nan), (2.0, inf), (2.0, nan), (2.0, 0.5))
+STEPS = step_metrics((2.0, 1.0), (nan, nan), (2.0, inf), (2.0, nan), (2.0, 0.5))
 
 
 def test_every_skipped_step_is_a_fault_without_a_loss_scale() -> None:
@@ -83,7 +83,7 @@ def test_all_drawings_of_a_skipped_step_are_filed(tmp_path: Path) -> None:
     log = fault_log(tmp_path)
     remember(log, (0, 1), (1, 2))
     remember(log, (2, 7), (1, 8), (2, 3), (0, 4), (2, 5))
-    (line,) = log.look(figures((2.0, 1.0), (nan, nan)), next_step=12, loss_scale=None)
+    (line,) = log.check(step_metrics((2.0, 1.0), (nan, nan)), next_step=12, loss_scale=None)
     assert "step 11 SKIPPED" in line and "nan on rank 0 of 1" in line
     assert "sun 7, The Eiffel Tower 8, sun 3" in line
     (file,) = tmp_path.rglob("*.json")
@@ -99,7 +99,7 @@ def test_all_drawings_of_a_skipped_step_are_filed(tmp_path: Path) -> None:
     ]
     assert log.count == 1
     remember(log, (1, 9))
-    assert log.look(figures((2.0, 1.0)), next_step=13, loss_scale=None) == []
+    assert log.check(step_metrics((2.0, 1.0)), next_step=13, loss_scale=None) == []
     assert log.count == 1
 
 
@@ -110,7 +110,7 @@ def test_a_list_that_cannot_be_written_is_printed(
     (tmp_path / "run").write_text("a file where the folder should be")
     log = fault_log(tmp_path / "run")
     remember(log, (2, 7))
-    assert len(log.look(figures((inf, nan)), next_step=1, loss_scale=None)) == 1
+    assert len(log.check(step_metrics((inf, nan)), next_step=1, loss_scale=None)) == 1
     assert '"rows_by_class": {"sun": [7]}' in capsys.readouterr().err
 
 
@@ -122,8 +122,8 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path, second_look: str, ends: b
     def look(steps: str, next_step: int) -> None:
         for _ in steps:
             remember(log, (0, 1))
-        seen = figures(*((nan, nan) if step == "x" else (1.0, 1.0) for step in steps))
-        log.look(seen, next_step, loss_scale=None)
+        seen = step_metrics(*((nan, nan) if step == "x" else (1.0, 1.0) for step in steps))
+        log.check(seen, next_step, loss_scale=None)
 
     look("xx", 2)
     if not ends:

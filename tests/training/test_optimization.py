@@ -11,8 +11,8 @@ from torch import nn
 from quickdraw_dist.base.settings import Optimizer
 from quickdraw_dist.models.sketch_cnn import SketchCNN
 from quickdraw_dist.training.optimization import (
+    BufferBackup,
     MovingAverage,
-    Statistics,
     learning_rate,
     make_optimizer,
 )
@@ -259,11 +259,11 @@ def test_average_of_a_skipped_step_stays() -> None:
 def test_statistics_of_a_skipped_step_are_put_back(skipped: bool) -> None:
     """Also where they became nan, and the counter, which is an integer."""
     model = Tiny(1.0)
-    statistics = Statistics(model)
+    backup = BufferBackup(model)
     model.put(2.0, 1)
-    statistics.remember()
+    backup.save()
     model.put(float("nan"), 2)
-    statistics.restore(torch.tensor(float(skipped)))
+    backup.restore(torch.tensor(float(skipped)))
     assert model.get_buffer("statistic").isnan().item() == (not skipped)
     assert model.get_buffer("counter").item() == (1 if skipped else 2)
     assert model.get_parameter("weight").isnan().all(), "weights are the optimizer's"

@@ -115,12 +115,12 @@ def check_skip(learner: Learner, fresh: Learner, kind: str, bad_rank: int, passe
     assert_equal(after, before)
     take_steps(fresh, [0, 2], lambda _: None)
     assert_equal(snapshot(learner), snapshot(fresh))
-    figures = learner.tally.read()
-    assert figures.skipped() == [1]
-    counts = figures.counts(BATCH, learner.rate)
+    metrics = learner.tally.read()
+    assert metrics.skipped() == [1]
+    counts = metrics.summary(BATCH, learner.rate)
     assert isfinite(counts.loss) and isfinite(counts.accuracy)
-    assert isfinite(figures.own_losses[1]) == (learner.world.rank != bad_rank)
-    assert isnan(figures.losses[1]) if kind == "nan" else figures.losses[1] == inf
+    assert isfinite(metrics.own_losses[1]) == (learner.world.rank != bad_rank)
+    assert isnan(metrics.losses[1]) if kind == "nan" else metrics.losses[1] == inf
 
 
 @pytest.mark.parametrize("kind", ["nan", "inf"])
