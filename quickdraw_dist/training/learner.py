@@ -19,6 +19,7 @@ from quickdraw_dist.base.telemetry.phases import phase
 from quickdraw_dist.data.feed import Facts
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.distributed.stragglers import WorkClock
+from quickdraw_dist.models.input import Normalisation
 from quickdraw_dist.run.checkpoint.files import Checkpoint
 from quickdraw_dist.training.objective import Objective
 from quickdraw_dist.training.optimization import (
@@ -58,11 +59,11 @@ class Learner:
         if self.precision == "auto":
             self.precision = "bf16" if device.type == "cuda" else "fp32"
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        self.normalisation = Normalisation(dataset.pixel_mean, dataset.pixel_std)
         objective = Objective(
             self.model,
             settings.augment,
-            mean=dataset.pixel_mean,
-            std=dataset.pixel_std,
+            normalisation=self.normalisation,
             label_smoothing=settings.optimizer.label_smoothing,
             autocast=dtype,
         )

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from quickdraw_dist.base.settings import Augment
-from quickdraw_dist.models.input import normalise
+from quickdraw_dist.models.input import Normalisation
 from quickdraw_dist.training.augment import augment
 
 
@@ -19,16 +19,14 @@ class Objective(nn.Module):
         network: nn.Module,
         settings: Augment,
         *,
-        mean: float,
-        std: float,
+        normalisation: Normalisation,
         label_smoothing: float,
         autocast: torch.dtype | None,
     ) -> None:
-        """`mean` and `std` are the dataset's pixels', on a scale of 0 to 1; only the network
-        computes in the `autocast` type."""
+        """Only the network computes in the `autocast` type."""
         super().__init__()
         self.network = network
-        self._settings, self._mean, self._std = settings, mean, std
+        self._settings, self._normalisation = settings, normalisation
         self._label_smoothing, self._autocast = label_smoothing, autocast
 
     def forward(
@@ -41,8 +39,8 @@ class Objective(nn.Module):
             labels: (B,) int64.
         """
         with torch.no_grad():
-            pixels = normalise(drawings, self._mean, self._std)
-            pixels = augment(pixels, self._settings, background=-self._mean / self._std)
+            pixels = self._normalisation.apply(drawings)
+            pixels = augment(pixels, self._settings, self._normalisation.background)
         on = self._autocast is not None
         with torch.autocast(drawings.device.type, dtype=self._autocast, enabled=on):
             logits = self.network(pixels).float()

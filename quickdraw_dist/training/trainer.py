@@ -275,8 +275,7 @@ class Trainer:
                 ),
                 split="val",
                 classes=dataset.classes,
-                mean=dataset.pixel_mean,
-                std=dataset.pixel_std,
+                normalisation=self.learner.normalisation,
                 world=world,
                 autocast=self.learner.autocast,
                 # For the page at the end, which is rank 0's.

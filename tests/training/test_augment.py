@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quickdraw_dist.base.settings import Augment
-from quickdraw_dist.models.input import normalise
+from quickdraw_dist.models.input import Normalisation
 from quickdraw_dist.training.augment import (
     ROTATION_RADIANS,
     SCALE,
@@ -46,37 +46,6 @@ def doodles(count: int, seed: int = 0) -> torch.Tensor:
     return drawings
 
 
-# -- normalise -------------------------------------------------------------------------------------
-
-
-def test_normalise_to_zero_mean_and_unit_variance() -> None:
-    """Mean and standard deviation are on a scale of 0 to 1, as the manifest stores them."""
-    drawings = doodles(64)
-    scaled = drawings.double() / 255
-    inputs = normalise(drawings, float(scaled.mean()), float(scaled.std()))
-    assert inputs.shape == (64, 1, SIDE, SIDE)
-    assert inputs.dtype == torch.float32
-    assert float(inputs.mean()) == pytest.approx(0, abs=1e-5)
-    assert float(inputs.std()) == pytest.approx(1, abs=1e-3)
-
-
-def test_normalise_is_linear_and_leaves_its_input() -> None:
-    """Every byte has its own value in order, from -mean/std to (1 - mean)/std, and the batch's
-    buffer, which is used again, is not written to."""
-    drawings = torch.arange(784).remainder(256).to(torch.uint8).view(1, SIDE, SIDE)
-    before = drawings.clone()
-    inputs = normalise(drawings, 0.2, 0.4).flatten()
-    assert torch.equal(drawings, before)
-    expected = (torch.arange(256).double() / 255 - 0.2) / 0.4
-    torch.testing.assert_close(inputs[:256].double(), expected, atol=1e-6, rtol=1e-6)
-
-
-def test_normalise_an_empty_batch() -> None:
-    """A rank may have no drawings in the last batch of an evaluation."""
-    empty = torch.zeros(0, SIDE, SIDE, dtype=torch.uint8)
-    assert normalise(empty, 0.2, 0.4).shape == (0, 1, SIDE, SIDE)
-
-
 # -- random_affine ---------------------------------------------------------------------------------
 
 BACKGROUND = -0.6
@@ -84,7 +53,7 @@ BACKGROUND = -0.6
 
 def inputs(count: int) -> torch.Tensor:
     """Doodles on a background of -0.6, (count, 1, 28, 28) float32."""
-    return normalise(doodles(count), 0.15, 0.25)
+    return Normalisation(0.15, 0.25).apply(doodles(count))
 
 
 def test_blank_stays_blank() -> None:
@@ -276,8 +245,9 @@ def test_real_drawings_stay_drawings(real_data: Path) -> None:
     names = ("cat", "The Eiffel Tower", "zigzag")
     stored = [np.load(real_data / "numpy_bitmap" / f"{name}.npy", mmap_mode="r") for name in names]
     pixels = np.concatenate([array[:200] for array in stored]).reshape(-1, SIDE, SIDE)
-    batch = normalise(torch.from_numpy(pixels.copy()), 0.17, 0.31)
-    paper = -0.17 / 0.31
+    normalisation = Normalisation(0.17, 0.31)
+    batch = normalisation.apply(torch.from_numpy(pixels.copy()))
+    paper = normalisation.background
     torch.manual_seed(0)
     settings = Augment(flip=0.5, erase=0.25, thickness=0.5)
     seen = augment(batch, settings, paper)
