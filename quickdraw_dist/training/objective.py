@@ -1,4 +1,4 @@
-"""From stored bytes to the loss: what is compiled, differentiated and shared over ranks as one."""
+"""Compute the loss from stored bytes, as one module for the compiler, autograd and DDP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from quickdraw_dist.training.augment import augment
 
 
 class Objective(nn.Module):
-    """Normalisation, augmentation, network and cross entropy."""
+    """Normalisation, augmentation, network and cross entropy.
+
+    Targets are smoothed after Szegedy and others, "Rethinking the Inception Architecture" (2016).
+    """
 
     def __init__(
         self,
@@ -23,7 +26,15 @@ class Objective(nn.Module):
         label_smoothing: float,
         autocast: torch.dtype | None,
     ) -> None:
-        """Only the network computes in the `autocast` type."""
+        """Build it around a network.
+
+        Args:
+            network: from (B, 1, 28, 28) float to (B, classes) logits.
+            settings: of augmentation.
+            normalisation: of the dataset.
+            label_smoothing: share of the target spread evenly over all classes.
+            autocast: type that the network computes in; None: float32. The rest is float32.
+        """
         super().__init__()
         self.network = network
         self._settings, self._normalisation = settings, normalisation
@@ -32,7 +43,7 @@ class Objective(nn.Module):
     def forward(
         self, drawings: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and right guesses, both summed over the drawings.
+        """Return the loss in nats and the number of correct first guesses, summed over B drawings.
 
         Args:
             drawings: (B, 28, 28) uint8.

@@ -1,4 +1,4 @@
-"""What every step did, kept on the device until somebody looks: the step waits for nothing."""
+"""Per-step metrics, accumulated on the device and read once per log interval: no step waits."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from quickdraw_dist.run.position import Counts
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Of some steps in their order, an element each."""
+    """Metrics of consecutive steps: one list element per step."""
 
-    losses: list[float]  # sum over the global batch, nats
-    own_losses: list[float]  # sum over this rank's part of it
+    losses: list[float]  # summed over the global batch, nats
+    own_losses: list[float]  # summed over this rank's share, nats
     correct: list[float]  # drawings of the global batch whose first guess was correct
-    norms: list[float]  # of the gradient before clipping: the same number on every rank
+    norms: list[float]  # of the gradient before clipping; equal on every rank
 
     def skipped(self) -> list[int]:
-        """Which of the steps moved nothing: all ranks find the same."""
+        """Return the indices of skipped steps, the same on every rank."""
         return [at for at, norm in enumerate(self.norms) if not isfinite(norm)]
 
     def summary(self, global_batch: int, learning_rate: float) -> Counts:
-        """Means over the drawings of the steps whose loss is a number."""
+        """Return means over the drawings of the steps whose loss is finite, NaN without one."""
         good = [at for at, loss in enumerate(self.losses) if isfinite(loss)]
         drawings = len(good) * global_batch
         return Counts(
@@ -37,20 +37,25 @@ class StepMetrics:
 
 
 class Tally:
-    """A row of figures a step, on the device."""
+    """Collects one row of metrics per step on the device."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
         self._rows: list[torch.Tensor] = []
 
     def add(self, loss: torch.Tensor, correct: torch.Tensor, norm: torch.Tensor) -> None:
-        """A step's figures, three scalars: of this rank's part, and the common gradient's norm."""
+        """Add a step; does not wait for the device.
+
+        Args:
+            loss: scalar, summed over this rank's share.
+            correct: scalar, correct first guesses in this rank's share.
+            norm: scalar, norm of the gradient after the all-reduce, before clipping.
+        """
         self._rows.append(torch.stack([loss, correct, norm]))
 
     def read(self) -> StepMetrics:
-        """The figures since the last call, over all ranks, which call it together.
+        """Return the metrics of the steps since the last call.
 
-        Waits for the device, so it is called only every few steps.
+        A collective: all ranks must call it at the same step. Waits for the device.
         """
         if not self._rows:
             return StepMetrics([], [], [], [])

@@ -1,4 +1,4 @@
-"""Transforms on the device: what the network sees is normalised, and moved as far as stated."""
+"""Random changes of drawings on the device: as far and as often as stated, and seeded."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def inputs(count: int) -> torch.Tensor:
 
 
 def test_blank_stays_blank() -> None:
-    """What comes in from outside is paper: a border of another value would be ink to the net."""
+    """Pixels from outside are background; a border of another value would be ink."""
     blank = torch.full((200, 1, SIDE, SIDE), BACKGROUND)
     assert torch.equal(random_affine(blank, BACKGROUND), blank)
 
 
 def test_shape_dtype_and_input() -> None:
-    """A batch in, a batch out; the normalised batch itself is not written to."""
+    """The result has the batch's shape and type; the batch itself is unchanged."""
     batch = inputs(8)
     before = batch.clone()
     moved = random_affine(batch, BACKGROUND)
@@ -73,7 +73,7 @@ def test_shape_dtype_and_input() -> None:
 
 
 def test_the_seed_decides() -> None:
-    """A resumed run seeds a step and must get the same bits; another step gets other ones."""
+    """The same seed gives the same bits, as a resumed run needs; another seed gives others."""
     batch = inputs(16)
 
     def moved(seed: int) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_the_seed_decides() -> None:
 
 
 def test_every_drawing_is_moved_by_its_own_amounts() -> None:
-    """One transform for the whole batch would be a fraction of the augmentation."""
+    """32 copies of a drawing are moved in 32 ways."""
     same = inputs(1).expand(32, -1, -1, -1)
     torch.manual_seed(0)
     moved = random_affine(same, BACKGROUND)
@@ -94,32 +94,32 @@ def test_every_drawing_is_moved_by_its_own_amounts() -> None:
 
 
 def transforms(count: int) -> torch.Tensor:
-    """The matrices that were drawn, (count, 2, 3): from each pixel to where it is taken from, in
-    pixels around the centre. Read off pictures of the coordinates themselves, which bilinear
-    sampling reproduces exactly wherever all four neighbours are inside."""
+    """Random matrices (count, 2, 3) from a pixel to its source, in pixels around the centre. Fitted
+    to images of the coordinates themselves, which bilinear sampling reproduces exactly wherever all
+    four neighbours are inside."""
     axis = torch.arange(SIDE, dtype=torch.float32) - (SIDE - 1) / 2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     sources = []
-    for picture in (x, y):
+    for coordinate in (x, y):
         torch.manual_seed(7)
-        batch = picture.expand(count, 1, SIDE, SIDE).contiguous()
+        batch = coordinate.expand(count, 1, SIDE, SIDE).contiguous()
         sources.append(random_affine(batch, 0.0)[:, 0, 10:18, 10:18].reshape(count, -1))
     x, y = x[10:18, 10:18].reshape(-1), y[10:18, 10:18].reshape(-1)
-    places = torch.stack([x, y, torch.ones_like(x)], 1).expand(count, -1, -1)
-    fitted = torch.linalg.lstsq(places, torch.stack(sources, 2)).solution  # (count, 3, 2)
-    residual = (places @ fitted - torch.stack(sources, 2)).abs().max()
+    pixels = torch.stack([x, y, torch.ones_like(x)], 1).expand(count, -1, -1)
+    fitted = torch.linalg.lstsq(pixels, torch.stack(sources, 2)).solution  # (count, 3, 2)
+    residual = (pixels @ fitted - torch.stack(sources, 2)).abs().max()
     assert residual < 1e-3, "not an affine map"
     return fitted.transpose(1, 2).double()
 
 
 def test_moves_as_far_as_stated() -> None:
-    """Each amount stays within its stated largest change and uses the whole range in both
-    directions: more would deform drawings beyond what people draw, less would be no help."""
+    """Each amount is uniform within its stated largest change in both directions, and independent
+    of the others."""
     matrices = transforms(3_000)
     (a, b), (c, d) = matrices[:, :, :2].permute(1, 2, 0)
     angle = torch.atan2(c, a)
     scale = torch.hypot(a, c) - 1
-    shear = (a * b + c * d) / (a * a + c * c)  # what the second axis has of the first
+    shear = (a * b + c * d) / (a * a + c * c)  # the second axis, projected on the first
     area = (a * d - b * c) / (1 + scale) ** 2
     torch.testing.assert_close(area, torch.ones_like(area), atol=1e-3, rtol=0)
     right, down = matrices[:, :, 2].T
@@ -141,7 +141,7 @@ def test_moves_as_far_as_stated() -> None:
 
 
 def test_most_ink_stays_inside() -> None:
-    """Drawings fill their square, so corners are cut now and then, but never the drawing."""
+    """Drawings fill their square, so some lose a corner, but never most of their ink."""
     torch.manual_seed(3)
     batch = inputs(500)
     before = (batch - BACKGROUND).sum((1, 2, 3))
@@ -152,7 +152,7 @@ def test_most_ink_stays_inside() -> None:
 
 
 def test_values_stay_between_paper_and_ink() -> None:
-    """Interpolation mixes neighbours; it must not make darker paper or brighter ink."""
+    """Interpolation gives no value below the background or above the ink."""
     batch = inputs(64)
     moved = random_affine(batch, BACKGROUND)
     assert float(moved.min()) >= BACKGROUND - 1e-4
@@ -163,7 +163,7 @@ def test_values_stay_between_paper_and_ink() -> None:
 
 
 def changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Which drawings are not what they were, (count,)."""
+    """Which drawings differ, (count,) bool."""
     return (before != after).flatten(1).any(1)
 
 
@@ -179,7 +179,7 @@ def test_flip_mirrors_the_stated_share() -> None:
 
 
 def test_thickness_adds_ink_beside_the_lines_only() -> None:
-    """No pixel loses ink; what is further than a pixel from a line stays paper; lines stay."""
+    """No pixel loses ink, and pixels further than one from a line stay background."""
     batch = inputs(500)
     thick = random_thickness(batch, 1.0)
     assert bool((thick >= batch - 1e-6).all())
@@ -193,8 +193,8 @@ def test_thickness_adds_ink_beside_the_lines_only() -> None:
 
 
 def test_erase_empties_a_rectangle_of_the_stated_size() -> None:
-    """Seen on pictures full of ink: one rectangle each, of 2 to 20 % of the area and a ratio of
-    sides of at most 3 (and rounding), anywhere in the picture."""
+    """On drawings full of ink: one rectangle each, of 2 to 20 % of the area and a ratio of sides of
+    at most 3 (and rounding), anywhere in the drawing."""
     full = torch.ones(2_000, 1, SIDE, SIDE)
     holes = random_erase(full, 1.0, BACKGROUND)[:, 0] == BACKGROUND
     heights, widths = holes.any(2).sum(1), holes.any(1).sum(1)
@@ -211,17 +211,17 @@ def test_erase_empties_a_rectangle_of_the_stated_size() -> None:
 
 
 def test_erase_takes_the_stated_share_and_leaves_the_rest() -> None:
-    """Outside the rectangle every pixel is what it was."""
+    """Half of the drawings change; outside the rectangle no pixel does."""
     batch = inputs(1_000)
     erased = random_erase(batch, 0.5, BACKGROUND)
     moved = changed(batch, erased)
-    assert 0.4 < float(moved.float().mean()) < 0.6  # a hole in paper changes nothing
+    assert 0.4 < float(moved.float().mean()) < 0.6  # a hole in the background changes nothing
     assert bool(((erased == batch) | (erased == BACKGROUND)).all())
 
 
 @pytest.mark.parametrize("name", ["affine", "flip", "erase", "thickness"])
 def test_settings_reach_the_drawings(name: str) -> None:
-    """Each of them alone changes drawings, decided by the seed; none of them, none."""
+    """Each setting alone changes drawings, decided by the seed; without any, none change."""
     batch = inputs(64)
     before = batch.clone()
 
@@ -240,8 +240,8 @@ def test_settings_reach_the_drawings(name: str) -> None:
 
 
 def test_real_drawings_stay_drawings(real_data: Path) -> None:
-    """All changes together on real drawings of three classes: still white lines on black, with
-    about as much ink, and an empty margin somewhere."""
+    """All changes together on real drawings of three classes leave about as much ink, and values
+    between background and ink."""
     names = ("cat", "The Eiffel Tower", "zigzag")
     stored = [np.load(real_data / "numpy_bitmap" / f"{name}.npy", mmap_mode="r") for name in names]
     pixels = np.concatenate([array[:200] for array in stored]).reshape(-1, SIDE, SIDE)

@@ -1,5 +1,4 @@
-"""A step with a nan in it leaves no trace, on one rank or two, and the next one is as if it had
-never been."""
+"""A step with a NaN leaves no trace, on one rank or two; the next step is as if it had not run."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ Snapshot = dict[str, torch.Tensor]
 
 
 def make(dataset: Manifest, world: World, random: bool = True, **train: object) -> Learner:
-    """A small learner with all that has state: dropout, augmentation, average, statistics."""
+    """A small learner with dropout, augmentation, moving average and batch norm."""
     torch.set_num_threads(1)
     settings = Settings(
         model=Model(width=2, dropout=0.3 if random else 0),
@@ -43,7 +42,7 @@ def make(dataset: Manifest, world: World, random: bool = True, **train: object) 
 
 
 def snapshot(learner: Learner) -> Snapshot:
-    """Everything that a checkpoint keeps, but fp16's scale, which falls with an overflow."""
+    """Everything that a checkpoint stores except fp16's scale, which an overflow lowers."""
     everything = {f"model.{name}": value for name, value in learner.model.state_dict().items()}
     assert learner.average is not None
     everything |= {f"ema.{name}": value for name, value in learner.average.state.items()}
@@ -60,17 +59,17 @@ def assert_equal(one: Snapshot, other: Snapshot) -> None:
 
 
 class Poison:
-    """Spoils pictures (after normalisation) or logits of one forward pass, counted from `arm`."""
+    """Spoils the normalised drawings or the logits of one forward pass, counted from `arm`."""
 
     def __init__(self, model: nn.Module, kind: str) -> None:
-        """`kind`: nan in a pixel; inf: in the loss alone, its gradient is finite."""
+        """`kind`: "nan" in a pixel, or "inf" in the loss alone, with a finite gradient."""
         self.countdown = -1
         self.kind = kind
         model.register_forward_pre_hook(self._before)
         model.register_forward_hook(self._after)
 
     def arm(self, passes: int) -> None:
-        """Spoil the pass after so many good ones."""
+        """Spoil the pass after this many good ones."""
         self.countdown = passes
 
     def _before(self, _: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
@@ -91,7 +90,7 @@ class Poison:
 
 
 def take_steps(learner: Learner, numbers: list[int], spoil: Callable[[int], None]) -> None:
-    """Steps on this rank's part of a batch that follows from the step's number."""
+    """Steps on this rank's share of a batch that follows from the step's number."""
     start, stop = rank_part(BATCH, learner.world.rank, learner.world.size)
     for number in numbers:
         generator = torch.Generator().manual_seed(number)
@@ -102,7 +101,7 @@ def take_steps(learner: Learner, numbers: list[int], spoil: Callable[[int], None
 
 
 def check_skip(learner: Learner, fresh: Learner, kind: str, bad_rank: int, passes: int) -> None:
-    """Steps 0, 1 (spoilt) and 2 are those of a run that never had step 1."""
+    """Steps 0, 1 (spoilt) and 2 equal steps 0 and 2 alone."""
     poison = Poison(learner.model, kind)
     states: list[Snapshot] = []
 
@@ -130,8 +129,8 @@ def check_skip(learner: Learner, fresh: Learner, kind: str, bad_rank: int, passe
     [({}, 0), ({"micro_batch": 5}, 1), ({"precision": "bf16"}, 0), ({"precision": "fp16"}, 0)],
 )
 def test_one_rank(dataset: Dataset, kind: str, train: dict[str, object], passes: int) -> None:
-    """Also with the nan in the second of three forward passes, when the first has already moved
-    the batch-norm statistics."""
+    """Also with the NaN in the second of three micro-batches, after the first has changed the
+    batch-norm statistics."""
     world = World(0, 1, 0, 1, CPU)
     one, fresh = (make(dataset.manifest, world, **train) for _ in range(2))
     check_skip(one, fresh, kind, bad_rank=0, passes=passes)
@@ -170,7 +169,7 @@ def test_compiled(dataset: Dataset, backend: str, monkeypatch: pytest.MonkeyPatc
 
 
 def one_rank(rank: int, size: int, data: Manifest, kind: str, micro_batch: int) -> None:
-    """A rank's half of the check; the nan is rank 1's."""
+    """A rank's side of the check; rank 1 has the NaN."""
     world = World(rank, size, rank, size, CPU)
     one, fresh = (make(data, world, micro_batch=micro_batch) for _ in range(2))
     check_skip(one, fresh, kind, bad_rank=1, passes=1 if micro_batch else 0)
@@ -184,5 +183,5 @@ def test_two_ranks_skip_together(
     kind: str,
     micro_batch: int,
 ) -> None:
-    """A rank whose own numbers are all good undoes the step, too."""
+    """A rank whose own loss and gradient are finite undoes the step, too."""
     run_ranks(processes, 2, tmp_path, one_rank, dataset.manifest, kind, micro_batch)
