@@ -22,13 +22,6 @@ class SketchCNN(nn.Module):
     """
 
     def __init__(self, classes: int, width: int = 64, dropout: float = 0.3) -> None:
-        """Build it with random weights.
-
-        Args:
-            classes: number of logits.
-            width: channels of the first block.
-            dropout: share of the hidden layer's outputs that training drops.
-        """
         super().__init__()
         self.features = nn.Sequential(
             *_block(1, width),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
 from math import isfinite
 from typing import Any
@@ -61,34 +61,29 @@ class FaultLog:
     """Finds faults together with the other ranks; holds the drawings of steps not yet checked.
 
     Attributes:
-        count: faults of the whole run; checkpoints carry it on.
+        count: faults of the whole run; checkpoints store it.
     """
 
     def __init__(self, settings: Settings, world: World, classes: Sequence[str]) -> None:
         self._settings, self._world, self._classes = settings, world, classes
-        self._drawings: deque[tuple[torch.Tensor, NDArray[np.uint32]]] = deque()
+        self._drawings: list[tuple[torch.Tensor, NDArray[np.uint32]]] = []
         self._streak = 0
         self.count = 0
 
     def resume(self, count: int) -> None:
-        """Continue a checkpoint's count."""
+        """Continue from a checkpoint's count."""
         self.count = count
         metrics.SKIPPED_STEPS.inc(count)
 
     def remember(self, batch: Batch) -> None:
-        """Copy the identities of a step's drawings for the next `check`; loaders reuse a batch's
-        memory."""
+        """Copy the identities of a step's drawings for `check`; loaders reuse a batch's memory."""
         self._drawings.append((batch.labels.clone(), batch.rows.copy()))
 
     def check(self, steps: StepMetrics, next_step: int, loss_scale: float | None) -> list[str]:
         """Return a log line for every step that was skipped for a fault, after writing its file.
 
-        A collective: all ranks must call it with the same steps.
-
-        Args:
-            steps: metrics of all steps since the last call.
-            next_step: number in the run of the step after them, from 0.
-            loss_scale: of fp16; else None.
+        A collective: all ranks call it with their metrics of the steps since the last call, which
+        end before step `next_step` of the run. `loss_scale` is fp16's, else None.
 
         Raises:
             TrainingError: `train.max_skipped` or more faults in a row.

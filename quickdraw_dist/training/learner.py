@@ -38,24 +38,15 @@ def compile_mode(setting: str, device: str) -> str | None:
     return None if setting == "off" else setting
 
 
-def _use_deterministic_algorithms() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-
-
 class Learner:
     """One rank's model, optimizer, loss scaler and moving average."""
 
     def __init__(
         self, settings: Settings, world: World, dataset: Facts, total_drawings: int
     ) -> None:
-        """Build everything; no state is loaded yet.
+        """A collective: all ranks build their learner at the same point.
 
-        Args:
-            settings: of the run.
-            world: the ranks; all of them build a learner at the same point.
-            dataset: its classes are the model's outputs, its mean and std normalise the input.
-            total_drawings: of the whole run, the length of the learning-rate schedule.
+        `total_drawings` of the whole run are the length of the learning-rate schedule.
         """
         self.settings, self.world, self.dataset = settings, world, dataset
         self.total_drawings = total_drawings
@@ -69,7 +60,8 @@ class Learner:
         self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         if settings.train.deterministic:
-            _use_deterministic_algorithms()
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
         self.model = self._build_model()
         mode = compile_mode(settings.train.compile, device.type)
         objective = self._build_objective(dtype, mode)

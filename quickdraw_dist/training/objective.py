@@ -26,15 +26,7 @@ class Objective(nn.Module):
         label_smoothing: float,
         autocast: torch.dtype | None,
     ) -> None:
-        """Build it around a network.
-
-        Args:
-            network: from (B, 1, 28, 28) float to (B, classes) logits.
-            settings: of augmentation.
-            normalisation: of the dataset.
-            label_smoothing: share of the target spread evenly over all classes.
-            autocast: type that the network computes in; None: float32. The rest is float32.
-        """
+        """Only the network computes in the `autocast` type, float32 if that is None."""
         super().__init__()
         self.network = network
         self._settings, self._normalisation = settings, normalisation

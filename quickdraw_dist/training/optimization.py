@@ -97,13 +97,10 @@ class MovingAverage:
     def update(
         self, model: nn.Module, batch_drawings: int, seen_drawings: int, skipped: torch.Tensor
     ) -> None:
-        """Move the average towards the model after a step.
+        """Move the average towards the model after a step of `batch_drawings`.
 
-        Args:
-            model: with the state after the step.
-            batch_drawings: drawings in the step's global batch.
-            seen_drawings: drawings of the run so far, the step's included.
-            skipped: scalar on the device; 1 leaves the average unchanged.
+        `seen_drawings` are the run's so far, this step's included. Where `skipped`, a scalar on the
+        device, is 1, the average stays unchanged.
         """
         half_life = min(self.half_life_drawings, max(1, seen_drawings // 10))
         weight = 1 - 0.5 ** (batch_drawings / half_life)

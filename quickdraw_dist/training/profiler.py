@@ -34,13 +34,9 @@ class StepProfiler:
             activities = [ProfilerActivity.CPU]
             if world.device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
+            plan = schedule(skip_first=_SKIPPED_STEPS, wait=0, warmup=1, active=steps, repeat=1)
             self._profile = profile(
-                activities=activities,
-                schedule=schedule(
-                    skip_first=_SKIPPED_STEPS, wait=0, warmup=1, active=steps, repeat=1
-                ),
-                on_trace_ready=self._write,
-                acc_events=True,
+                activities=activities, schedule=plan, on_trace_ready=self._write, acc_events=True
             )
             self._profile.start()
 
@@ -56,17 +52,12 @@ class StepProfiler:
             self._profile = None
 
     def _write(self, done: profile) -> None:
-        name = f"rank-{self._world.rank}"
+        url = storage.join(self._output, FOLDER, f"rank-{self._world.rank}")
         with tempfile.TemporaryDirectory() as folder:
             trace = Path(folder, "trace.json.gz")
             done.export_chrome_trace(str(trace))
-            self._publish(f"{name}.json.gz", trace.read_bytes())
+            storage.publish(f"{url}.json.gz", trace.read_bytes())
         kind = "cuda" if self._world.device.type == "cuda" else "cpu"
         table = done.key_averages().table(sort_by=f"{kind}_time_total", row_limit=_TABLE_ROWS)
-        url = self._publish(f"{name}.txt", table.encode())
-        self._say(f"profile: {url}; open the trace beside it in https://ui.perfetto.dev")
-
-    def _publish(self, file: str, data: bytes) -> str:
-        url = storage.join(self._output, FOLDER, file)
-        storage.publish(url, data)
-        return url
+        storage.publish(f"{url}.txt", table.encode())
+        self._say(f"profile: {url}.txt; open the trace beside it in https://ui.perfetto.dev")

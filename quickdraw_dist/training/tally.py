@@ -43,13 +43,8 @@ class Tally:
         self._rows: list[torch.Tensor] = []
 
     def add(self, loss: torch.Tensor, correct: torch.Tensor, norm: torch.Tensor) -> None:
-        """Add a step; does not wait for the device.
-
-        Args:
-            loss: scalar, summed over this rank's share.
-            correct: scalar, correct first guesses in this rank's share.
-            norm: scalar, norm of the gradient after the all-reduce, before clipping.
-        """
+        """Add a step's three scalars: loss and correct guesses, summed over this rank's share, and
+        the norm of the gradient after the all-reduce, before clipping."""
         self._rows.append(torch.stack([loss, correct, norm]))
 
     def read(self) -> StepMetrics:

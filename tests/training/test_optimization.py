@@ -76,16 +76,6 @@ def test_past_the_end_it_stays_at_the_final_share() -> None:
     assert learning_rate(chosen, 2_000, 1_000) == pytest.approx(0.1)
 
 
-def test_the_same_whatever_the_batch() -> None:
-    """Runs of different batch sizes have the same rate after the same number of drawings."""
-    total = 64_000
-    small = {n: learning_rate(Optimizer(), n, total) for n in range(0, total + 1, 64)}
-    large = {n: learning_rate(Optimizer(), n, total) for n in range(0, total + 1, 1_000)}
-    common = small.keys() & large.keys()
-    assert len(common) > 5
-    assert all(small[n] == large[n] for n in common)
-
-
 # -- optimizer -------------------------------------------------------------------------------------
 
 
@@ -195,38 +185,6 @@ def test_average_is_its_definition(
     assert average.state["statistic"].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert average.state["counter"].item() == len(steps)
     assert average.state["counter"].dtype == torch.int64
-
-
-@pytest.mark.parametrize("batch", [1_000, 250, 40])
-def test_half_life_is_in_drawings(batch: int) -> None:
-    """After half-life drawings the old weights count half, for any number of steps."""
-    model = Tiny(0.0)
-    average = MovingAverage(model, half_life_drawings=1_000)
-    model.put(1.0, 1)
-    seen = 10**6
-    for _ in range(1_000 // batch):
-        seen += batch
-        average.update(model, batch, seen, TAKEN)
-    assert average.state["weight"].tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
-
-
-def test_first_weights_are_forgotten_early() -> None:
-    """Random first weights vanish: early on the half-life is a tenth of the drawings seen."""
-    model = Tiny(1.0)
-    average = MovingAverage(model, half_life_drawings=10**9)
-    model.put(0.0, 1)
-    for step in range(1, 101):
-        average.update(model, 10, 10 * step, TAKEN)
-    assert average.state["weight"].abs().max() < 1e-6
-
-
-def test_average_is_a_copy() -> None:
-    """The average shares no memory with the model."""
-    model = Tiny(1.0)
-    average = MovingAverage(model, 1_000)
-    model.put(5.0, 3)
-    assert average.state["weight"].tolist() == [1, 1]
-    assert average.state["counter"].item() == 0
     assert not any(value.requires_grad for value in average.state.values())
 
 
