@@ -136,12 +136,12 @@ PANELS = [
     ),
     Panel(
         "Checkpoints",
-        "Since the last start; left out are those that came before the last one was written.",
+        "Since the last start; skipped: the previous one was still being written.",
         "none",
         {
             "written": "sum(quickdraw_checkpoints_total{run})",
             "failed": "sum(quickdraw_checkpoint_failures_total{run})",
-            "left out": "sum(quickdraw_checkpoints_left_out_total{run})",
+            "skipped": "sum(quickdraw_checkpoints_skipped_total{run})",
         },
     ),
     Panel(
