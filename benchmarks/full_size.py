@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.chaos.processes import memory_of
-from benchmarks.measure import Figures, facts, table
+from benchmarks.measure import Metrics, environment, table
 from quickdraw_dist.data.shards import manifest
 
 MARK = "FULL_SIZE_REHEARSAL"
@@ -45,7 +45,7 @@ def main() -> None:
         "train": [*_ranks(torch.cuda.device_count()), "quickdraw_dist.train",
                   "--data", str(shards), "--output", str(run), *settings],
     }  # fmt: skip
-    results: dict[str, Figures] = {}
+    results: dict[str, Metrics] = {}
     for phase, command in commands.items():
         results[phase] = _phase(*command)
     dataset = manifest.read(str(shards))
@@ -91,7 +91,7 @@ def _ranks(gpus: int) -> list[str]:
     return ["torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}", "-m"]
 
 
-def _phase(*command: str) -> Figures:
+def _phase(*command: str) -> Metrics:
     """python -m command, watched; its failure is ours."""
     mark = uuid.uuid4().hex
     started = time.monotonic()
@@ -111,9 +111,9 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def page(fraction: float, settings: list[str], results: dict[str, Figures]) -> str:
+def page(fraction: float, settings: list[str], results: dict[str, Metrics]) -> str:
     """Markdown with every figure of the run."""
-    known = facts("torch", "numpy", "isal", "deflate")
+    known = environment("torch", "numpy", "isal", "deflate")
     arguments = f"ARGS='--page{'' if fraction == 1 else f' --fraction {fraction}'}'"
     head = ("phase", "drawings", "seconds", "drawings/s", "peak memory", "read", "written")
     rows: list[tuple[str, ...]] = [head]

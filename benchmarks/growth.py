@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.measure import Figures, facts, run_case, table
+from benchmarks.measure import Metrics, environment, run_case, table
 
 STEPS = ("shard", "verify", "stream")
 
@@ -31,7 +31,7 @@ def main() -> None:
         what: run_case("benchmarks.data_path.cases", f"official_{what}")
         for what in ("plan", "order")
     }
-    sizes: dict[int, dict[str, Figures]] = {}
+    sizes: dict[int, dict[str, Metrics]] = {}
     for drawings in tqdm(options.drawings, unit=" dataset", leave=False):
         shutil.rmtree(options.folder, ignore_errors=True)
         sizes[drawings] = _measure(options.folder, drawings)
@@ -55,7 +55,7 @@ def main() -> None:
     print(json.dumps({"drawings": last["shard"]["drawings"]} | growth))
 
 
-def _measure(folder: Path, drawings: int) -> dict[str, Figures]:
+def _measure(folder: Path, drawings: int) -> dict[str, Metrics]:
     source = f"synthetic:?classes=345&per_class={-(-drawings // 345)}&seed=7&pool=64"
     cases = {
         "shard": ("shard", source, folder, "gzip"),
@@ -65,8 +65,8 @@ def _measure(folder: Path, drawings: int) -> dict[str, Figures]:
     return {step: run_case("benchmarks.data_path.cases", *case) for step, case in cases.items()}
 
 
-def _page(official: dict[str, Figures], sizes: dict[int, dict[str, Figures]]) -> str:
-    known = facts("numpy", "torch", "isal", "deflate")
+def _page(official: dict[str, Metrics], sizes: dict[int, dict[str, Metrics]]) -> str:
+    known = environment("numpy", "torch", "isal", "deflate")
     rows: list[tuple[str, ...]] = [("drawings", "step", "seconds", "drawings/s", "peak memory")]
     for results in sizes.values():
         for step in STEPS:
@@ -102,7 +102,7 @@ def _page(official: dict[str, Figures], sizes: dict[int, dict[str, Figures]]) ->
     )
 
 
-def _cells(result: Figures) -> tuple[str, str, str]:
+def _cells(result: Metrics) -> tuple[str, str, str]:
     peak = f"{result['peak_rss_bytes'] / 1e6:,.0f} MB"
     return f"{result['seconds']:,.2f}", f"{result['per_second']:,}", peak
 

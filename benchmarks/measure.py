@@ -14,14 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 def report(drawings: int, seconds: float, **more: object) -> None:
-    """What a case prints last: its figures as one line of JSON."""
+    """What a case prints last: its metrics as one line of JSON."""
     rate = round(drawings / seconds)
-    figures = {"drawings": drawings, "seconds": round(seconds, 3), "per_second": rate}
-    print(json.dumps(figures | {"peak_rss_bytes": peak_rss_bytes()} | more), flush=True)
+    metrics = {"drawings": drawings, "seconds": round(seconds, 3), "per_second": rate}
+    print(json.dumps(metrics | {"peak_rss_bytes": peak_rss_bytes()} | more), flush=True)
 
 
 def peak_rss_bytes() -> int:
@@ -35,19 +35,19 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def run_case(module: str, *arguments: object, python: str = sys.executable) -> Figures:
-    """Run `python -m module arguments` and return the figures that it reports.
+def run_case(module: str, *arguments: object, python: str = sys.executable) -> Metrics:
+    """Run `python -m module arguments` and return the metrics that it reports.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
     command = [python, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    metrics: Metrics = json.loads(done.stdout.splitlines()[-1])
+    return metrics
 
 
-def median(results: list[Figures]) -> Figures:
+def median(results: list[Metrics]) -> Metrics:
     """The case's result with the middle rate, and the range of all."""
     rates = sorted(result["per_second"] for result in results)
     middle = statistics.median_low(rates)
@@ -55,13 +55,13 @@ def median(results: list[Figures]) -> Figures:
     return chosen | {"slowest": rates[0], "fastest": rates[-1], "n": len(rates)}
 
 
-def facts(*packages: str) -> dict[str, str]:
+def environment(*packages: str) -> dict[str, str]:
     """Date, machine and versions, for the head of a page."""
     versions = [f"{name} {metadata.version(name)}" for name in packages]
     return {
         "date": time.strftime("%Y-%m-%d"),
         "hardware": f"{_gpus()}{os.cpu_count()} cores of {_processor()}, {_memory_gib():.0f} GiB; "
-        "shared with other work: compare figures of one run only",
+        "shared with other work: compare metrics of one run only",
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
     }
 

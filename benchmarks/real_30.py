@@ -21,7 +21,7 @@ import torch
 
 from quickdraw_dist.data.drawings.classes import official_names
 
-DRAWINGS_A_CLASS = 2_500
+DRAWINGS_PER_CLASS = 2_500
 
 
 def classes_of(bitmaps: Path) -> list[str]:
@@ -30,7 +30,7 @@ def classes_of(bitmaps: Path) -> list[str]:
         name
         for name in official_names()
         if (bitmaps / f"{name}.npy").exists()
-        and len(np.load(bitmaps / f"{name}.npy", mmap_mode="r")) == DRAWINGS_A_CLASS
+        and len(np.load(bitmaps / f"{name}.npy", mmap_mode="r")) == DRAWINGS_PER_CLASS
     ]
 
 
@@ -55,11 +55,11 @@ def main() -> None:
         *("quickdraw_dist.train", "--data", shards, "--output", output, *common),
     )
     seconds = time.monotonic() - started
-    figures = run(
+    metrics = run(
         *("jobs.evaluate", "--checkpoint", output, "--data", shards, "--split", "test", *common),
         capture=True,
     )
-    measured = json.loads(figures.splitlines()[-1])
+    measured = json.loads(metrics.splitlines()[-1])
     lines = Path(output, "metrics.jsonl").read_text().splitlines()
     rates = [r["drawings_per_second"] for r in map(json.loads, lines) if r["kind"] == "train"]
     print(

@@ -60,7 +60,7 @@ def main() -> None:
         last.finish()
     seconds = time.monotonic() - started
     quiet_end, end = (_end(options.folder / name) for name in ("quiet", "fire"))
-    figures = {
+    metrics = {
         "kills": sum(report.target != "TERM" for report in reports),
         "terms": sum(report.target == "TERM" for report in reports),
         "digest_equal": quiet_end.meta["order_digest"] == end.meta["order_digest"],
@@ -72,13 +72,13 @@ def main() -> None:
         "seconds": round(seconds),
         "seconds_untouched": round(whole),
     }
-    text = chaos_page.page(about, reports, last.resumed, figures)
+    text = chaos_page.page(about, reports, last.resumed, metrics)
     if options.page:
         (Path(__file__).parents[1] / "results" / "chaos.md").write_text(text, encoding="utf-8")
     print(chaos_page.summary(reports, last.resumed))
-    print(json.dumps(figures))
-    right = figures["digest_equal"] and figures["weights_equal"] and not figures["survivors"]
-    sys.exit(0 if right and figures["kills"] == options.kills else 1)
+    print(json.dumps(metrics))
+    right = metrics["digest_equal"] and metrics["weights_equal"] and not metrics["survivors"]
+    sys.exit(0 if right and metrics["kills"] == options.kills else 1)
 
 
 def _under_fire(command: list[str], blows: list[Blow], start_up_seconds: float) -> list[Report]:

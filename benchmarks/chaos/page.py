@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from benchmarks.chaos.plan import EXIT_CODES, Report, repeated_steps
-from benchmarks.measure import Figures, facts, table
+from benchmarks.measure import Metrics, environment, table
 
 
 def summary(reports: Sequence[Report], last_resumed: int | None) -> str:
@@ -33,12 +33,12 @@ def summary(reports: Sequence[Report], last_resumed: int | None) -> str:
     return table(rows)
 
 
-def page(about: str, reports: Sequence[Report], last_resumed: int | None, figures: Figures) -> str:
+def page(about: str, reports: Sequence[Report], last_resumed: int | None, metrics: Metrics) -> str:
     """Markdown with every blow of the run."""
-    known = facts("torch", "numpy")
+    known = environment("torch", "numpy")
     return "\n".join(
         [
-            "# A hundred kills" if figures["kills"] == 100 else f"# {figures['kills']} kills",
+            "# A hundred kills" if metrics["kills"] == 100 else f"# {metrics['kills']} kills",
             "",
             f"`make chaos ARGS=--page`, {known['date']}, n = 1. {known['hardware']}. "
             f"{known['versions']}.",
@@ -47,7 +47,7 @@ def page(about: str, reports: Sequence[Report], last_resumed: int | None, figure
             "an evaluation an epoch; started again with the same command after every blow.",
             "",
             "```json",
-            json.dumps(figures),
+            json.dumps(metrics),
             "```",
             "",
             summary(reports, last_resumed),

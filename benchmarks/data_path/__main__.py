@@ -1,6 +1,6 @@
 """The data path beside what one would take instead, in one run: make bench-data.
 
-Every case runs in a process of its own, the cases in turn, `--rounds` times; figures are medians.
+Every case runs in a process of its own, the cases in turn, `--rounds` times; metrics are medians.
 The drawings are the real ones in QUICKDRAW_REAL_DATA (default ../shared/quickdraw), repeated to
 `--drawings`; without them synthetic ones. The last line is JSON. With --page the results are
 written to benchmarks/results/data_path.md and data_path.svg.
@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from benchmarks.data_path import page as data_path_page
 from benchmarks.data_path.cases import load_array
-from benchmarks.measure import Figures, median, run_case
+from benchmarks.measure import Metrics, median, run_case
 from quickdraw_dist.data.drawings.sources import open_source
 
-Case = Callable[[], Figures]
+Case = Callable[[], Metrics]
 
 PEERS = ("mosaicml-streaming==0.13.0", "litdata==0.2.76")
 """In an environment of their own: they need other versions of what our dependencies need."""
@@ -62,14 +62,14 @@ def main() -> None:
     with _server(folder):
         results |= _rounds(_from_store(folder), options.rounds)
     limits = run_case("benchmarks.data_path.limits", folder / "bitmaps")["limits"]
-    figures = _figures(results)
-    text = data_path_page.page(about, options.rounds, results, limits, figures)
+    metrics = _metrics(results)
+    text = data_path_page.page(about, options.rounds, results, limits, metrics)
     print(text)
     if options.page:
         here = Path(__file__).parents[1] / "results"
         (here / "data_path.md").write_text(text, encoding="utf-8")
         data_path_page.plot(results, limits, here / "data_path.svg")
-    print(json.dumps(figures))
+    print(json.dumps(metrics))
 
 
 def _bitmaps(folder: Path, drawings: int) -> str:
@@ -108,15 +108,15 @@ def _peers_python(folder: Path) -> str | None:
 def _writing(folder: Path, peers: str | None) -> dict[str, Case]:
     """Every writer makes what the readers read; each round anew."""
 
-    def anew(dest: Path, case: Callable[[], Figures]) -> Figures:
+    def anew(dest: Path, case: Callable[[], Metrics]) -> Metrics:
         shutil.rmtree(dest, ignore_errors=True)
         return case()
 
-    def ours(compression: str) -> Figures:
+    def ours(compression: str) -> Metrics:
         arguments = (folder / "bitmaps", folder / compression, compression)
         return run_case("benchmarks.data_path.cases", "shard", *arguments)
 
-    def peer(name: str, array: str, python: str) -> Figures:
+    def peer(name: str, array: str, python: str) -> Metrics:
         arguments = (f"write_{name}", folder / f"{array}.npz", folder / name)
         return run_case("benchmarks.data_path.peers", *arguments, python=python)
 
@@ -191,7 +191,7 @@ def _from_store(folder: Path) -> dict[str, Case]:
     """A bare download, our loader with an empty cache, and with a full one."""
     cache = folder / "cache"
 
-    def cold(url: str) -> Figures:
+    def cold(url: str) -> Metrics:
         shutil.rmtree(cache, ignore_errors=True)
         os.sync()  # what the case before has written must not slow down what this one writes
         return run_case("benchmarks.data_path.cases", "cold", url, cache)
@@ -206,9 +206,9 @@ def _from_store(folder: Path) -> dict[str, Case]:
     return cases
 
 
-def _rounds(cases: dict[str, Case], rounds: int) -> dict[str, Figures]:
+def _rounds(cases: dict[str, Case], rounds: int) -> dict[str, Metrics]:
     """Every case once, then every case again: what else the machine does hits all alike."""
-    results: dict[str, list[Figures]] = {name: [] for name in cases}
+    results: dict[str, list[Metrics]] = {name: [] for name in cases}
     bar = tqdm(total=rounds * len(cases), leave=False)
     for _ in range(rounds):
         for name, case in cases.items():
@@ -219,8 +219,8 @@ def _rounds(cases: dict[str, Case], rounds: int) -> dict[str, Figures]:
     return {name: median(found) for name, found in results.items()}
 
 
-def _figures(results: dict[str, Figures]) -> Figures:
-    """The figures that are followed from release to release."""
+def _metrics(results: dict[str, Metrics]) -> Metrics:
+    """The metrics that are followed from release to release."""
 
     def rate(name: str) -> int:
         return int(results[name]["per_second"])

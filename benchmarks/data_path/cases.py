@@ -45,7 +45,7 @@ def read(folder: str, epochs: int, **stream: object) -> None:
             drawings += len(batch.labels)
     seconds = time.perf_counter() - started
     stored = sum(shard.bytes for shard in manifest.read(folder).splits["train"])
-    report(drawings, seconds, bytes_a_drawing=round(stored / feed.drawings))
+    report(drawings, seconds, bytes_per_drawing=round(stored / feed.drawings))
 
 
 def resident(folder: str, epochs: int) -> None:
@@ -93,7 +93,7 @@ def shard(source: str, dest: str, compression: str, shard_drawings: int = 65_536
     busy = time.process_time() - before
     writer.merge_if_complete(plan, opened, dest)
     stored = sum(path.stat().st_size for path in Path(dest).rglob("*.tar"))
-    each = {"per_core": plan.drawings / busy, "bytes_a_drawing": stored / plan.drawings}
+    each = {"per_core": plan.drawings / busy, "bytes_per_drawing": stored / plan.drawings}
     report(plan.drawings, seconds, **{name: round(value) for name, value in each.items()})
 
 
@@ -159,7 +159,7 @@ def in_memory(folder: str, workers: int, count: int) -> None:
     loader = DataLoader(InMemory(), batch_size=256, shuffle=True, num_workers=workers)
     started = time.perf_counter()
     drawings = sum(len(batch) for _, batch in loader)
-    report(drawings, time.perf_counter() - started, bytes_a_drawing=SIDE * SIDE)
+    report(drawings, time.perf_counter() - started, bytes_per_drawing=SIDE * SIDE)
 
 
 def load_array(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.measure import Figures, facts, table
+from benchmarks.measure import Metrics, environment, table
 
 PACKAGES = ("numpy", "torch", "webdataset", "isal", "deflate", "gcsfs")
 
@@ -16,10 +16,10 @@ _PARTS = (
 
 
 def page(
-    about: str, rounds: int, results: dict[str, Figures], limits: dict[str, int], figures: Figures
+    about: str, rounds: int, results: dict[str, Metrics], limits: dict[str, int], metrics: Metrics
 ) -> str:
     """Markdown with every figure of the run."""
-    known = facts(*PACKAGES)
+    known = environment(*PACKAGES)
     lines = [
         "# The data path, side by side",
         "",
@@ -44,13 +44,13 @@ def page(
     rows = [("of this machine, without any loader", "drawings/s")]
     rows += [(name, f"{rate:,}") for name, rate in limits.items()]
     lines += ["", "## The limits", "", table(rows), "", "![the same as a plot](data_path.svg)"]
-    lines += ["", "## The figures", ""]
-    lines += [table([("figure", "value"), *((k, f"{v:,}") for k, v in figures.items())]), ""]
+    lines += ["", "## The metrics", ""]
+    lines += [table([("figure", "value"), *((k, f"{v:,}") for k, v in metrics.items())]), ""]
     return "\n".join(lines)
 
 
-def _row(name: str, result: Figures) -> tuple[str, ...]:
-    stored = result.get("bytes_a_drawing")
+def _row(name: str, result: Metrics) -> tuple[str, ...]:
+    stored = result.get("bytes_per_drawing")
     return (
         name,
         f"{result['per_second']:,}",
@@ -60,7 +60,7 @@ def _row(name: str, result: Figures) -> tuple[str, ...]:
     )
 
 
-def plot(results: dict[str, Figures], limits: dict[str, int], path: Path) -> None:
+def plot(results: dict[str, Metrics], limits: dict[str, int], path: Path) -> None:
     """Bars on a logarithmic scale: readers, writers, and the machine's limits."""
     from matplotlib.figure import Figure
 

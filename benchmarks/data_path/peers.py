@@ -116,7 +116,7 @@ def _loader(kind: Any, data: Any, workers: int) -> Iterable[Any]:
 def _consume(batches: Iterable[tuple[Any, Any]], folder: str) -> None:
     started = time.perf_counter()
     drawings = sum(len(labels) for _, labels in batches)
-    report(drawings, time.perf_counter() - started, bytes_a_drawing=_size(folder) // drawings)
+    report(drawings, time.perf_counter() - started, bytes_per_drawing=_size(folder) // drawings)
 
 
 def _load(array: str) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +126,7 @@ def _load(array: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _written(drawings: int, started: float, dest: str) -> None:
     seconds = time.perf_counter() - started
-    report(drawings, seconds, bytes_a_drawing=_size(dest) // drawings)
+    report(drawings, seconds, bytes_per_drawing=_size(dest) // drawings)
 
 
 def _size(folder: str) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Figures, run_case
+from benchmarks.measure import Metrics, run_case
 from benchmarks.scaling import page as scaling_page
 from benchmarks.scaling.model import (
     EPOCH_DRAWINGS,
@@ -68,8 +68,8 @@ def main() -> None:
     if options.page:
         (Path(__file__).parents[1] / "results" / "scaling.md").write_text(text, encoding="utf-8")
     equal = len({result["order_digest"] for result in results.values()}) == 1
-    figures = {"digest_equal": equal, "ranks": results, "gradient_bytes": size, "model": rows}
-    print(json.dumps(figures))
+    metrics = {"digest_equal": equal, "ranks": results, "gradient_bytes": size, "model": rows}
+    print(json.dumps(metrics))
     sys.exit(0 if equal else 1)
 
 
@@ -81,10 +81,10 @@ def gradient_bytes(width: int) -> int:
 
 def modelled(
     step: Step, size: int, links: Links, gpu_batch: int, global_batch: int
-) -> dict[int, Figures]:
+) -> dict[int, Metrics]:
     """For every number of GPUs, the all-reduce and what is left of linear scaling, least and
     most; pure. `growing`: the batch of a GPU stays; `fixed`: the global batch does."""
-    rows: dict[int, Figures] = {}
+    rows: dict[int, Metrics] = {}
     for gpus in GPUS:
         seconds = all_reduce_seconds(size, gpus, links)
         growing, fixed = step.seconds(gpu_batch), step.seconds(global_batch / gpus)
@@ -100,7 +100,7 @@ def modelled(
     return rows
 
 
-def _measure(options: argparse.Namespace, ranks: int) -> Figures:
+def _measure(options: argparse.Namespace, ranks: int) -> Metrics:
     """A run with so many ranks, and the all-reduce of its gradients alone."""
     output = options.folder / f"run-{ranks}"
     settings = {

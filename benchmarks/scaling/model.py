@@ -15,7 +15,7 @@ _BACKWARD_SHARE = 2 / 3
 class Links:
     """What joins the GPUs."""
 
-    gpus_a_node: int = 8
+    gpus_per_node: int = 8
     node_bytes_per_second: float = 400e9
     """Of a GPU to its neighbour in the node, each way: NVLink 4's 450 GB/s, less protocol."""
     network_bytes_per_second: float = 50e9
@@ -52,8 +52,8 @@ def all_reduce_seconds(size: float, gpus: int, links: Links) -> float:
         gpus: all of them; nodes are full.
         links: what joins them.
     """
-    local = min(gpus, links.gpus_a_node)
-    nodes = -(-gpus // links.gpus_a_node)
+    local = min(gpus, links.gpus_per_node)
+    nodes = -(-gpus // links.gpus_per_node)
     inside = 2 * (local - 1) * (size / local / links.node_bytes_per_second + links.hop_seconds)
     share = size / local / nodes
     between = 2 * (nodes - 1) * (share / links.network_bytes_per_second + links.hop_seconds)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 
-from benchmarks.measure import Figures, facts, table
+from benchmarks.measure import Metrics, environment, table
 from benchmarks.scaling.model import EPOCH_DRAWINGS, Links, Step
 
 
 def page(
-    options: argparse.Namespace, results: dict[int, Figures], about: str, step: Step, size: int,
-    rows: dict[int, Figures],
+    options: argparse.Namespace, results: dict[int, Metrics], about: str, step: Step, size: int,
+    rows: dict[int, Metrics],
 ) -> str:  # fmt: skip
     """Markdown with every figure of the run; `about` says where the GPU's step is from."""
-    known = facts("torch", "numpy")
+    known = environment("torch", "numpy")
     keys = ("drawings_per_second", "step_ms", "all_reduce_ms", "communication_share")
     measured = [("ranks", "drawings/s", "step, ms", "all-reduce, ms", "share", "order digest")]
     for ranks, result in results.items():
@@ -47,7 +47,7 @@ def page(
             "",
             f"{about}: a GPU by itself takes {step.fixed_seconds * 1e3:.1f} ms a step, and "
             f"{step.drawings_per_second:,.0f} drawings/s besides. The links are assumed: "
-            f"{links.gpus_a_node} GPUs a node at {links.node_bytes_per_second / 1e9:.0f} GB/s, "
+            f"{links.gpus_per_node} GPUs a node at {links.node_bytes_per_second / 1e9:.0f} GB/s, "
             f"{links.network_bytes_per_second / 1e9:.0f} GB/s a GPU between nodes, "
             f"{links.hop_seconds * 1e6:.0f} us a hop; rings; "
             f"{size:,} bytes of gradients (SketchCNN of width 64). Shares of linear scaling, with "

@@ -2,7 +2,7 @@
 make bench-train.
 
 Every case is a run of the trainer over real shards in a process of its own, the cases in turn,
-`--rounds` times; figures are medians. Beside them the small projects' way, and the largest matrix
+`--rounds` times; metrics are medians. Beside them the small projects' way, and the largest matrix
 product and memory copy of this device. On a GPU the sizes are larger. The last line is JSON;
 --page writes benchmarks/results/train_speed_cpu.md, or train_speed_gpu.md from a GPU.
 """
@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.measure import Figures, median, run_case
+from benchmarks.measure import Metrics, median, run_case
 from benchmarks.train_speed import page as train_speed_page
 from benchmarks.train_speed.cases import CLASSES
 
-Case = Callable[[], Figures]
+Case = Callable[[], Metrics]
 
 BASE, SAVING, SMALL = "ours", "ours, 16 checkpoints", "small projects' way"
 
@@ -75,15 +75,15 @@ def main() -> None:
     limits = run_case(
         "benchmarks.train_speed.cases", "limits", options.batch, options.width, precision
     )
-    figures = key_figures(results, limits)
+    metrics = key_metrics(results, limits)
     about = f"SketchCNN of width {options.width}, {limits['parameters']:,} parameters, "
     about += f"{CLASSES} classes; base case: batch {options.batch:,}, {precision}"
-    text = train_speed_page.page(about, options.rounds, results, limits, figures)
+    text = train_speed_page.page(about, options.rounds, results, limits, metrics)
     print(text)
     if options.page:
         name = f"train_speed_{'gpu' if on_gpu else 'cpu'}.md"
         (Path(__file__).parents[1] / "results" / name).write_text(text, encoding="utf-8")
-    print(json.dumps(figures))
+    print(json.dumps(metrics))
 
 
 def best_precision(on_gpu: bool) -> str:
@@ -130,7 +130,7 @@ def _source(drawings: int) -> str:
     return f"synthetic:?classes={CLASSES}&per_class={each}&seed=7{pool}"
 
 
-def _ours(options: argparse.Namespace, name: str, settings: dict[str, object]) -> Figures:
+def _ours(options: argparse.Namespace, name: str, settings: dict[str, object]) -> Metrics:
     """A run of one epoch, in a folder of its own; eight lines of progress at most."""
     batch = int(str(settings["train.global_batch"]))
     every = max(1, options.drawings // batch // 8)
@@ -152,9 +152,9 @@ def _small(sizes: Sizes, source: str, width: int) -> dict[str, Case]:
     }
 
 
-def _rounds(cases: dict[str, Case], rounds: int) -> dict[str, Figures]:
+def _rounds(cases: dict[str, Case], rounds: int) -> dict[str, Metrics]:
     """Every case once, then every case again: what else the machine does hits all alike."""
-    results: dict[str, list[Figures]] = {name: [] for name in cases}
+    results: dict[str, list[Metrics]] = {name: [] for name in cases}
     with tqdm(total=rounds * len(cases), leave=False) as bar:
         for _ in range(rounds):
             for name, case in cases.items():
@@ -164,8 +164,8 @@ def _rounds(cases: dict[str, Case], rounds: int) -> dict[str, Figures]:
     return {name: median(found) for name, found in results.items()}
 
 
-def key_figures(results: dict[str, Figures], limits: Figures) -> Figures:
-    """The figures that are followed from release to release; None where a case did not run."""
+def key_metrics(results: dict[str, Metrics], limits: Metrics) -> Metrics:
+    """The metrics that are followed from release to release; None where a case did not run."""
     small = [result["per_second"] for name, result in results.items() if name.startswith(SMALL)]
     base, saving = results.get(BASE), results.get(SAVING)
     resident = results.get("resident")
@@ -179,7 +179,7 @@ def key_figures(results: dict[str, Figures], limits: Figures) -> Figures:
         if base and resident
         else None,
         "share_of_matrix_peak": round(
-            base["per_second"] * limits["flops_a_drawing"] / limits["flops_per_second"], 4
+            base["per_second"] * limits["flops_per_drawing"] / limits["flops_per_second"], 4
         )
         if base
         else None,

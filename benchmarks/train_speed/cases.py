@@ -97,15 +97,15 @@ def limits(batch: int, width: int, precision: str) -> None:
     moved = 2 * size / _best_seconds(lambda: target.copy_(source), device)
     model = build(Model(width=width), CLASSES)
     rates = floor_rates(model, batch, kind.itemsize, flops, moved)
-    figures = {
+    metrics = {
         "flops_per_second": flops, "bytes_per_second": moved,
-        "flops_a_drawing": training_flops(model),
+        "flops_per_drawing": training_flops(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "arithmetic_drawings_per_second": round(rates[0]),
         "memory_drawings_per_second": round(rates[1]),
         "device": _device_name(device),
     }  # fmt: skip
-    report(1, 1.0, **figures)
+    report(1, 1.0, **metrics)
 
 
 def _device_name(device: torch.device) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks.measure import Figures, facts, table
+from benchmarks.measure import Metrics, environment, table
 
 
 def page(
-    about: str, rounds: int, results: dict[str, Figures], limits: Figures, figures: Figures
+    about: str, rounds: int, results: dict[str, Metrics], limits: Metrics, metrics: Metrics
 ) -> str:
     """Markdown with every figure of the run."""
-    known = facts("torch", "numpy")
+    known = environment("torch", "numpy")
     base = next(iter(results.values()))["per_second"]
     rows = [("case", "drawings/s", "of the first", "GFLOP/s", "of peak", "data wait", "memory")]
     for name, result in results.items():
-        flops = result["per_second"] * limits["flops_a_drawing"]
+        flops = result["per_second"] * limits["flops_per_drawing"]
         wait = result.get("data_wait_share")
         rows.append(
             (
@@ -34,7 +34,7 @@ def page(
         "",
         f"{about}. Synthetic drawings, streamed from shards; a case is one process, and its rate "
         "the median of its progress lines without the first. GFLOP/s are the model's "
-        f"({limits['flops_a_drawing'] / 1e9:.3f} GFLOP a drawing, forward and backward), of the "
+        f"({limits['flops_per_drawing'] / 1e9:.3f} GFLOP a drawing, forward and backward), of the "
         "largest matrix product measured in the same run and the base case's precision.",
         "",
         table(rows),
@@ -49,10 +49,10 @@ def page(
         "once each way (`benchmarks/train_speed/work.py`); where they stay in the "
         "processor's caches, it is no limit.",
         "",
-        "## The figures",
+        "## The metrics",
         "",
         table([("figure", "value"), *((k, f"{v:,}" if isinstance(v, int) else str(v))
-                                      for k, v in figures.items())]),
+                                      for k, v in metrics.items())]),
         "",
     ]  # fmt: skip
     return "\n".join(lines)
@@ -68,7 +68,7 @@ def _remark(rounds: int, emulated: bool) -> str:
     )
 
 
-def _limits(limits: Figures, rate: int) -> list[tuple[str, ...]]:
+def _limits(limits: Metrics, rate: int) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("limit", "measured", "drawings/s at the most", "reached")]
     for name, key, unit in (
         ("arithmetic: largest matrix product", "flops_per_second", "GFLOP/s"),
