@@ -1,4 +1,4 @@
-"""The data path beside its alternatives, in one run: make bench-data.
+"""The data path compared with its alternatives, in one run: make bench-data.
 
 Every case runs in a process of its own, the cases in turn, `--rounds` times; results are medians.
 The drawings are the real ones in QUICKDRAW_REAL_DATA (default ../shared/quickdraw), repeated up to
