@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quickdraw_dist.base.telemetry.phases import phase
+from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.profiler import StepProfiler
 from tests.conftest import Dataset
@@ -36,7 +36,7 @@ def test_recorded_steps(tmp_path: Path, steps: int, taken: int, recorded: int) -
     profiler = StepProfiler(steps, world, str(tmp_path), said.append)
     for number in range(taken):
         profiler.step()
-        with phase("forward", number):
+        with Phases()("forward", number):
             torch.ones(8).exp()
     profiler.close()
     if not recorded:
