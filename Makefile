@@ -1,5 +1,5 @@
-# Everything starts here: `make help`. Nothing has to be installed first but python3 (3.11 or
-# newer) and make: every target makes the virtual environment it needs.
+# Start with `make help`. Only python3 (3.11 or newer) and make have to be installed: every target
+# makes the virtual environment it needs.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -22,16 +22,16 @@ help: ## show this list
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is $$($(PYTHON) --version), 3.11 or newer is needed: make PYTHON=python3.12"; exit 2; }
+	  { echo "error: $(PYTHON) is $$($(PYTHON) --version), 3.11 or newer is needed. Run make PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
-	  { echo "error: no venv module; on Debian: apt-get install python3-venv"; exit 2; }
+	  { echo "error: python3 has no venv module. On Debian: apt-get install python3-venv"; exit 2; }
 	@echo "installing into $(VENV) ..."
-# torch first and alone: what comes after then has nothing to choose.
+# torch first and alone: its build is then fixed for the second pip.
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-install: $(INSTALLED) ## make .venv with everything in it, at the versions of constraints.txt
+install: $(INSTALLED) ## make .venv with all dependencies, at the versions of constraints.txt
 
 demo: $(INSTALLED) ## synthetic drawings, shards, a two-process training run and a report, in minutes
 	@env -u QUICKDRAW_DATA -u QUICKDRAW_OUTPUT $(BIN)/python -m jobs.demo $(ARGS)
@@ -59,19 +59,19 @@ format: $(INSTALLED) ## let ruff rewrite the code
 shard: $(INSTALLED) ## shard SOURCE into DEST; restartable (ARGS=--dry-run prints the plan)
 	$(BIN)/python -m jobs.shard --source '$(SOURCE)' --dest '$(DEST)' $(ARGS)
 
-verify: $(INSTALLED) ## prove the dataset in DEST (ARGS='--source ...' compares every pixel)
+verify: $(INSTALLED) ## verify the dataset in DEST (ARGS='--source ...' compares every pixel)
 	$(BIN)/python -m jobs.verify '$(DEST)' $(ARGS)
 
-plan: $(INSTALLED) ## what a run will need: ARGS="--official --world-size 64" before any sharding
+plan: $(INSTALLED) ## print what a run will need (ARGS="--official --world-size 64": before sharding)
 	$(BIN)/python -m jobs.plan $(ARGS)
 
-train: $(INSTALLED) ## train on DEST with every GPU, or every core where there is none
+train: $(INSTALLED) ## train on DEST with all GPUs, or all cores if there is none
 	@PATH="$(abspath $(BIN)):$$PATH" torchrun --nproc_per_node=auto -m quickdraw_dist.train --data '$(DEST)' $(ARGS)
 
-evaluate: $(INSTALLED) ## measure the run in runs/quickdraw on the test split of DEST
+evaluate: $(INSTALLED) ## evaluate the run in runs/quickdraw on the test split of DEST
 	$(BIN)/python -m jobs.evaluate --data '$(DEST)' $(ARGS)
 
-bench-data: $(INSTALLED) ## the data path beside webdataset, MosaicML and litdata; the last line is JSON
+bench-data: $(INSTALLED) ## the data path compared with webdataset, MosaicML and litdata; the last line is JSON
 	$(BIN)/python -m benchmarks.data_path $(ARGS)
 
 bench-growth: $(INSTALLED) ## shard, verify and stream 0.5 to 5 million drawings; the last line is JSON
@@ -80,7 +80,7 @@ bench-growth: $(INSTALLED) ## shard, verify and stream 0.5 to 5 million drawings
 bench-real: $(INSTALLED) ## train on 30 real classes; the last line is JSON
 	$(BIN)/python -m benchmarks.real_30 $(ARGS)
 
-bench-train: $(INSTALLED) ## training speed, what each setting is worth, the limits; the last line is JSON
+bench-train: $(INSTALLED) ## training speed, the effect of each setting, the limits; the last line is JSON
 	$(BIN)/python -m benchmarks.train_speed $(ARGS)
 
 full-size: $(INSTALLED) ## shard, verify and train on 50,426,266 drawings (ARGS='--fraction 0.001'); the last line is JSON
@@ -89,15 +89,15 @@ full-size: $(INSTALLED) ## shard, verify and train on 50,426,266 drawings (ARGS=
 bench-scaling: $(INSTALLED) ## 1, 2 and 4 ranks here, arithmetic for 8 to 512 GPUs; the last line is JSON
 	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
-chaos: $(INSTALLED) ## 100 kills over one run, equal to a run never touched; the last line is JSON
+chaos: $(INSTALLED) ## 100 kills over one run, equal to an undisturbed run; the last line is JSON
 	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
-lock: ## write constraints.txt anew: the newest versions allowed beside the pinned torch
+lock: ## rewrite constraints.txt: the newest versions allowed with the pinned torch
 	@rm -rf .lock && $(PYTHON) -m venv .lock
 	@.lock/bin/pip install --quiet torch==2.13.0 torchvision==0.28.0 numpy
 	@.lock/bin/pip install --quiet -e '.[dev,cluster,timm,report,tensorboard,export,web,strokes]'
 	@{ sed -n '/^#/p' constraints.txt; .lock/bin/pip freeze --exclude-editable | sed 's/+cpu//'; } > .lock/new
-	@mv .lock/new constraints.txt && rm -rf .lock && echo "constraints.txt is new; now: make test"
+	@mv .lock/new constraints.txt && rm -rf .lock && echo "constraints.txt is rewritten. Now run: make test"
 
 clean: ## remove the virtual environment, caches and the demo
 	rm -rf $(VENV) runs/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis .lock .test.log

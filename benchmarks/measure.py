@@ -1,4 +1,8 @@
-"""What benchmarks share: a case in a process of its own, medians, and what it ran on."""
+"""What all benchmarks share: options, a process per case, medians, the page and the last line.
+
+Imports only the standard library at the top: `data_path/peers.py` runs in an environment without
+this project's dependencies.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,107 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Figures = dict[str, Any]
+if TYPE_CHECKING:
+    from quickdraw_dist.run.checkpoint.files import Checkpoint
+
+Metrics = dict[str, Any]
+Case = Callable[[], Metrics]
+
+RESULTS = Path(__file__).parent / "results"
+CLASSES = 345
+_TRIES = 6
+
+
+def parser(target: str, description: str | None, page: str = "") -> ArgumentParser:
+    """Options that all benchmarks have: `--folder` and, where `page` names one, `--page`.
+
+    Args:
+        target: of the Makefile.
+        description: the module's docstring.
+        page: file in `results/`.
+    """
+    made = ArgumentParser(f"make {target}", description=description)
+    folder = Path("runs") / target
+    made.add_argument("--folder", type=Path, default=folder, help=f"deleted first [{folder}]")
+    if page:
+        made.add_argument("--page", action="store_true", help=f"write benchmarks/results/{page}")
+    return made
+
+
+def publish(
+    options: Namespace, page: str, text: str, metrics: Metrics, shown: str | None = None
+) -> None:
+    """Print the page, or `shown` in its place, and the metrics as the last line, in JSON. With
+    `--page`, write the page to `results/`."""
+    print(text if shown is None else shown)
+    if options.page:
+        (RESULTS / page).write_text(text, encoding="utf-8")
+    print(json.dumps(metrics))
+
+
+def flags(settings: Mapping[str, object]) -> list[str]:
+    """Settings as a command line: `{"train.epochs": 1}` is `--train.epochs 1`."""
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+def run_module(
+    *command: str, capture: bool = False, variables: Mapping[str, str] | None = None
+) -> str:
+    """Run `python -m command`; exit with its exit code if that is not 0.
+
+    Args:
+        command: module and arguments.
+        capture: return what it prints. Otherwise it goes to standard error: standard output is
+            for the benchmark's own result.
+        variables: added to the environment.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        env=os.environ | dict(variables or {}),
+        stdout=subprocess.PIPE if capture else sys.stderr,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout or ""
+
+
+def run_case(module: str, *arguments: object, python: str = sys.executable) -> Metrics:
+    """Run `python -m module arguments` and return the metrics that it reports.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    command = [python, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    metrics: Metrics = json.loads(done.stdout.splitlines()[-1])
+    return metrics
+
+
+def call_case(functions: Mapping[str, Any]) -> None:
+    """Call the function that the command line names first, with the remaining arguments; digits
+    become an int."""
+    name, *given = sys.argv[1:]
+    functions[name](*(int(text) if text.isdigit() else text for text in given))
 
 
 def report(drawings: int, seconds: float, **more: object) -> None:
-    """What a case prints last: its figures as one line of JSON."""
+    """Print a case's metrics as one line of JSON, the last line of its process."""
     rate = round(drawings / seconds)
-    figures = {"drawings": drawings, "seconds": round(seconds, 3), "per_second": rate}
-    print(json.dumps(figures | {"peak_rss_bytes": peak_rss_bytes()} | more), flush=True)
+    metrics = {"drawings": drawings, "seconds": round(seconds, 3), "per_second": rate}
+    print(json.dumps(metrics | {"peak_rss_bytes": peak_rss_bytes()} | more), flush=True)
 
 
 def peak_rss_bytes() -> int:
-    """Most memory that this process has had. Not getrusage's where there is better: a new process
-    begins with the peak of the one that started it."""
+    """Largest resident memory of this process so far. Linux: from /proc, because getrusage of a new
+    process begins with the peak of its parent."""
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text().splitlines()
@@ -35,40 +123,82 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def run_case(module: str, *arguments: object, python: str = sys.executable) -> Figures:
-    """Run `python -m module arguments` and return the figures that it reports.
+def run_rounds(cases: Mapping[str, Case], rounds: int) -> dict[str, Metrics]:
+    """Run every case once per round and return each case's `median`. Cases take turns, so that
+    other load on the machine affects all of them alike."""
+    from tqdm import tqdm  # the peers' environment may lack it
 
-    Raises:
-        subprocess.CalledProcessError: it failed.
-    """
-    command = [python, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    results: dict[str, list[Metrics]] = {name: [] for name in cases}
+    with tqdm(total=rounds * len(cases), leave=False) as bar:
+        for _ in range(rounds):
+            for name, case in cases.items():
+                bar.set_description(name)
+                results[name].append(case())
+                bar.update()
+    return {name: median(found) for name, found in results.items()}
 
 
-def median(results: list[Figures]) -> Figures:
-    """The case's result with the middle rate, and the range of all."""
+def median(results: Sequence[Metrics]) -> Metrics:
+    """The result with the median rate, plus the slowest and fastest rate and their number."""
     rates = sorted(result["per_second"] for result in results)
     middle = statistics.median_low(rates)
     chosen = next(result for result in results if result["per_second"] == middle)
     return chosen | {"slowest": rates[0], "fastest": rates[-1], "n": len(rates)}
 
 
-def facts(*packages: str) -> dict[str, str]:
-    """Date, machine and versions, for the head of a page."""
+def best_seconds(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few calls: a limit is what the machine can do at best."""
+    best = float("inf")
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def synthetic_source(train_drawings: int) -> str:
+    """Address of synthetic drawings of all classes whose training split, nine tenths, has about
+    `train_drawings`."""
+    per_class = -(-train_drawings * 10 // (9 * CLASSES)) + 1
+    pool = "&pool=64" if per_class > 64 else ""
+    return f"synthetic:?classes={CLASSES}&per_class={per_class}&seed=7{pool}"
+
+
+def real_bitmaps() -> Path:
+    """Folder of the local slice of the official bitmaps; it need not exist."""
+    return Path(os.environ.get("QUICKDRAW_REAL_DATA", "../shared/quickdraw"), "numpy_bitmap")
+
+
+def train_records(run: Path) -> list[Metrics]:
+    """The training lines of a run's metrics.jsonl."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == "train"]
+
+
+def last_checkpoint(run: Path) -> Checkpoint:
+    """The newest checkpoint of a run that has ended."""
+    from quickdraw_dist.run.checkpoint import files
+
+    found = files.newest(str(run))
+    assert found is not None, "the run has ended with exit code 0"
+    return files.load(found.url)
+
+
+def provenance(command: str, repeats: str, *packages: str) -> str:
+    """First line of a page: command, date, number of runs, hardware, and versions of Python and of
+    these packages."""
+    hardware = f"{_gpus()}{os.cpu_count()} cores of {_processor()}, {_memory_gib():.0f} GiB"
     versions = [f"{name} {metadata.version(name)}" for name in packages]
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "hardware": f"{_gpus()}{os.cpu_count()} cores of {_processor()}, {_memory_gib():.0f} GiB; "
-        "shared with other work: compare figures of one run only",
-        "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
-    }
+    return (
+        f"`{command}`, {time.strftime('%Y-%m-%d')}, {repeats}. {hardware}; shared with other work: "
+        "compare metrics of one run only. "
+        f"Python {platform.python_version()}, {', '.join(versions)}."
+    )
 
 
 def _gpus() -> str:
     """'8 x NVIDIA H200, ', or nothing."""
-    import torch  # not every case needs it
+    import torch
 
     count = torch.cuda.device_count()
     return f"{count} x {torch.cuda.get_device_name()}, " if count else ""
@@ -85,7 +215,15 @@ def _memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def metrics_table(metrics: Metrics) -> str:
+    """A Markdown table of the metrics that are followed from release to release."""
+    values = (
+        f"{value:,}" if isinstance(value, int | float) else value for value in metrics.values()
+    )
+    return table([("metric", "value"), *zip(metrics, map(str, values), strict=True)])
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table; the first row is its head."""
     head, *body = rows
     lines = [head, tuple("---" for _ in head), *body]

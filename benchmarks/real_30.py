@@ -1,17 +1,17 @@
 """Train on 30 classes of real drawings and measure the test split: make bench-real.
 
-The last line is JSON. Needs the local slice of official bitmaps: QUICKDRAW_REAL_DATA, by default
-../shared/quickdraw. Results are recorded in benchmarks/results/real_30.md.
+Needs the local slice of official bitmaps: QUICKDRAW_REAL_DATA, by default ../shared/quickdraw.
+Options other than --folder and --ranks are settings of all three commands. The last line is JSON;
+results are recorded by hand in benchmarks/results/real_30.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
 import shutil
-import subprocess
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -19,56 +19,43 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.measure import parser, real_bitmaps, run_module, train_records
 from quickdraw_dist.data.drawings.classes import official_names
 
-DRAWINGS_A_CLASS = 2_500
-
-
-def classes_of(bitmaps: Path) -> list[str]:
-    """The classes with 2,500 drawings, in official order."""
-    return [
-        name
-        for name in official_names()
-        if (bitmaps / f"{name}.npy").exists()
-        and len(np.load(bitmaps / f"{name}.npy", mmap_mode="r")) == DRAWINGS_A_CLASS
-    ]
+DRAWINGS_PER_CLASS = 2_500
 
 
 def main() -> None:
-    """Shard, train, evaluate; each a command that a user could type."""
-    parser = argparse.ArgumentParser("make bench-real", description=__doc__)
-    parser.add_argument("--folder", default="runs/bench-real", help="where everything goes, anew")
-    parser.add_argument("--ranks", type=int, default=max(1, torch.cuda.device_count()))
-    arguments, settings = parser.parse_known_args()
-    bitmaps = Path(os.environ.get("QUICKDRAW_REAL_DATA", "../shared/quickdraw"), "numpy_bitmap")
+    """Shard, train, evaluate; each is a command that a user could type."""
+    arguments = parser("bench-real", __doc__)
+    arguments.add_argument("--ranks", type=int, default=max(1, torch.cuda.device_count()))
+    options, settings = arguments.parse_known_args()
+    bitmaps = real_bitmaps()
     if not bitmaps.is_dir():
-        sys.exit(f"error: no real drawings at {bitmaps}; set QUICKDRAW_REAL_DATA to their folder")
-    shutil.rmtree(arguments.folder, ignore_errors=True)
-    shards, output = f"{arguments.folder}/shards", f"{arguments.folder}/run"
-    common = ["--config", "configs/real_30.yaml", *settings]
-    names = ["--shard.classes", *classes_of(bitmaps)]
-    run("jobs.shard", "--source", str(bitmaps), "--dest", shards, *common, *names)
+        sys.exit(f"error: no real drawings at {bitmaps}. Set QUICKDRAW_REAL_DATA to their folder.")
+    shutil.rmtree(options.folder, ignore_errors=True)
+    shards, output = str(options.folder / "shards"), str(options.folder / "run")
+    settings = ["--config", "configs/real_30.yaml", *settings]
+    names = ["--shard.classes", *find_classes(bitmaps)]
+    variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    shard = ["jobs.shard", "--source", str(bitmaps), "--dest", shards, *settings, *names]
+    run_module(*shard, variables=variables)
     started = time.monotonic()
-    torchrun = ["torch.distributed.run", f"--nproc_per_node={arguments.ranks}", "-m"]
-    run(
-        *(torchrun if arguments.ranks > 1 else []),
-        *("quickdraw_dist.train", "--data", shards, "--output", output, *common),
-    )
+    torchrun = ["torch.distributed.run", f"--nproc_per_node={options.ranks}", "-m"]
+    train = ["quickdraw_dist.train", "--data", shards, "--output", output, *settings]
+    run_module(*(torchrun if options.ranks > 1 else []), *train, variables=variables)
     seconds = time.monotonic() - started
-    figures = run(
-        *("jobs.evaluate", "--checkpoint", output, "--data", shards, "--split", "test", *common),
-        capture=True,
-    )
-    measured = json.loads(figures.splitlines()[-1])
-    lines = Path(output, "metrics.jsonl").read_text().splitlines()
-    rates = [r["drawings_per_second"] for r in map(json.loads, lines) if r["kind"] == "train"]
+    evaluate = ["jobs.evaluate", "--checkpoint", output, "--data", shards, "--split", "test"]
+    printed = run_module(*evaluate, *settings, capture=True, variables=variables)
+    measured = json.loads(printed.splitlines()[-1])
+    rates = [record["drawings_per_second"] for record in train_records(Path(output))]
     print(
         json.dumps(
             {
                 "top1": measured["top1"], "map3": measured["map3"],
                 "train_seconds": round(seconds, 1),
-                "drawings_per_second": round(float(np.median(rates)), 1),
-                "test_drawings": measured["drawings"], "ranks": arguments.ranks,
+                "drawings_per_second": round(statistics.median(rates), 1),
+                "test_drawings": measured["drawings"], "ranks": options.ranks,
                 "cores": os.cpu_count(), "machine": platform.machine(),
                 "torch": torch.__version__,
             }
@@ -76,18 +63,14 @@ def main() -> None:
     )  # fmt: skip
 
 
-def run(*command: str, capture: bool = False) -> str:
-    """python -m command, shown; its failure is ours."""
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        env={"OMP_NUM_THREADS": "1"} | os.environ,
-        stdout=subprocess.PIPE if capture else None,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(done.returncode)
-    return done.stdout or ""
+def find_classes(bitmaps: Path) -> list[str]:
+    """The classes with 2,500 drawings, in official order."""
+    return [
+        name
+        for name in official_names()
+        if (bitmaps / f"{name}.npy").exists()
+        and len(np.load(bitmaps / f"{name}.npy", mmap_mode="r")) == DRAWINGS_PER_CLASS
+    ]
 
 
 if __name__ == "__main__":

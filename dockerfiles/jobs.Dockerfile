@@ -1,10 +1,10 @@
-# What needs no GPU: shard, verify, plan, evaluate.
+# Jobs that need no GPU: shard, verify, plan, evaluate.
 #
 #   docker build -f dockerfiles/jobs.Dockerfile -t quickdraw-jobs:0.1.0 .
 #   docker run --rm -v "$PWD/data:/data" --user "$(id -u)" quickdraw-jobs:0.1.0 \
 #     jobs.shard --source 'synthetic:?classes=20&per_class=1000' --dest /data/try
 #
-# It runs as user 10001 and needs to write to /scratch only.
+# Runs as user 10001 and writes only to /scratch.
 ARG BASE_IMAGE=python:3.13.9-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
@@ -13,7 +13,7 @@ ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 RUN python3 -m venv /opt/quickdraw
 ENV PATH=/opt/quickdraw/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# torch by itself: a layer of GB that changes with the constraints only.
+# torch alone: a layer of several GB that changes only with the constraints.
 COPY constraints.txt ./
 RUN pip install -c constraints.txt torch numpy
 COPY pyproject.toml README.md LICENSE ./

@@ -4,7 +4,7 @@
 #   docker run --rm --gpus all --shm-size 8g quickdraw-train:0.1.0 quickdraw_dist.launch \
 #     --nproc-per-node 8 -m quickdraw_dist.train --data gs://BUCKET/quickdraw --output gs://BUCKET/run
 #
-# It runs as user 10001 and needs to write to /scratch only. Without GPUs, and some GB smaller:
+# Runs as user 10001 and writes only to /scratch. Without GPUs, and several GB smaller:
 # --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG BASE_IMAGE=python:3.13.9-slim-bookworm
 
@@ -13,7 +13,7 @@ ARG PIP_EXTRA_INDEX_URL=
 WORKDIR /src
 RUN python3 -m venv /opt/quickdraw
 ENV PATH=/opt/quickdraw/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-# torch by itself: a layer of GB that changes with the constraints only.
+# torch alone: a layer of several GB that changes only with the constraints.
 COPY constraints.txt ./
 RUN pip install -c constraints.txt torch numpy
 COPY pyproject.toml README.md LICENSE ./
@@ -22,8 +22,8 @@ COPY jobs jobs
 RUN pip install -c constraints.txt '.[report]'
 
 FROM ${BASE_IMAGE}
-# torch.compile writes C and C++ that it compiles at run time, against Python's headers. Debian's
-# Python has those in a package of their own; the python images bring them.
+# torch.compile compiles C and C++ at run time, against Python's headers. Debian has these in a
+# separate package; the python images include them.
 # hadolint ignore=DL3008
 RUN apt-get update \
   && apt-get install -y --no-install-recommends ca-certificates g++ gcc libc6-dev \

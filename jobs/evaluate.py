@@ -25,6 +25,7 @@ from quickdraw_dist.data.stream.reader import SplitReader
 from quickdraw_dist.distributed.ranks import World, choose_device
 from quickdraw_dist.evaluation.metrics import MISTAKES, Evaluation, evaluate
 from quickdraw_dist.evaluation.report import write_report
+from quickdraw_dist.models.input import Normalisation
 from quickdraw_dist.run.checkpoint import files as checkpoint
 
 EPILOG = """\
@@ -92,8 +93,7 @@ def _measure(
             _counted(batches, bar),
             split=split,
             classes=dataset.classes,
-            mean=saved.meta["normalisation"]["mean"],
-            std=saved.meta["normalisation"]["std"],
+            normalisation=Normalisation(**saved.meta["normalisation"]),
             world=World(0, 1, 0, 1, device),
             autocast=torch.autocast(device.type, enabled=False),
             keep_mistakes=MISTAKES,

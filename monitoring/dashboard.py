@@ -1,4 +1,4 @@
-"""The Grafana dashboard, from the list in panels.py: python -m monitoring.dashboard makes the JSON.
+"""Write dashboard.json for Grafana from the list in panels.py: python -m monitoring.dashboard.
 
 Import monitoring/dashboard.json (Dashboards, New, Import), or let a sidecar find it:
 kubectl create configmap quickdraw-dashboard --from-file=monitoring/dashboard.json, and label it
@@ -15,11 +15,11 @@ from monitoring.panels import PANELS, expression
 
 FILE = Path(__file__).with_suffix(".json")
 
-COLUMNS, HEIGHT = 24, 8  # of Grafana's grid; the height is a graph's
+COLUMNS, HEIGHT = 24, 8  # of Grafana's grid; the height of a graph
 
 
 def dashboard() -> dict[str, Any]:
-    """What Grafana imports."""
+    """Return the dashboard in Grafana's JSON model."""
     source = {"type": "prometheus", "uid": "${datasource}"}
     panels, x, y = [], 0, 0
     for position, panel in enumerate(PANELS):
@@ -67,7 +67,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The file."""
+    """Return the contents of dashboard.json."""
     return json.dumps(dashboard(), indent=1) + "\n"
 
 

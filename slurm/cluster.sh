@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
-# What all scripts here share: your cluster's settings, and what is checked before anything runs.
-# Sourced, never run. Every setting is an environment variable, too: VENV=/shared/venv sbatch ...
+# Shared by all scripts here: the settings of your cluster, and the checks before anything runs.
+# Sourced, never run. Every setting is also an environment variable: VENV=/shared/venv sbatch ...
 
 # The dataset: a folder that all nodes see, or gs://BUCKET/PREFIX.
 DATA=${DATA:-${QUICKDRAW_DATA:-data/shards}}
@@ -8,13 +8,13 @@ DATA=${DATA:-${QUICKDRAW_DATA:-data/shards}}
 OUTPUT=${OUTPUT:-${QUICKDRAW_OUTPUT:-runs/quickdraw}}
 # The virtual environment that `make install` makes, in a folder that all nodes see.
 VENV=${VENV:-.venv}
-# Empty: no container. pyxis:IMAGE or apptainer:IMAGE: its Python instead of VENV's, on the code of
-# this folder. IMAGE is what `srun --container-image` or `apptainer exec` takes.
+# Empty: no container. pyxis:IMAGE or apptainer:IMAGE: the image's Python instead of VENV's, with
+# the code of this folder. IMAGE is an argument of `srun --container-image` or `apptainer exec`.
 CONTAINER=${CONTAINER:-}
-# Folders that a container sees at their own paths, by commas; DATA and OUTPUT must be in them.
+# Folders that a container sees at the same paths, comma-separated; DATA and OUTPUT must be in them.
 MOUNTS=${MOUNTS:-$PWD}
 
-# Asked for what cannot work: one line that says what would, and the trainer's exit code for it.
+# Print one line, "SUBJECT: problem. Remedy.", and exit with the trainer's code for refused input.
 refuse() {
   echo "error: $*" >&2
   exit 2
@@ -25,12 +25,12 @@ step=()
 case $CONTAINER in
   '')
     [ -x "$VENV/bin/python" ] ||
-      refuse "VENV=$VENV: no Python there; 'make install' in $PWD makes it, before any sbatch"
+      refuse "VENV=$VENV: no Python there. Run 'make install' in $PWD before sbatch."
     python=("$VENV/bin/python")
     ;;
   pyxis:?*)
     srun --help | grep -q -e --container-image ||
-      refuse "CONTAINER=$CONTAINER: this cluster's srun has no pyxis; apptainer:IMAGE, or none, is right"
+      refuse "CONTAINER=$CONTAINER: this cluster's srun has no pyxis. Use apptainer:IMAGE or none."
     mounts=
     for folder in ${MOUNTS//,/ }; do mounts+=${mounts:+,}$folder:$folder; done
     step+=(--container-image="${CONTAINER#*:}" --container-mounts="$mounts" --container-workdir="$PWD")
@@ -38,14 +38,14 @@ case $CONTAINER in
     ;;
   apptainer:?*)
     command -v apptainer >/dev/null ||
-      refuse "CONTAINER=$CONTAINER: no apptainer on $(hostname); pyxis:IMAGE, or none, is right"
+      refuse "CONTAINER=$CONTAINER: no apptainer on $(hostname). Use pyxis:IMAGE or none."
     python=(apptainer exec --nv --bind "$MOUNTS" --pwd "$PWD" "${CONTAINER#*:}" python)
     ;;
-  *) refuse "CONTAINER=$CONTAINER: pyxis:IMAGE, apptainer:IMAGE or nothing is right" ;;
+  *) refuse "CONTAINER=$CONTAINER: not a container. Use pyxis:IMAGE, apptainer:IMAGE or nothing." ;;
 esac
 
-# A step has all processors of its node that the job has. Slurm from 22.05 on gives it one if not
-# told, and none of the GPUs that --exclusive brought.
+# A step gets all of the job's processors on its node. From 22.05 on, Slurm's default is one
+# processor, and none of the GPUs that --exclusive brought.
 if [ -n "${SLURM_JOB_ID:-}" ]; then
   export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
   gpus=${SLURM_GPUS_ON_NODE:-0}
@@ -53,13 +53,13 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then
 fi
 
 require_job() {
-  [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a Slurm job: sbatch $0 is right"
+  [ -n "${SLURM_JOB_ID:-}" ] || refuse "$0: not in a Slurm job. Run sbatch $0."
 }
 
 require_dataset() {
   case $DATA in
-    gs://*) ;; # the program itself looks there
+    gs://*) ;; # the command itself checks it
     *) [ -f "$DATA/manifest.json" ] ||
-      refuse "DATA=$DATA: no dataset there; 'sbatch slurm/shard.sh' makes one" ;;
+      refuse "DATA=$DATA: no dataset there. Run 'sbatch slurm/shard.sh' to make one." ;;
   esac
 }

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Measure the best checkpoint of a run: figures as JSON, and a page with pictures.
+# Evaluate the best checkpoint of a run: metrics as JSON, and a page with charts.
 #
 # Before   sbatch slurm/train.sh
 # Submit   sbatch slurm/evaluate.sh                     on the test split
@@ -14,9 +14,9 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-# DATA, OUTPUT (the run to measure), VENV, CONTAINER: slurm/cluster.sh.
+# DATA, OUTPUT (the run to evaluate), VENV, CONTAINER: slurm/cluster.sh.
 
-[ -f slurm/cluster.sh ] || { echo "error: $PWD is not the repository's folder; sbatch there" >&2; exit 2; }
+[ -f slurm/cluster.sh ] || { echo "error: $PWD is not the repository's folder. Run sbatch there." >&2; exit 2; }
 . slurm/cluster.sh
 require_job
 require_dataset

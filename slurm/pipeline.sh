@@ -1,16 +1,16 @@
 #!/bin/bash
-# From drawings to a measured model: shard -> verify -> train -> evaluate, each after the one before.
+# From drawings to an evaluated model: shard, verify, train, evaluate, each after the previous one.
 #
 # Before   make install
-# Submit   bash slurm/pipeline.sh                       from a login node; no sbatch before it
+# Submit   bash slurm/pipeline.sh                       on a login node, without sbatch
 #          DATA=/data/shards OUTPUT=/data/run NODES=2 bash slurm/pipeline.sh --train.epochs 2
 # Check    squeue --me
-# Again    the same command: every job skips what is done
+# Again    the same command: every job skips finished work
 set -euo pipefail
 
-# Workers that shard; they divide the work among themselves.
+# Number of workers that shard.
 WORKERS=${WORKERS:-8}
-# Nodes that train.
+# Number of nodes that train.
 NODES=${NODES:-1}
 # Options of sbatch for sharding and verifying, such as '--partition=cpu --account=mine'.
 CPU_OPTIONS=${CPU_OPTIONS:-}
@@ -23,7 +23,7 @@ cd "$(dirname "$0")/.."
 read -ra cpu <<<"$CPU_OPTIONS"
 read -ra gpu <<<"$GPU_OPTIONS"
 
-# submit WHAT AFTER OPTIONS... SCRIPT: prints the job's number, and a line for the reader.
+# submit WHAT AFTER OPTIONS... SCRIPT: prints the job's number, and a line to stderr.
 submit() {
   local what=$1 after=$2 job
   shift 2

@@ -1,16 +1,16 @@
 #!/bin/bash
-# Train, on any number of nodes; stopped by the scheduler, it saves and queues itself again.
+# Train on any number of nodes. Stopped by the scheduler, the job saves and queues itself again.
 #
 # Before   make install; sbatch slurm/shard.sh. From nothing to a model: docs/clusters.md
-# Submit   sbatch slurm/train.sh                        one whole node, a rank a GPU
+# Submit   sbatch slurm/train.sh                        one whole node, one rank per GPU
 #          sbatch --nodes=4 --partition=gpu slurm/train.sh --train.epochs 2 --config my.yaml
 #          sbatch --oversubscribe --gpus-per-node=2 --cpus-per-task=16 --mem=64G slurm/train.sh
 #          NPROC=2 DEVICE=cpu sbatch slurm/train.sh     without GPUs
 # Check    squeue --me; tail -f slurm-JOB.out
-# Stop     scancel JOB                              saves first; the same sbatch goes on from there
-#          scancel --signal=USR1 --batch JOB        saves, and waits for a place in the queue
+# Stop     scancel JOB                              saves and ends; the same sbatch resumes
+#          scancel --signal=USR1 --batch JOB        saves and is queued again
 #
-# Needs Slurm 22.05 or newer. A time limit may be short: the run goes on in the next turn.
+# Needs Slurm 22.05 or newer. A short time limit is no problem: the requeued job resumes.
 #SBATCH --job-name=quickdraw-train
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -21,32 +21,33 @@
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
 
-# Where ranks compute: cuda, or cpu.
+# Device of the ranks: cuda or cpu.
 DEVICE=${DEVICE:-cuda}
-# Ranks on every node; empty: one a GPU, or one where DEVICE is cpu.
+# Ranks per node; empty: one per GPU, or one if DEVICE is cpu.
 NPROC=${NPROC:-}
-# A folder that Prometheus looks into (monitoring/prometheus.yaml): while the job runs, a file there
-# lists the ranks' endpoints, and they answer other machines. Empty: only their own node.
+# A folder that Prometheus watches (monitoring/prometheus.yaml): while the job runs, a file there
+# lists the ranks' endpoints, which are open to other machines. Empty: only to their own node.
 TARGETS=${TARGETS:-}
-# DATA, OUTPUT, VENV, CONTAINER: slurm/cluster.sh. The trainer's own settings: after the script's
+# DATA, OUTPUT, VENV, CONTAINER: slurm/cluster.sh. Settings of the trainer: after the script's
 # name, or QUICKDRAW_... in the environment.
 
-[ -f slurm/cluster.sh ] || { echo "error: $PWD is not the repository's folder; sbatch there" >&2; exit 2; }
+[ -f slurm/cluster.sh ] || { echo "error: $PWD is not the repository's folder. Run sbatch there." >&2; exit 2; }
 . slurm/cluster.sh
 require_job
 require_dataset
 if [ "$DEVICE" != cpu ] && [ "$gpus" = 0 ]; then
-  refuse "DEVICE=$DEVICE: this job was given no GPU; sbatch --partition=... of nodes that have some," \
-    "or --gpus-per-node=N, is right (without GPUs: NPROC=2 DEVICE=cpu)"
+  refuse "DEVICE=$DEVICE: this job was given no GPU. Use sbatch --partition=... with GPU nodes," \
+    "or --gpus-per-node=N (without GPUs: NPROC=2 DEVICE=cpu)."
 fi
 [ "$DEVICE" = cpu ] && ranks=${NPROC:-1} || ranks=${NPROC:-$gpus}
 
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts%%$'\n'*}
-port=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems hand out by themselves
+port=$((20000 + SLURM_JOB_ID % 10000)) # below the range of ephemeral ports
 
 if [ -n "$TARGETS" ]; then
-  [ -d "$TARGETS" ] || refuse "TARGETS=$TARGETS: no such folder; one that Prometheus looks into is right"
+  [ -d "$TARGETS" ] ||
+    refuse "TARGETS=$TARGETS: no such folder. Set it to the folder that Prometheus watches."
   export QUICKDRAW_METRICS__HOST=${QUICKDRAW_METRICS__HOST:-0.0.0.0}
   endpoints=
   for host in $hosts; do
@@ -61,9 +62,9 @@ fi
 
 echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $SLURM_NNODES nodes of $ranks ranks," \
   "$DEVICE, head $head:$port"
-# PET_NODE_RANK is torchrun's --node-rank. When a node's launcher leaves, the others have --wait
-# seconds to do so, too: ranks that were told to stop leave one by one, each with its own code.
-# shellcheck disable=SC2016  # the number is the node's to fill in
+# PET_NODE_RANK is torchrun's --node-rank. When one node's launcher ends, Slurm gives the others
+# --wait seconds: ranks that were told to stop end one by one, each with its own exit code.
+# shellcheck disable=SC2016  # expanded on each node
 srun --kill-on-bad-exit=0 --wait=60 "${step[@]}" \
   bash -c 'PET_NODE_RANK=$SLURM_NODEID exec "$@"' bash \
   "${python[@]}" -m quickdraw_dist.launch \
@@ -72,12 +73,12 @@ srun --kill-on-bad-exit=0 --wait=60 "${step[@]}" \
   -m quickdraw_dist.train \
   --data "$DATA" --output "$OUTPUT" --train.device "$DEVICE" "$@" &
 task=$!
-# USR1: the time limit is near, or somebody wants the node. TERM: scancel, which is for good.
+# USR1: the time limit is near, or the node is wanted. TERM: scancel, do not queue again.
 requeue=yes
 trap 'echo "asked to stop"; kill -USR1 "$task" || true' USR1
 trap 'requeue=no; kill -USR1 "$task" || true' TERM
 
-# A trapped signal ends `wait` early: the step is over when its process is gone.
+# A trapped signal interrupts `wait`: the step has ended when its process is gone.
 while kill -0 "$task" 2>/dev/null; do wait "$task" || true; done
 code=0
 wait "$task" || code=$?
@@ -85,6 +86,6 @@ wait "$task" || code=$?
 if [ "$code" = 85 ] && [ "$requeue" = yes ]; then
   echo "exit code 85: back into the queue"
   scontrol requeue "$SLURM_JOB_ID" ||
-    echo "not requeued: the same sbatch goes on from here" >&2
+    echo "warning: not requeued. Run the same sbatch to resume." >&2
 fi
 exit "$code"

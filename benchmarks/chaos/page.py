@@ -5,57 +5,59 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from benchmarks.chaos.plan import EXIT_CODES, Report, repeated_steps
-from benchmarks.measure import Figures, facts, table
+from benchmarks.chaos.plan import EXIT_CODES, Outcome, repeated_steps
+from benchmarks.measure import Metrics, provenance, table
 
 
-def summary(reports: Sequence[Report], last_resumed: int | None) -> str:
-    """A table with a row for every target; the last start resumed from that step."""
-    resumed = [*(report.resumed for report in reports), last_resumed]
-    repeated = repeated_steps(resumed, [report.reached for report in reports])
-    rows = [("target", "blows", "in start-up", "exit codes", "all gone within", "steps done again")]
+def summary(outcomes: Sequence[Outcome], last_resumed: int | None) -> str:
+    """A table with a row per target; the last start resumed from step `last_resumed`."""
+    resumed = [*(outcome.resumed for outcome in outcomes), last_resumed]
+    repeated = repeated_steps(resumed, [outcome.reached for outcome in outcomes])
+    rows: list[tuple[str, ...]] = [
+        ("target", "faults", "in start-up", "exit codes", "all ended within", "steps repeated")
+    ]
     for target in EXIT_CODES:
-        pairs = zip(reports, repeated, strict=True)
-        chosen = [(report, again) for report, again in pairs if report.target == target]
+        pairs = zip(outcomes, repeated, strict=True)
+        chosen = [(outcome, steps) for outcome, steps in pairs if outcome.target == target]
         if not chosen:
             continue
-        codes = sorted({report.exit_code for report, _ in chosen})
+        codes = sorted({outcome.exit_code for outcome, _ in chosen})
         rows.append(
             (
                 "SIGTERM to the launcher" if target == "TERM" else f"SIGKILL {target}",
                 str(len(chosen)),
-                str(sum(report.phase == "start-up" for report, _ in chosen)),
+                str(sum(outcome.phase == "start-up" for outcome, _ in chosen)),
                 ", ".join(map(str, codes)),
-                f"{max(report.gone_seconds for report, _ in chosen):.2f} s",
-                str(sum(again for _, again in chosen)),
+                f"{max(outcome.end_seconds for outcome, _ in chosen):.2f} s",
+                str(sum(steps for _, steps in chosen)),
             )
         )
     return table(rows)
 
 
-def page(about: str, reports: Sequence[Report], last_resumed: int | None, figures: Figures) -> str:
-    """Markdown with every blow of the run."""
-    known = facts("torch", "numpy")
+def page(
+    about: str, outcomes: Sequence[Outcome], last_resumed: int | None, metrics: Metrics
+) -> str:
+    """Markdown with the summary and every fault of the run."""
     return "\n".join(
         [
-            "# A hundred kills" if figures["kills"] == 100 else f"# {figures['kills']} kills",
+            "# A hundred kills" if metrics["kills"] == 100 else f"# {metrics['kills']} kills",
             "",
-            f"`make chaos ARGS=--page`, {known['date']}, n = 1. {known['hardware']}. "
-            f"{known['versions']}.",
+            provenance("make chaos ARGS=--page", "n = 1", "torch", "numpy"),
             "",
             f"{about}; `deterministic`, gradient accumulation, augmentation, a moving average and "
-            "an evaluation an epoch; started again with the same command after every blow.",
+            "an evaluation per epoch; started again with the same command after every fault.",
             "",
             "```json",
-            json.dumps(figures),
+            json.dumps(metrics),
             "```",
             "",
-            summary(reports, last_resumed),
+            summary(outcomes, last_resumed),
             "",
             "## The log",
             "",
             "```",
-            *(f"{number:3}  {report}" for number, report in enumerate(reports, 1)),
+            *(f"{number:3}  {outcome}" for number, outcome in enumerate(outcomes, 1)),
             "```",
             "",
         ]

@@ -1,4 +1,4 @@
-"""Which blow falls when: pure, from a seed. And what one did."""
+"""Which fault comes when: a pure function of a seed. And what a fault did."""
 
 from __future__ import annotations
 
@@ -7,81 +7,82 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 TARGETS = ("rank 0", "rank 1", "torchrun", "launcher", "everything")
-"""What gets a SIGKILL: each as often as the others."""
+"""Targets of SIGKILLs; all are equally frequent."""
 
 EXIT_CODES = {
     "rank 0": {1}, "rank 1": {1}, "torchrun": {1}, "launcher": {-9}, "everything": {-9},
     "TERM": {85},
 }  # fmt: skip
-"""What the launcher may return, by target."""
+"""Exit codes that the launcher may return, by target."""
 
-_TERM_SHARE = 0.1
-"""SIGTERMs to the launcher for every SIGKILL."""
+_TERM_RATIO = 0.1
+"""SIGTERMs to the launcher per SIGKILL."""
 
-_START_UP_SHARE = 0.35
+_START_UP_RATIO = 0.35
 _MOST_STEPS = 12
 _MOST_DELAY_SECONDS = 0.25
 _STEPS_IN_DELAY = 12
-"""More than a start trains beyond its blow's step, on any machine."""
+"""More steps than any machine trains between the fault's step and the fault."""
 
 
 @dataclass(frozen=True)
-class Blow:
-    """One start's end."""
+class Fault:
+    """A signal that ends one start of the run."""
 
     target: str  # of TARGETS, or TERM
-    start_up: float | None  # falls after this share of a usual start-up; None: in training
-    steps: int  # in training: after so many steps of this start
-    delay_seconds: float  # and so long after them
+    start_up: float | None  # sent after this fraction of a usual start-up; None: during training
+    steps: int  # during training: sent after this many steps of the start
+    delay_seconds: float  # and this long after them
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a blow met and did."""
+class Outcome:
+    """What a fault met and did."""
 
-    began_seconds: float  # the start, since the first one
+    began_seconds: float  # beginning of the start, measured from the first start
     target: str
-    phase: str  # where the run was when it fell
-    resumed: int | None  # step that this start resumed from; None: it did not get so far
-    reached: int | None  # last step that it told of
-    lived_seconds: float  # from the start to the blow
+    phase: str  # of the run when the signal was sent
+    resumed: int | None  # step that the start resumed from; None: it loaded no checkpoint
+    reached: int | None  # last step that the start logged
+    lived_seconds: float  # from the beginning of the start to the signal
     exit_code: int
-    gone_seconds: float  # from the blow until the run's last process had ended
+    end_seconds: float  # from the signal until the run's last process had ended
     survivors: int
-    half_written: int  # checkpoints without their meta.json, left behind
+    half_written: int  # checkpoints without meta.json
 
     @property
     def expected(self) -> bool:
-        """Whether the launcher returned what it should."""
+        """Whether the launcher's exit code is one of those expected."""
         return self.exit_code in EXIT_CODES[self.target]
 
     def __str__(self) -> str:
-        resumed = "began anew" if self.reached else "nothing loaded"
+        resumed = "new run" if self.reached else "nothing loaded"
         if self.resumed is not None:
             resumed = f"resumed step {self.resumed}"
         signal = "SIGTERM to the launcher" if self.target == "TERM" else f"SIGKILL {self.target}"
         return (
             f"{self.began_seconds:7.1f} s  {resumed}; {signal} after {self.lived_seconds:.2f} s, "
             f"{self.phase}; exit code {self.exit_code}{'' if self.expected else ' (UNEXPECTED)'}, "
-            f"all gone in {self.gone_seconds:.2f} s"
+            f"all ended in {self.end_seconds:.2f} s"
             + (f", {self.survivors} SURVIVORS" if self.survivors else "")
             + (", a half-written checkpoint" if self.half_written else "")
         )
 
 
-def plan(seed: int, kills: int) -> list[Blow]:
-    """So many SIGKILLs and some SIGTERMs. Every five kills meet every target once."""
+def plan(seed: int, kills: int) -> list[Fault]:
+    """Draw `kills` SIGKILLs and a tenth as many SIGTERMs. Every five SIGKILLs meet every target
+    once."""
     rng = random.Random(seed)
     targets: list[str] = []
     while len(targets) < kills:
         targets += rng.sample(TARGETS, len(TARGETS))
     targets = targets[:kills]
-    for _ in range(round(kills * _TERM_SHARE)):
+    for _ in range(round(kills * _TERM_RATIO)):
         targets.insert(rng.randrange(len(targets) + 1), "TERM")
     return [
-        Blow(
+        Fault(
             target,
-            rng.random() if rng.random() < _START_UP_SHARE else None,
+            rng.random() if rng.random() < _START_UP_RATIO else None,
             rng.randint(1, _MOST_STEPS),
             rng.uniform(0, _MOST_DELAY_SECONDS),
         )
@@ -89,22 +90,23 @@ def plan(seed: int, kills: int) -> list[Blow]:
     ]
 
 
-def epochs_for(blows: Sequence[Blow], steps: int) -> int:
-    """Epochs of so many steps that outlast all blows: a start trains only so far."""
-    most = sum(blow.steps + _STEPS_IN_DELAY for blow in blows if blow.start_up is None)
+def epochs_for(faults: Sequence[Fault], steps: int) -> int:
+    """Epochs of `steps` steps that a run needs so that it cannot end before the last fault."""
+    most = sum(fault.steps + _STEPS_IN_DELAY for fault in faults if fault.start_up is None)
     return most // steps + 2
 
 
 def repeated_steps(resumed: Sequence[int | None], reached: Sequence[int | None]) -> list[int]:
-    """Steps of every start that were done again after it.
+    """Count for every start its steps that later starts trained again.
 
     Args:
-        resumed: where each start, the last one included, went on; None: it did not get so far.
-        reached: the last step of each start but the last one; None: it made none.
+        resumed: step that each start, the last one included, resumed from; None: it loaded no
+            checkpoint.
+        reached: last step of each start except the last one; None: it made none.
     """
     repeated, later = [], 0
-    for at in reversed(range(len(reached))):
-        following = resumed[at + 1]
+    for start in reversed(range(len(reached))):
+        following = resumed[start + 1]
         later = following if following is not None else later
-        repeated.append(max(0, (reached[at] or 0) - later))
+        repeated.append(max(0, (reached[start] or 0) - later))
     return repeated[::-1]

@@ -1,7 +1,7 @@
-"""All processes of a run, found by a mark in the environment that they were started with (Linux).
+"""Find all processes of a run by a variable in their environment (Linux).
 
-A mark survives what a process group or a parent does not: a launcher that is killed, a worker that
-becomes init's child, a session of its own.
+Unlike a process group or a parent, the variable also finds workers whose launcher was killed and
+processes with a session of their own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SAMPLE_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Process:
-    """One that lives."""
+    """A running process."""
 
     pid: int
     command: str  # arguments, joined by spaces
@@ -28,7 +28,7 @@ class Process:
 
 
 def marked(variable: str, value: str) -> list[Process]:
-    """The living processes that have this environment variable; zombies live no more."""
+    """Return the running processes with this environment variable. A zombie is not running."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -39,17 +39,17 @@ def marked(variable: str, value: str) -> list[Process]:
                 continue
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
         except (OSError, UnicodeDecodeError):
-            continue  # another user's, or it has just ended
+            continue  # of another user, or it has just ended
         texts = (pair.decode(errors="replace").partition("=") for pair in pairs)
         found.append(Process(int(folder.name), command, {name: text for name, _, text in texts}))
     return found
 
 
-def wait_until_gone(variable: str, value: str, seconds: float) -> list[Process]:
-    """Wait for the end of all marked processes; returns those that live on after so long."""
+def wait_until_ended(variable: str, value: str, seconds: float) -> list[Process]:
+    """Wait at most `seconds` until all marked processes have ended; return those still running."""
     deadline = time.monotonic() + seconds
-    while living := marked(variable, value):
-        for process in living:
+    while running := marked(variable, value):
+        for process in running:
             left = deadline - time.monotonic()
             if left <= 0 or not _ended(process.pid, left):
                 return marked(variable, value)
@@ -57,7 +57,7 @@ def wait_until_gone(variable: str, value: str, seconds: float) -> list[Process]:
 
 
 def _ended(pid: int, seconds: float) -> bool:
-    """Wait for any process, not only a child, so long."""
+    """Wait at most `seconds` for a process, which need not be a child; return whether it ended."""
     try:
         file = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -70,15 +70,15 @@ def _ended(pid: int, seconds: float) -> bool:
 
 @dataclass
 class Peak:
-    """What `memory_of` found so far."""
+    """Largest memory that `memory_of` has seen so far."""
 
     bytes: int = 0
 
 
 @contextmanager
 def memory_of(variable: str, value: str) -> Iterator[Peak]:
-    """Watch the memory of all marked processes together, every half second; pages that several
-    of them share count once."""
+    """Sample the memory of all marked processes every half second, in a thread, during a `with`
+    block. A page that several processes share counts once."""
     peak, done = Peak(), threading.Event()
 
     def watch() -> None:

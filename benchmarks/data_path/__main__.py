@@ -1,53 +1,56 @@
-"""The data path beside what one would take instead, in one run: make bench-data.
+"""The data path compared with its alternatives, in one run: make bench-data.
 
-Every case runs in a process of its own, the cases in turn, `--rounds` times; figures are medians.
-The drawings are the real ones in QUICKDRAW_REAL_DATA (default ../shared/quickdraw), repeated to
-`--drawings`; without them synthetic ones. The last line is JSON. With --page the results are
-written to benchmarks/results/data_path.md and data_path.svg.
+Every case runs in a process of its own, the cases in turn, `--rounds` times; results are medians.
+The drawings are the real ones in QUICKDRAW_REAL_DATA (default ../shared/quickdraw), repeated up to
+`--drawings`, or synthetic ones if that folder does not exist. The last line is JSON; --page writes
+benchmarks/results/data_path.md and data_path.svg.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from benchmarks.data_path import page as data_path_page
 from benchmarks.data_path.cases import load_array
-from benchmarks.measure import Figures, median, run_case
+from benchmarks.data_path.page import page, plot
+from benchmarks.data_path.peers import PEERS
+from benchmarks.measure import (
+    RESULTS,
+    Case,
+    Metrics,
+    parser,
+    publish,
+    real_bitmaps,
+    run_case,
+    run_rounds,
+)
+from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.drawings.sources import open_source
 
-Case = Callable[[], Figures]
+PAGE = "data_path.md"
 
-PEERS = ("mosaicml-streaming==0.13.0", "litdata==0.2.76")
-"""In an environment of their own: they need other versions of what our dependencies need."""
-
-_BESIDE = ("torch==2.13.0", "torchvision==0.28.0")
+_PEER_TORCH = ("torch==2.13.0", "torchvision==0.28.0")
 
 _PEER_DRAWINGS = 100_000
 _CLASSIC_DRAWINGS = 30_000
-"""Enough seconds of the slow ones; their rates do not depend on it."""
+"""Enough for a few seconds of the slow cases; their rates do not depend on it."""
 
 
 def main() -> None:
-    """Write, read, stream from a server, measure the limits; say it as a table and as JSON."""
-    parser = argparse.ArgumentParser("make bench-data", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench-data"), help="anew")
-    parser.add_argument("--drawings", type=int, default=2_000_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-peers", action="store_true", help="without mosaicml and litdata")
-    parser.add_argument("--page", action="store_true", help="write benchmarks/results/data_path.md")
-    options = parser.parse_args()
+    """Write, read, stream from a server and measure the limits; print the table and the JSON."""
+    arguments = parser("bench-data", __doc__, PAGE)
+    arguments.add_argument("--drawings", type=int, default=2_000_000, help="about [2000000]")
+    arguments.add_argument("--rounds", type=int, default=3, help="runs per case [3]")
+    arguments.add_argument("--no-peers", action="store_true", help="without mosaicml and litdata")
+    options = arguments.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
     folder = options.folder.resolve()
@@ -57,84 +60,80 @@ def main() -> None:
         order = np.random.default_rng(1).permutation(len(labels))
         np.savez(folder / f"{name}.npz", pixels=pixels[order], labels=labels[order])
     peers = None if options.no_peers else _peers_python(folder)
-    results = _rounds(_writing(folder, peers), options.rounds)
-    results |= _rounds(_reading(folder, peers), options.rounds)
+    results = run_rounds(_write_cases(folder, peers), options.rounds)
+    results |= run_rounds(_read_cases(folder, peers), options.rounds)
     with _server(folder):
-        results |= _rounds(_from_store(folder), options.rounds)
+        results |= run_rounds(_store_cases(folder), options.rounds)
     limits = run_case("benchmarks.data_path.limits", folder / "bitmaps")["limits"]
-    figures = _figures(results)
-    text = data_path_page.page(about, options.rounds, results, limits, figures)
-    print(text)
+    metrics = _key_metrics(results)
     if options.page:
-        here = Path(__file__).parents[1] / "results"
-        (here / "data_path.md").write_text(text, encoding="utf-8")
-        data_path_page.plot(results, limits, here / "data_path.svg")
-    print(json.dumps(figures))
+        plot(results, limits, RESULTS / "data_path.svg")
+    publish(options, PAGE, page(about, options.rounds, results, limits, metrics), metrics)
 
 
 def _bitmaps(folder: Path, drawings: int) -> str:
-    """Write .npy files of about so many drawings; returns what they are."""
+    """Write .npy files with about `drawings` drawings; return a description."""
     folder.mkdir()
-    real = Path(os.environ.get("QUICKDRAW_REAL_DATA", "../shared/quickdraw"), "numpy_bitmap")
-    url = str(real) if real.is_dir() else "synthetic:?classes=345&per_class=600&seed=7"
-    source = open_source(url)
+    real = real_bitmaps().is_dir()
+    synthetic = "synthetic:?classes=345&per_class=600&seed=7"
+    source = open_source(str(real_bitmaps()) if real else synthetic)
     times = max(1, round(drawings / sum(source.counts)))
-    for label, name in enumerate(source.classes):
-        pixels = source.read(label, 0, source.counts[label]).reshape(-1, 784)
-        np.save(folder / f"{name if real.is_dir() else label}.npy", np.tile(pixels, (times, 1)))
-    kind, once = "real" if real.is_dir() else "synthetic", sum(source.counts)
+    names = source.classes if real else official_names()
+    for label, count in enumerate(source.counts):
+        pixels = source.read(label, 0, count).reshape(-1, 784)
+        np.save(folder / f"{names[label]}.npy", np.tile(pixels, (times, 1)))
+    kind, once = "real" if real else "synthetic", sum(source.counts)
     classes = len(source.classes)
-    return (
-        f"{once * times:,} drawings of {classes} classes: {once:,} {kind} ones, {times} times over"
-    )
+    return f"{once * times:,} drawings of {classes} classes: {once:,} {kind} ones, {times} times"
 
 
 def _peers_python(folder: Path) -> str | None:
-    """The interpreter of the peers' environment, made if it is not there yet."""
+    """Return the Python of the peers' environment, made at the first call; None if that fails.
+    It is separate because their dependencies conflict with ours."""
     home = folder.parent / "bench-peers"
     python = home / "bin" / "python"
     if not (home / ".installed").exists():
         print(f"installing {', '.join(PEERS)} into {home} ...", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        for packages in (_BESIDE[:1], (*PEERS, *_BESIDE)):
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        for packages in (_PEER_TORCH[:1], (*PEERS, *_PEER_TORCH)):
             if subprocess.run([*pip, *packages], check=False).returncode:
-                print("the peers cannot be installed here; going on without", file=sys.stderr)
+                print("the peers cannot be installed here: skipped", file=sys.stderr)
                 return None
         (home / ".installed").touch()
     return str(python)
 
 
-def _writing(folder: Path, peers: str | None) -> dict[str, Case]:
-    """Every writer makes what the readers read; each round anew."""
+def _write_cases(folder: Path, peers: str | None) -> dict[str, Case]:
+    """Writers of what the readers read; each round starts without the folder."""
 
-    def anew(dest: Path, case: Callable[[], Figures]) -> Figures:
+    def emptied(dest: Path, case: Case) -> Metrics:
         shutil.rmtree(dest, ignore_errors=True)
         return case()
 
-    def ours(compression: str) -> Figures:
+    def ours(compression: str) -> Metrics:
         arguments = (folder / "bitmaps", folder / compression, compression)
         return run_case("benchmarks.data_path.cases", "shard", *arguments)
 
-    def peer(name: str, array: str, python: str) -> Figures:
+    def peer(name: str, array: str, python: str) -> Metrics:
         arguments = (f"write_{name}", folder / f"{array}.npz", folder / name)
         return run_case("benchmarks.data_path.peers", *arguments, python=python)
 
     cases: dict[str, Case] = {
-        "write: ours, gzip": partial(anew, folder / "gzip", partial(ours, "gzip")),
-        "write: ours, uncompressed": partial(anew, folder / "none", partial(ours, "none")),
+        "write: ours, gzip": partial(emptied, folder / "gzip", partial(ours, "gzip")),
+        "write: ours, uncompressed": partial(emptied, folder / "none", partial(ours, "none")),
         "write: webdataset TarWriter, png + cls": partial(
-            anew, folder / "classic", partial(peer, "classic", "classic", sys.executable)
+            emptied, folder / "classic", partial(peer, "classic", "classic", sys.executable)
         ),
     }
     if peers is not None:
         for name, title in (("mosaic", "MosaicML streaming"), ("litdata", "litdata")):
-            case = partial(anew, folder / name, partial(peer, name, "peers", peers))
+            case = partial(emptied, folder / name, partial(peer, name, "peers", peers))
             cases[f"write: {title}"] = case
     return cases
 
 
-def _reading(folder: Path, peers: str | None) -> dict[str, Case]:
+def _read_cases(folder: Path, peers: str | None) -> dict[str, Case]:
     ours = partial(run_case, "benchmarks.data_path.cases")
     theirs = partial(run_case, "benchmarks.data_path.peers")
     array = (folder / "bitmaps", _PEER_DRAWINGS)
@@ -159,41 +158,31 @@ def _reading(folder: Path, peers: str | None) -> dict[str, Case]:
 
 @contextmanager
 def _server(folder: Path) -> Iterator[None]:
-    """gs:// on this machine, as in the tests, in a process of its own."""
+    """Serve gs:// from a process on this machine, as in the tests, with small shards in it."""
     command = [sys.executable, "-m", "tests.support.gcs.server", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None, "it was asked for"
+        assert server.stdout is not None, "stdout=PIPE"
         os.environ["STORAGE_EMULATOR_HOST"] = server.stdout.readline().strip()
         os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
         try:
             for compression in ("gzip", "none"):
-                source = folder / f"small-{compression}"
-                run_case(
-                    "benchmarks.data_path.cases",
-                    "shard",
-                    folder / "bitmaps",
-                    source,
-                    compression,
-                    16_384,
-                )
-                run_case(
-                    "benchmarks.data_path.cases",
-                    "upload",
-                    source,
-                    f"gs://bench-{compression}/quickdraw",
-                )
+                shards, bitmaps = folder / f"small-{compression}", folder / "bitmaps"
+                url = f"gs://bench-{compression}/quickdraw"
+                ours = partial(run_case, "benchmarks.data_path.cases")
+                ours("shard", bitmaps, shards, compression, 16_384)
+                ours("upload", shards, url)
             yield
         finally:
             server.terminate()
 
 
-def _from_store(folder: Path) -> dict[str, Case]:
-    """A bare download, our loader with an empty cache, and with a full one."""
+def _store_cases(folder: Path) -> dict[str, Case]:
+    """A bare download, our loader with an empty cache, and our loader with a full one."""
     cache = folder / "cache"
 
-    def cold(url: str) -> Figures:
+    def cold(url: str) -> Metrics:
         shutil.rmtree(cache, ignore_errors=True)
-        os.sync()  # what the case before has written must not slow down what this one writes
+        os.sync()  # the writes of the previous case must not slow down this one
         return run_case("benchmarks.data_path.cases", "cold", url, cache)
 
     ours = partial(run_case, "benchmarks.data_path.cases")
@@ -206,21 +195,8 @@ def _from_store(folder: Path) -> dict[str, Case]:
     return cases
 
 
-def _rounds(cases: dict[str, Case], rounds: int) -> dict[str, Figures]:
-    """Every case once, then every case again: what else the machine does hits all alike."""
-    results: dict[str, list[Figures]] = {name: [] for name in cases}
-    bar = tqdm(total=rounds * len(cases), leave=False)
-    for _ in range(rounds):
-        for name, case in cases.items():
-            bar.set_description(name)
-            results[name].append(case())
-            bar.update()
-    bar.close()
-    return {name: median(found) for name, found in results.items()}
-
-
-def _figures(results: dict[str, Figures]) -> Figures:
-    """The figures that are followed from release to release."""
+def _key_metrics(results: dict[str, Metrics]) -> Metrics:
+    """Metrics that are followed from release to release."""
 
     def rate(name: str) -> int:
         return int(results[name]["per_second"])

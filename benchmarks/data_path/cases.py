@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
-from benchmarks.measure import peak_rss_bytes, report
+from benchmarks.measure import call_case, peak_rss_bytes, report
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.settings import Settings, Shard, Stream, Train
 from quickdraw_dist.data.capacity import outline
@@ -26,35 +26,35 @@ from quickdraw_dist.data.order.schedule import schedule
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.shards.verify import problems
-from quickdraw_dist.distributed import ranks as distributed
+from quickdraw_dist.distributed import ranks
 
 BATCH = 4_096
 
 
 def read(folder: str, epochs: int, **stream: object) -> None:
-    """Epochs through the training loader, after one that warms it up."""
+    """Read epochs with the training loader, after a warm-up epoch."""
     feed = _feed(folder, Stream.model_validate(stream))
     for _ in feed.epoch(0):
         pass
-    gc.freeze()  # as the trainer does
+    gc.freeze()  # like the trainer
     started, drawings, digest = time.perf_counter(), 0, OrderDigest()
     for epoch in range(1, epochs + 1):
         for batch in feed.epoch(epoch):
             assert batch.drawings.is_contiguous(), "a batch is one array"
-            digest.add(epoch, batch.step * BATCH, batch.labels, batch.rows)  # as the trainer does
+            digest.add(epoch, batch.step * BATCH, batch.labels, batch.rows)  # like the trainer
             drawings += len(batch.labels)
     seconds = time.perf_counter() - started
     stored = sum(shard.bytes for shard in manifest.read(folder).splits["train"])
-    report(drawings, seconds, bytes_a_drawing=round(stored / feed.drawings))
+    report(drawings, seconds, bytes_per_drawing=round(stored / feed.drawings))
 
 
 def resident(folder: str, epochs: int) -> None:
-    """The same from memory: the first epoch reads."""
+    """Read epochs from memory; the warm-up epoch fills it."""
     read(folder, epochs, resident=True)
 
 
 def cold(folder: str, cache: str) -> None:
-    """One epoch from a store with nothing in the cache: a rank of eight has eight lanes."""
+    """Read one epoch from a store with an empty cache and the eight lanes of one rank of eight."""
     feed = _feed(folder, Stream(lanes=8, cache_folder=cache))
     started = time.perf_counter()
     drawings = sum(len(batch.labels) for batch in feed.epoch(0))
@@ -62,12 +62,12 @@ def cold(folder: str, cache: str) -> None:
 
 
 def cached(folder: str, cache: str) -> None:
-    """The next epoch, all shards in the cache."""
+    """Read the next epoch, with all shards in the cache."""
     cold(folder, cache)
 
 
 def bare(folder: str) -> None:
-    """All shards of the training split by gcsfs alone, in parallel, into memory."""
+    """Download all shards of the training split into memory with gcsfs alone, in parallel."""
     import gcsfs
 
     files = gcsfs.GCSFileSystem(token="anon", endpoint_url=os.environ["STORAGE_EMULATOR_HOST"])
@@ -81,24 +81,24 @@ def bare(folder: str) -> None:
 
 
 def shard(source: str, dest: str, compression: str, shard_drawings: int = 65_536) -> None:
-    """Shard bitmaps with one process; the final merge is not timed."""
+    """Shard bitmaps in one process; the final merge is not timed."""
     opened = open_source(source)
     sizes = {"drawings_per_shard": shard_drawings}
     settings = Shard.model_validate({"compression": compression} | sizes)
     plan = Plan(opened.classes, opened.counts, settings, opened.identity)
-    assert plan.split_sizes.sum() == plan.drawings  # what every worker plans before it begins
+    assert plan.split_sizes.sum() == plan.drawings  # every worker computes all splits first
     started, before = time.perf_counter(), time.process_time()
     writer.build(plan, list(range(plan.groups)), opened, dest, 1, lambda _: None)
     seconds = time.perf_counter() - started
     busy = time.process_time() - before
     writer.merge_if_complete(plan, opened, dest)
     stored = sum(path.stat().st_size for path in Path(dest).rglob("*.tar"))
-    each = {"per_core": plan.drawings / busy, "bytes_a_drawing": stored / plan.drawings}
+    each = {"per_core": plan.drawings / busy, "bytes_per_drawing": stored / plan.drawings}
     report(plan.drawings, seconds, **{name: round(value) for name, value in each.items()})
 
 
 def verify(folder: str) -> None:
-    """What jobs.verify does without a source; a problem ends it."""
+    """Verify like jobs.verify without a source; exit at the first problem."""
     dataset = manifest.read(folder)
     started = time.perf_counter()
     for problem in problems(folder, dataset):
@@ -108,7 +108,7 @@ def verify(folder: str) -> None:
 
 
 def official_plan() -> None:
-    """The plan of the official drawings: the split of every row, and every shard."""
+    """Plan the official drawings: the split of every row, and every shard."""
     imports, started = peak_rss_bytes(), time.perf_counter()
     plan = outline.official_plan(Shard())
     shards = sum(len(plan.shards(group)) for group in range(plan.groups))
@@ -116,7 +116,7 @@ def official_plan() -> None:
 
 
 def official_order() -> None:
-    """An epoch's order of the official drawings: every window of one rank with all 64 lanes."""
+    """Compute an epoch's order of the official drawings: all windows of one rank with 64 lanes."""
     blocks = outline.of_plan(outline.official_plan(Shard()), "official").blocks["train"]
     started = time.perf_counter()
     order = Order(blocks, BATCH, 64, Stream().window_blocks, seed=1)
@@ -143,7 +143,7 @@ def upload(folder: str, dest: str) -> None:
 
 
 def in_memory(folder: str, workers: int, count: int) -> None:
-    """The small projects' way: everything in one array, a Dataset of one drawing, a DataLoader."""
+    """Read from one array through a map-style Dataset and a DataLoader, as small projects do."""
     import torch
     from torch.utils.data import DataLoader, Dataset
 
@@ -153,30 +153,30 @@ def in_memory(folder: str, workers: int, count: int) -> None:
         def __len__(self) -> int:
             return len(labels)
 
-        def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
-            return torch.from_numpy(pixels[at]), int(labels[at])
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.from_numpy(pixels[index]), int(labels[index])
 
     loader = DataLoader(InMemory(), batch_size=256, shuffle=True, num_workers=workers)
     started = time.perf_counter()
     drawings = sum(len(batch) for _, batch in loader)
-    report(drawings, time.perf_counter() - started, bytes_a_drawing=SIDE * SIDE)
+    report(drawings, time.perf_counter() - started, bytes_per_drawing=SIDE * SIDE)
 
 
 def load_array(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """About `count` bitmaps of a folder of .npy files, evenly over its classes, with labels."""
+    """Load about `count` bitmaps, equally many per .npy file of a folder, as (n, 28, 28) uint8, and
+    their labels, (n,) int64."""
     files = sorted(folder.glob("*.npy"))
     each = -(-count // len(files))
-    parts = [np.load(file, mmap_mode="r")[:each].reshape(-1, SIDE, SIDE) for file in files]
-    labels = np.repeat(np.arange(len(files)), [len(part) for part in parts])
-    return np.concatenate(parts), labels
+    classes = [np.load(file, mmap_mode="r")[:each].reshape(-1, SIDE, SIDE) for file in files]
+    labels = np.repeat(np.arange(len(files)), [len(drawings) for drawings in classes])
+    return np.concatenate(classes), labels
 
 
 def _feed(folder: str, stream: Stream) -> ShardFeed:
     settings = Settings(data=folder, stream=stream, train=Train(global_batch=BATCH, device="cpu"))
-    world = distributed.World.from_environment(settings.train)
+    world = ranks.World.from_environment(settings.train)
     return ShardFeed(settings, manifest.read(folder), world, stream.lanes)
 
 
 if __name__ == "__main__":
-    case, *given = sys.argv[1:]
-    globals()[case](*(int(text) if text.isdigit() else text for text in given))
+    call_case(globals())

@@ -1,10 +1,9 @@
-"""What the machine itself can do with drawings: the floor under every reader."""
+"""What the machine can do with drawings without any loader: an upper bound for every reader."""
 
 from __future__ import annotations
 
 import gzip
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,23 +17,21 @@ from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
 from benchmarks.data_path.cases import BATCH, load_array
-from benchmarks.measure import report
+from benchmarks.measure import best_seconds, report
 from quickdraw_dist.base import storage
 from quickdraw_dist.data.drawings.drawing import PIXELS
 
 _DRAWINGS = 262_144
 _BLOCK = 1_024
 _BATCHES = 128
-"""That a loader has in the making, and a drawing may go to any of."""
-
-_REPEATS = 5
+"""Batches in a loader's ring buffer; a drawing may belong to any of them."""
 
 
 def main(folder: str) -> None:
-    """Print drawings a second of every limit, the best of some tries each."""
+    """Print drawings per second of every limit, the best of a few tries."""
     pixels, _ = load_array(Path(folder), _DRAWINGS)
     rng = np.random.default_rng(1)
-    whole = rng.permutation(len(pixels))[: len(pixels) // BATCH * BATCH]  # no block is cut off
+    whole = rng.permutation(len(pixels))[: len(pixels) // BATCH * BATCH]  # whole batches
     pixels = pixels[whole].reshape(len(whole), -1)
     copy, batch = np.empty_like(pixels), np.empty((BATCH, PIXELS), np.uint8)
     order = rng.permutation(len(pixels)).reshape(-1, BATCH)
@@ -65,51 +62,48 @@ def main(folder: str) -> None:
 
 
 def _whole_path(path: Path, pixels: NDArray[np.uint8]) -> dict[str, int]:
-    """All that must happen to a block, and nothing of a loader: read it from a warm file into
-    memory that is kept, decode it, take its checksum, and copy its rows to places all over the
-    coming batches."""
+    """Measure the work per block that no loader can avoid: read it from a warm file into reused
+    memory, decode it, compute its checksum, and copy its rows to random slots of a ring of batches.
+    """
     packed = path.suffix == ".gz"
     blocks = [pixels[at : at + _BLOCK].tobytes() for at in range(0, len(pixels), _BLOCK)]
     if packed:
         blocks = [igzip.compress(block, 2, mtime=0) for block in blocks]
     path.write_bytes(b"".join(blocks))
     starts = np.cumsum([0, *map(len, blocks)]).tolist()
-    coming = np.zeros(_BATCHES * BATCH * PIXELS, np.uint8).view(f"V{PIXELS}")
-    places = np.random.default_rng(2).permutation(len(coming)).reshape(-1, _BLOCK)
+    ring = np.zeros(_BATCHES * BATCH * PIXELS, np.uint8).view(f"V{PIXELS}")
+    slots = np.random.default_rng(2).permutation(len(ring)).reshape(-1, _BLOCK)
     scratch = storage.Scratch()
 
-    def take(numbers: range) -> None:
+    def process(numbers: range) -> None:
         for number in numbers:
             start, size = starts[number], len(blocks[number])
             data: memoryview | bytearray = storage.read_range_into(scratch, str(path), start, size)
             if packed:
                 data = deflate.gzip_decompress(data)
             storage.crc32c(data)
-            coming[places[number]] = np.frombuffer(data, f"V{PIXELS}")
+            ring[slots[number]] = np.frombuffer(data, f"V{PIXELS}")
 
     steps = "read, decode, checksum, rows" if packed else "read, checksum, rows"
     found = {}
     for threads, name in ((1, "one thread"), (2, "two threads")):
-        shares = [range(first, len(blocks), threads) for first in range(threads)]
+        numbers = [range(first, len(blocks), threads) for first in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
-            work = partial(_all, pool, take, shares)
+            work = partial(_run_all, pool, process, numbers)
             found[f"{name}: {steps} in place"] = _rate(work, len(pixels))
     return found
 
 
-def _all(pool: ThreadPoolExecutor, take: Callable[[range], None], shares: list[range]) -> None:
-    for done in [pool.submit(take, share) for share in shares]:
+def _run_all(
+    pool: ThreadPoolExecutor, process: Callable[[range], None], numbers: list[range]
+) -> None:
+    for done in [pool.submit(process, chosen) for chosen in numbers]:
         done.result()
 
 
 def _rate(work: Callable[[], object], drawings: int) -> int:
-    """Drawings a second of the fastest of some tries: a limit is what the machine can do at all."""
-    best = float("inf")
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - started)
-    return round(drawings / best)
+    """Drawings per second."""
+    return round(drawings / best_seconds(work))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """The same drawings through other libraries: python -m benchmarks.data_path.peers CASE ...
 
-webdataset runs beside our code. mosaicml-streaming and litdata need versions of numpy and of
-Google's libraries that ours does not, so they have a virtual environment of their own; this file
-imports nothing of ours but what is in this folder.
+webdataset runs in our environment. mosaicml-streaming and litdata need other versions of numpy and
+of Google's libraries, so they have a virtual environment of their own; this file imports nothing of
+ours except `benchmarks.measure`.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,27 +14,29 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import report
+from benchmarks.measure import call_case, report
 
 BATCH = 4_096
 
+PEERS = ("mosaicml-streaming==0.13.0", "litdata==0.2.76")
+
 
 def write_classic(array: str, dest: str) -> None:
-    """webdataset.TarWriter: a png and a cls a drawing."""
+    """Write with webdataset.TarWriter, one png and one cls per drawing."""
     import webdataset
 
     pixels, labels = _load(array)
     Path(dest).mkdir(parents=True)
     started = time.perf_counter()
     with webdataset.TarWriter(f"{dest}/0.tar", mtime=0) as tar:
-        for at, (drawing, label) in enumerate(zip(pixels, labels, strict=True)):
-            tar.write({"__key__": f"{at:08d}", "png": drawing, "cls": int(label)})
-    _written(len(labels), started, dest)
+        for row, (drawing, label) in enumerate(zip(pixels, labels, strict=True)):
+            tar.write({"__key__": f"{row:08d}", "png": drawing, "cls": int(label)})
+    _report_written(len(labels), started, dest)
 
 
 def write_mosaic(array: str, dest: str) -> None:
-    """MosaicML streaming: MDS without compression, an ndarray and an int a drawing."""
-    _let_torchvision_load()
+    """Write MosaicML's MDS without compression, an ndarray and an int per drawing."""
+    _declare_torchvision_operators()
     import streaming
 
     pixels, labels = _load(array)
@@ -44,33 +45,33 @@ def write_mosaic(array: str, dest: str) -> None:
     with streaming.MDSWriter(out=dest, columns=columns) as writer:
         for drawing, label in zip(pixels, labels, strict=True):
             writer.write({"drawing": drawing, "label": int(label)})
-    _written(len(labels), started, dest)
+    _report_written(len(labels), started, dest)
 
 
 def write_litdata(array: str, dest: str) -> None:
-    """litdata: its own chunks, an array and an int a drawing, one worker."""
-    _let_torchvision_load()
+    """Write litdata's chunks with one worker, an array and an int per drawing."""
+    _declare_torchvision_operators()
     import litdata
 
     global _pixels, _labels
     _pixels, _labels = _load(array)
     started = time.perf_counter()
     litdata.optimize(
-        _one, list(range(len(_labels))), dest, num_workers=1, chunk_bytes="64MB",
+        _drawing, list(range(len(_labels))), dest, num_workers=1, chunk_bytes="64MB",
         start_method="fork", verbose=False,
     )  # fmt: skip
-    _written(len(_labels), started, dest)
+    _report_written(len(_labels), started, dest)
 
 
 _pixels = _labels = np.empty(0)
 
 
-def _one(at: int) -> tuple[np.ndarray, int]:
-    return _pixels[at], int(_labels[at])
+def _drawing(index: int) -> tuple[np.ndarray, int]:
+    return _pixels[index], int(_labels[index])
 
 
 def read_classic(folder: str) -> None:
-    """webdataset as its documentation has it: shuffle, decode, tuple, batch."""
+    """Read with webdataset as documented: shuffle, decode, tuple, batch."""
     import webdataset
 
     urls = sorted(map(str, Path(folder).glob("*.tar")))
@@ -79,7 +80,7 @@ def read_classic(folder: str) -> None:
 
 
 def read_blocks(folder: str) -> None:
-    """Stock webdataset on our blocks: one sample is a block."""
+    """Read our blocks with stock webdataset: one sample is a block."""
     import webdataset
 
     urls = sorted(map(str, Path(folder, "train").glob("*.tar")))
@@ -89,8 +90,8 @@ def read_blocks(folder: str) -> None:
 
 
 def read_mosaic(folder: str, workers: int) -> None:
-    """MosaicML streaming from local disk, shuffled, in a DataLoader."""
-    _let_torchvision_load()
+    """Read with MosaicML streaming from local disk, shuffled, in a DataLoader."""
+    _declare_torchvision_operators()
     import streaming
     from torch.utils.data import DataLoader
 
@@ -100,8 +101,8 @@ def read_mosaic(folder: str, workers: int) -> None:
 
 
 def read_litdata(folder: str, workers: int) -> None:
-    """litdata from local disk, shuffled, in its DataLoader."""
-    _let_torchvision_load()
+    """Read with litdata from local disk, shuffled, in its DataLoader."""
+    _declare_torchvision_operators()
     import litdata
 
     data = litdata.StreamingDataset(folder, shuffle=True, drop_last=False)
@@ -116,7 +117,7 @@ def _loader(kind: Any, data: Any, workers: int) -> Iterable[Any]:
 def _consume(batches: Iterable[tuple[Any, Any]], folder: str) -> None:
     started = time.perf_counter()
     drawings = sum(len(labels) for _, labels in batches)
-    report(drawings, time.perf_counter() - started, bytes_a_drawing=_size(folder) // drawings)
+    report(drawings, time.perf_counter() - started, bytes_per_drawing=_size(folder) // drawings)
 
 
 def _load(array: str) -> tuple[np.ndarray, np.ndarray]:
@@ -124,18 +125,18 @@ def _load(array: str) -> tuple[np.ndarray, np.ndarray]:
     return stored["pixels"], stored["labels"]
 
 
-def _written(drawings: int, started: float, dest: str) -> None:
+def _report_written(drawings: int, started: float, dest: str) -> None:
     seconds = time.perf_counter() - started
-    report(drawings, seconds, bytes_a_drawing=_size(dest) // drawings)
+    report(drawings, seconds, bytes_per_drawing=_size(dest) // drawings)
 
 
 def _size(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
-def _let_torchvision_load() -> None:
-    """Both packages import torchvision, whose build for GPUs fails beside a CPU build of torch for
-    want of operators that neither package uses here: declare their names."""
+def _declare_torchvision_operators() -> None:
+    """Declare torchvision's operators by name: both packages import torchvision, whose GPU build
+    fails to load with a CPU build of torch because operators, unused here, are missing."""
     import importlib.util
     import re
 
@@ -149,12 +150,11 @@ def _let_torchvision_load() -> None:
     names = re.findall(r'(?:register_meta\("|torchvision::)(\w+)', text)
     for name in sorted(set(names)):
         library.define(f"{name}() -> ()")
-    _kept.append(library)
+    _libraries.append(library)
 
 
-_kept: list[Any] = []
+_libraries: list[Any] = []
 
 
 if __name__ == "__main__":
-    case, *given = sys.argv[1:]
-    globals()[case](*(int(text) if text.isdigit() else text for text in given))
+    call_case(globals())

@@ -15,7 +15,7 @@ _WARM_UP = 3
 
 
 def main(size: int) -> None:
-    """Print the milliseconds of an all-reduce of so many bytes over gloo, the median of some."""
+    """Print the median milliseconds of an all-reduce of `size` bytes over gloo."""
     dist.init_process_group("gloo", timeout=timedelta(minutes=2))
     values, seconds = torch.zeros(size // 4), []
     for _ in range(_WARM_UP + _REPEATS):

@@ -1,43 +1,45 @@
 """How fast SketchCNN trains, what each setting is worth, and how far the limits are:
 make bench-train.
 
-Every case is a run of the trainer over real shards in a process of its own, the cases in turn,
-`--rounds` times; figures are medians. Beside them the small projects' way, and the largest matrix
-product and memory copy of this device. On a GPU the sizes are larger. The last line is JSON;
---page writes benchmarks/results/train_speed_cpu.md, or train_speed_gpu.md from a GPU.
+Every case is a run of the trainer from shards in a process of its own, the cases in turn,
+`--rounds` times; results are medians. For comparison: a training loop as small projects write it,
+and the largest matrix product and memory copy of this device. On a GPU the sizes are larger. The
+last line is JSON; --page writes benchmarks/results/train_speed_cpu.md, on a GPU train_speed_gpu.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from benchmarks.measure import Figures, median, run_case
-from benchmarks.train_speed import page as train_speed_page
-from benchmarks.train_speed.cases import CLASSES
-
-Case = Callable[[], Figures]
+from benchmarks.measure import (
+    CLASSES,
+    Case,
+    Metrics,
+    flags,
+    parser,
+    publish,
+    run_case,
+    run_module,
+    run_rounds,
+    synthetic_source,
+)
+from benchmarks.train_speed.page import page
 
 BASE, SAVING, SMALL = "ours", "ours, 16 checkpoints", "small projects' way"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a device can do in some ten seconds a case."""
+    """Amounts that a device trains in about ten seconds per case."""
 
     drawings: int  # of the training split
     batch: int  # of the base case
-    batches: tuple[int, ...]  # of the others
+    batches: tuple[int, ...]  # of the other cases
     small_drawings: int
     small_workers: tuple[int, ...]
 
@@ -47,47 +49,47 @@ GPU = Sizes(4_000_000, 4_096, (1_024, 2_048, 8_192, 16_384), 400_000, (0, 8))
 
 
 def main() -> None:
-    """Shard, run all cases, say it as a table and as JSON."""
+    """Shard, run all cases, print the table and the JSON."""
     on_gpu = torch.cuda.is_available()
     sizes = GPU if on_gpu else CPU
-    parser = argparse.ArgumentParser("make bench-train", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/bench-train"), help="anew")
-    parser.add_argument("--drawings", type=int, default=sizes.drawings, help="an epoch, one a case")
-    parser.add_argument("--batch", type=int, default=sizes.batch)
-    parser.add_argument("--batches", type=int, nargs="*", default=sizes.batches, help="others")
-    parser.add_argument("--width", type=int, default=64, help="of SketchCNN")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--only", nargs="*", help="cases whose name has one of these words")
-    parser.add_argument("--page", action="store_true", help="write the page of this device")
-    options = parser.parse_args()
+    file = f"train_speed_{'gpu' if on_gpu else 'cpu'}.md"
+    arguments = parser("bench-train", __doc__, file)
+    for option, default, text in (
+        ("drawings", sizes.drawings, "drawings per epoch; a case is one epoch"),
+        ("batch", sizes.batch, "global batch of the base case"),
+        ("width", 64, "width of SketchCNN"),
+        ("rounds", 1, "runs per case"),
+    ):
+        arguments.add_argument(f"--{option}", type=int, default=default, help=f"{text} [{default}]")
+    arguments.add_argument(
+        "--batches", type=int, nargs="*", default=sizes.batches, help="other global batches"
+    )
+    arguments.add_argument("--only", nargs="*", help="cases whose name contains one of these words")
+    options = arguments.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
-    source, data = _source(options.drawings), options.folder / "shards"
-    arguments = ["--source", source, "--dest", str(data)]
-    subprocess.run([sys.executable, "-m", "jobs.shard", *arguments], check=True, stdout=sys.stderr)
+    source = synthetic_source(options.drawings)
+    run_module("jobs.shard", "--source", source, "--dest", str(options.folder / "shards"))
     precision = best_precision(on_gpu)
-    names = our_cases(precision, options.drawings, options.batch, tuple(options.batches), on_gpu)
-    cases = {
-        name: partial(_ours, options, name, settings) for name, settings in names.items()
-    } | _small(sizes, source, options.width)
+    ours = our_cases(precision, options.drawings, options.batch, tuple(options.batches), on_gpu)
+    cases: dict[str, Case] = {
+        name: partial(_ours, options, name, settings) for name, settings in ours.items()
+    }
+    small_drawings = min(sizes.small_drawings, options.drawings)
+    cases |= _small(source, small_drawings, sizes.small_workers, options.width)
     if options.only:
         cases = {n: c for n, c in cases.items() if any(word in n for word in options.only)}
-    results = _rounds(cases, options.rounds)
+    results = run_rounds(cases, options.rounds)
     limits = run_case(
         "benchmarks.train_speed.cases", "limits", options.batch, options.width, precision
     )
-    figures = key_figures(results, limits)
+    metrics = key_metrics(results, limits)
     about = f"SketchCNN of width {options.width}, {limits['parameters']:,} parameters, "
     about += f"{CLASSES} classes; base case: batch {options.batch:,}, {precision}"
-    text = train_speed_page.page(about, options.rounds, results, limits, figures)
-    print(text)
-    if options.page:
-        name = f"train_speed_{'gpu' if on_gpu else 'cpu'}.md"
-        (Path(__file__).parents[1] / "results" / name).write_text(text, encoding="utf-8")
-    print(json.dumps(figures))
+    publish(options, file, page(about, options.rounds, results, limits, metrics), metrics)
 
 
 def best_precision(on_gpu: bool) -> str:
-    """bf16 where the device multiplies in it, else fp32."""
+    """bf16 if the device multiplies it in hardware, else fp32."""
     cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if on_gpu or cpu else "fp32"
 
@@ -95,7 +97,7 @@ def best_precision(on_gpu: bool) -> str:
 def our_cases(
     precision: str, drawings: int, batch: int, batches: tuple[int, ...], on_gpu: bool
 ) -> dict[str, dict[str, object]]:
-    """Settings of every run of ours: the base, then one thing changed at a time; pure."""
+    """Settings of every run of our trainer: the base, then one change at a time. Pure."""
     base: dict[str, object] = {"train.global_batch": batch, "train.precision": precision}
     off: dict[str, object] = {"train.channels_last": False, "train.compile": "off"}
     off |= {"augment.affine": False, "optimizer.ema_half_life_drawings": 0}
@@ -113,7 +115,7 @@ def our_cases(
         "resident": {"stream.resident": True},
         SAVING: {"checkpoint.every_drawings": max(batch, drawings // 16)},
     }  # fmt: skip
-    if precision == "bf16":  # elsewhere it is emulated, a tenth as fast
+    if precision == "bf16":  # emulated elsewhere, at a tenth of the speed
         changes["fp32 instead of bf16"] = {"train.precision": "fp32"}
     if on_gpu:
         changes["fp16 instead of bf16"] = {"train.precision": "fp16"}
@@ -123,49 +125,26 @@ def our_cases(
     return {name: base | change for name, change in changes.items()}
 
 
-def _source(drawings: int) -> str:
-    """Synthetic drawings of which nine tenths, the training split, are at least so many."""
-    each = -(-drawings * 10 // (9 * CLASSES)) + 1
-    pool = "&pool=64" if each > 64 else ""
-    return f"synthetic:?classes={CLASSES}&per_class={each}&seed=7{pool}"
-
-
-def _ours(options: argparse.Namespace, name: str, settings: dict[str, object]) -> Figures:
-    """A run of one epoch, in a folder of its own; eight lines of progress at most."""
+def _ours(options: argparse.Namespace, name: str, settings: dict[str, object]) -> Metrics:
+    """Run one epoch in a folder of its own, with at most eight progress lines."""
     batch = int(str(settings["train.global_batch"]))
     every = max(1, options.drawings // batch // 8)
     settings = {"train.epochs": 1, "train.log_every": every, "model.width": options.width,
                 "evaluation.batch": 1_024} | settings  # fmt: skip
     output = options.folder / "runs" / name.replace(" ", "-")
     shutil.rmtree(output, ignore_errors=True)
-    arguments = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
     shards = options.folder / "shards"
-    return run_case("benchmarks.train_speed.cases", "ours", shards, output, *arguments)
+    return run_case("benchmarks.train_speed.cases", "ours", shards, output, *flags(settings))
 
 
-def _small(sizes: Sizes, source: str, width: int) -> dict[str, Case]:
-    """With and without workers, where there are cores for them: the faster one counts."""
+def _small(source: str, drawings: int, workers: tuple[int, ...], width: int) -> dict[str, Case]:
+    """Small projects' loop, one case per number of DataLoader workers; the fastest counts."""
     case = partial(run_case, "benchmarks.train_speed.cases", "small_project", source)
-    return {
-        f"{SMALL}, {workers} workers": partial(case, sizes.small_drawings, workers, width)
-        for workers in sizes.small_workers
-    }
+    return {f"{SMALL}, {count} workers": partial(case, drawings, count, width) for count in workers}
 
 
-def _rounds(cases: dict[str, Case], rounds: int) -> dict[str, Figures]:
-    """Every case once, then every case again: what else the machine does hits all alike."""
-    results: dict[str, list[Figures]] = {name: [] for name in cases}
-    with tqdm(total=rounds * len(cases), leave=False) as bar:
-        for _ in range(rounds):
-            for name, case in cases.items():
-                bar.set_description(name)
-                results[name].append(case())
-                bar.update()
-    return {name: median(found) for name, found in results.items()}
-
-
-def key_figures(results: dict[str, Figures], limits: Figures) -> Figures:
-    """The figures that are followed from release to release; None where a case did not run."""
+def key_metrics(results: dict[str, Metrics], limits: Metrics) -> Metrics:
+    """Metrics that are followed from release to release; None if their case did not run."""
     small = [result["per_second"] for name, result in results.items() if name.startswith(SMALL)]
     base, saving = results.get(BASE), results.get(SAVING)
     resident = results.get("resident")
@@ -179,7 +158,7 @@ def key_figures(results: dict[str, Figures], limits: Figures) -> Figures:
         if base and resident
         else None,
         "share_of_matrix_peak": round(
-            base["per_second"] * limits["flops_a_drawing"] / limits["flops_per_second"], 4
+            base["per_second"] * limits["flops_per_drawing"] / limits["flops_per_second"], 4
         )
         if base
         else None,

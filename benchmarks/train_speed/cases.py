@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -14,35 +13,37 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.measure import peak_rss_bytes, report
+from benchmarks.measure import (
+    CLASSES,
+    best_seconds,
+    call_case,
+    peak_rss_bytes,
+    report,
+    train_records,
+)
 from benchmarks.train_speed.work import floor_rates, training_flops
 from quickdraw_dist import train
 from quickdraw_dist.base.settings import Model
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.drawings.drawing import SIDE
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.models import build
 
-CLASSES = 345
 _REPEATS = 5
 
 
-def ours(data: str, output: str, *settings: str) -> None:
-    """A run of the trainer, as a user starts it; its speed from its own metrics.jsonl.
-
-    The first line's steps warm up and do not count; of the others' rates it is the median.
-    """
+def ours(data: str, output: str, *settings: object) -> None:
+    """Run the trainer as a user does and report its speed from its metrics.jsonl: the median rate
+    of all progress lines except the first, whose steps are the warm-up."""
     pauses: list[float] = []
-    telemetry.CHECKPOINT_PAUSE_SECONDS.observe = pauses.append  # type: ignore[method-assign]
+    metrics.CHECKPOINT_PAUSE_SECONDS.observe = pauses.append  # type: ignore
     arguments = ["--data", data, "--output", output, "--metrics.port", "0"]
-    if code := train.main([*arguments, *settings]):
+    if code := train.main([*arguments, *map(str, settings)]):
         sys.exit(code)
-    text = Path(output, "metrics.jsonl").read_text(encoding="utf-8")
-    lines = [json.loads(line) for line in text.splitlines()]
-    first, *rest = [line for line in lines if line["kind"] == "train"]
+    first, *rest = train_records(Path(output))
     drawings = rest[-1]["drawings"] - first["drawings"]
-    rate = statistics.median(line["drawings_per_second"] for line in rest)
-    wait = statistics.median(line["data_wait_share"] for line in rest)
+    rate = statistics.median(record["drawings_per_second"] for record in rest)
+    wait = statistics.median(record["data_wait_share"] for record in rest)
     report(
         drawings,
         drawings / rate,
@@ -54,8 +55,8 @@ def ours(data: str, output: str, *settings: str) -> None:
 
 
 def small_project(source: str, count: int, workers: int, width: int) -> None:
-    """The small projects' way: all drawings in memory, a Dataset of one drawing, a DataLoader,
-    batches of 256, fp32 without compilation, Adam, and the loss looked at in every step."""
+    """Train as small projects do: all drawings in memory, a map-style Dataset, a DataLoader,
+    batches of 256, fp32 without compilation, Adam, and the loss read in every step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels, labels = _in_memory(source, count)
 
@@ -63,8 +64,8 @@ def small_project(source: str, count: int, workers: int, width: int) -> None:
         def __len__(self) -> int:
             return len(labels)
 
-        def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
-            return torch.from_numpy(pixels[at]).unsqueeze(0).float() / 255, int(labels[at])
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.from_numpy(pixels[index]).unsqueeze(0).float() / 255, int(labels[index])
 
     loader = DataLoader(
         InMemory(), batch_size=256, shuffle=True, num_workers=workers, drop_last=True,
@@ -73,20 +74,21 @@ def small_project(source: str, count: int, workers: int, width: int) -> None:
     model = build(Model(width=width), CLASSES).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     times, loss_sum = [time.perf_counter()], 0.0
-    for drawings, their_labels in loader:
-        drawings, their_labels = drawings.to(device), their_labels.to(device)
+    for drawings, targets in loader:
+        drawings, targets = drawings.to(device), targets.to(device)
         optimizer.zero_grad()
-        loss = functional.cross_entropy(model(drawings), their_labels)
-        loss.backward()
+        loss = functional.cross_entropy(model(drawings), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         loss_sum += loss.item()
         times.append(time.perf_counter())
-    steps = np.diff(times)[len(times) // 8 + 1 :]  # the first ones warm up
+    steps = np.diff(times)[len(times) // 8 + 1 :]  # without the warm-up
     report(256 * len(steps), float(np.median(steps)) * len(steps), memory_bytes=_memory())
 
 
 def limits(batch: int, width: int, precision: str) -> None:
-    """The largest matrix product and the fastest copy of this device, and what a drawing takes."""
+    """Measure the largest matrix product and the fastest copy of this device, and compute the rates
+    that they allow."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     side, size = (8_192, 2**30) if device.type == "cuda" else (2_048, 2**28)
@@ -97,15 +99,15 @@ def limits(batch: int, width: int, precision: str) -> None:
     moved = 2 * size / _best_seconds(lambda: target.copy_(source), device)
     model = build(Model(width=width), CLASSES)
     rates = floor_rates(model, batch, kind.itemsize, flops, moved)
-    figures = {
+    found = {
         "flops_per_second": flops, "bytes_per_second": moved,
-        "flops_a_drawing": training_flops(model),
+        "flops_per_drawing": training_flops(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "arithmetic_drawings_per_second": round(rates[0]),
         "memory_drawings_per_second": round(rates[1]),
         "device": _device_name(device),
     }  # fmt: skip
-    report(1, 1.0, **figures)
+    report(1, 1.0, **found)
 
 
 def _device_name(device: torch.device) -> str:
@@ -113,35 +115,30 @@ def _device_name(device: torch.device) -> str:
 
 
 def _memory() -> int:
-    """Most memory so far: the GPU's where there is one, else the process's."""
+    """Peak memory in bytes so far: of the GPU if there is one, else of the process."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_rss_bytes()
 
 
 def _in_memory(source: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """About `count` drawings, evenly over the classes, (n, 28, 28) uint8, and labels."""
+    """Load about `count` drawings, equally many per class, (n, 28, 28) uint8, and their labels."""
     opened = open_source(source)
     each = -(-count // len(opened.classes))
-    parts = [opened.read(label, 0, each) for label in range(len(opened.classes))]
-    labels = np.repeat(np.arange(len(parts)), each)
-    return np.concatenate(parts).reshape(-1, SIDE, SIDE), labels
+    classes = [opened.read(label, 0, each) for label in range(len(opened.classes))]
+    labels = np.repeat(np.arange(len(classes)), each)
+    return np.concatenate(classes).reshape(-1, SIDE, SIDE), labels
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of the fastest of some tries, after one that warms up: a limit is what it can do at all."""
-    best = float("inf")
-    for _ in range(1 + _REPEATS):
-        started = time.perf_counter()
+    """Seconds of one call, from a few calls in a row, so that launching kernels does not count."""
+
+    def repeated() -> None:
         for _ in range(_REPEATS):
             work()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = min(best, (time.perf_counter() - started) / _REPEATS)
-    return best
+
+    return best_seconds(repeated) / _REPEATS
 
 
 if __name__ == "__main__":
-    case, *given = sys.argv[1:]
-    if case == "ours":
-        ours(*given)
-    else:
-        globals()[case](*(int(text) if text.isdigit() else text for text in given))
+    call_case(globals())

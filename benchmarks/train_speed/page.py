@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks.measure import Figures, facts, table
+from benchmarks.measure import Metrics, metrics_table, provenance, table
 
 
 def page(
-    about: str, rounds: int, results: dict[str, Figures], limits: Figures, figures: Figures
+    about: str, rounds: int, results: dict[str, Metrics], limits: Metrics, metrics: Metrics
 ) -> str:
-    """Markdown with every figure of the run."""
-    known = facts("torch", "numpy")
+    """Markdown with all metrics of the run."""
     base = next(iter(results.values()))["per_second"]
-    rows = [("case", "drawings/s", "of the first", "GFLOP/s", "of peak", "data wait", "memory")]
+    rows: list[tuple[str, ...]] = [
+        ("case", "drawings/s", "of the first", "GFLOP/s", "of peak", "data wait", "memory")
+    ]
     for name, result in results.items():
-        flops = result["per_second"] * limits["flops_a_drawing"]
+        flops = result["per_second"] * limits["flops_per_drawing"]
         wait = result.get("data_wait_share")
         rows.append(
             (
@@ -26,16 +27,16 @@ def page(
                 f"{result['memory_bytes'] / 1e6:,.0f} MB",
             )
         )
+    repeats = f"n = {rounds} of every case, in turn, medians"
     lines = [
         "# How fast it trains",
         "",
-        f"`make bench-train ARGS=--page`, {known['date']}, n = {rounds} of every case, in "
-        f"turn, medians. {known['hardware']}. {known['versions']}.",
+        provenance("make bench-train ARGS=--page", repeats, "torch", "numpy"),
         "",
-        f"{about}. Synthetic drawings, streamed from shards; a case is one process, and its rate "
+        f"{about}. Synthetic drawings, streamed from shards; a case is one process, its rate "
         "the median of its progress lines without the first. GFLOP/s are the model's "
-        f"({limits['flops_a_drawing'] / 1e9:.3f} GFLOP a drawing, forward and backward), of the "
-        "largest matrix product measured in the same run and the base case's precision.",
+        f"({limits['flops_per_drawing'] / 1e9:.3f} GFLOP per drawing, forward and backward), of the"
+        " largest matrix product measured in the same run and the base case's precision.",
         "",
         table(rows),
         "",
@@ -46,30 +47,29 @@ def page(
         table(_limits(limits, base)),
         "",
         "Memory: layers that cannot be fused with one another read and write their activations "
-        "once each way (`benchmarks/train_speed/work.py`); where they stay in the "
-        "processor's caches, it is no limit.",
+        "once per direction (`benchmarks/train_speed/work.py`); while the activations fit the "
+        "processor's caches, memory is not a limit.",
         "",
-        "## The figures",
+        "## Key metrics",
         "",
-        table([("figure", "value"), *((k, f"{v:,}" if isinstance(v, int) else str(v))
-                                      for k, v in figures.items())]),
+        metrics_table(metrics),
         "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 def _remark(rounds: int, emulated: bool) -> str:
-    """What the table does not show."""
-    noise = "With n = 1, differences below a tenth may be the machine's. " if rounds == 1 else ""
+    """Name what limits the table's validity."""
+    noise = "With n = 1, differences below a tenth may be noise. " if rounds == 1 else ""
     return noise + (
-        "This processor multiplies in fp32 only (no avx512_bf16, no amx), so bf16 was left out."
+        "This processor multiplies in fp32 only (no avx512_bf16, no amx): bf16 was skipped."
         if emulated
         else "bf16 is multiplied in hardware here."
     )
 
 
-def _limits(limits: Figures, rate: int) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("limit", "measured", "drawings/s at the most", "reached")]
+def _limits(limits: Metrics, rate: int) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("limit", "measured", "drawings/s at most", "reached")]
     for name, key, unit in (
         ("arithmetic: largest matrix product", "flops_per_second", "GFLOP/s"),
         ("memory: read and written by a copy", "bytes_per_second", "GB/s"),

@@ -178,8 +178,8 @@ class Train(Section):
     log_every: Positive = 20
     """Steps between progress lines, metrics and looks at the loss."""
     profile: Natural = 0
-    """Steps, after a few first ones, that torch's profiler traces: a trace and a page that sums it
-    up, for every rank, in the folder profile of output."""
+    """Steps, after a few first ones, that torch's profiler records: a trace and a table of
+    operators for every rank, in the folder profile of output. 0: none."""
     max_skipped: Positive = 10
     """Steps in a row that may be skipped because loss or gradient is not a number; then it ends."""
     shutdown_seconds: PositiveReal = 20

@@ -18,7 +18,7 @@ from torch.nn import functional
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed.ranks import World, sum_over_ranks
-from quickdraw_dist.models.input import normalise
+from quickdraw_dist.models.input import Normalisation
 
 MISTAKES = 40
 """Most that a report shows."""
@@ -168,8 +168,7 @@ def evaluate(
     *,
     split: str,
     classes: tuple[str, ...],
-    mean: float,
-    std: float,
+    normalisation: Normalisation,
     world: World,
     autocast: torch.autocast,
     keep_mistakes: int = 0,
@@ -181,7 +180,7 @@ def evaluate(
         batches: this rank's part of the split; parts may differ in length.
         split: name for the report.
         classes: names of the model's outputs.
-        mean, std: the normalisation it was trained with.
+        normalisation: the values the model was trained with.
         world: who adds up; every rank gets the same figures.
         autocast: numeric precision.
         keep_mistakes: so many of this rank's most confident mistakes are kept, with pixels.
@@ -193,7 +192,7 @@ def evaluate(
     for batch in batches:
         labels = batch.labels.to(world.device)
         with autocast:
-            logits = model(normalise(batch.drawings.to(world.device), mean, std)).float()
+            logits = model(normalisation.apply(batch.drawings.to(world.device))).float()
         guesses = tally.add(logits, labels)
         if keep_mistakes:
             mistakes += _mistakes(batch, guesses, logits, labels, keep_mistakes)

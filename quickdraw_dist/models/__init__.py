@@ -1,4 +1,4 @@
-"""Networks by name: every file here registers the one that it holds."""
+"""Networks by name, and the conversion of drawings to their input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of networks. To add one: write its file, add a line here."""
+"""Networks by name. To add one, write its file in this folder and add a line to the table."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from quickdraw_dist.base.settings import Model
 from quickdraw_dist.models.sketch_cnn import SketchCNN
 
 _BUILDERS: dict[str, Callable[[int, Model], nn.Module]] = {
-    "sketchcnn": lambda classes, model: SketchCNN(classes, model.width, model.dropout),
+    "sketchcnn": SketchCNN.from_settings,
 }
 
 
 def names() -> tuple[str, ...]:
-    """What --model.name accepts."""
+    """Return the values that --model.name accepts."""
     return tuple(_BUILDERS)
 
 
 def check(model: Model) -> None:
-    """Refuse a name that is not in the table (RefusedError)."""
+    """Check that the table has the network's name.
+
+    Raises:
+        RefusedError: it does not; the remedy suggests the nearest name and lists all.
+    """
     if model.name not in _BUILDERS:
-        raise RefusedError(
-            f"--model.name {model.name}: unknown.{nearest(model.name, names())} "
-            f"There is: {', '.join(names())}"
-        )
+        remedy = f"{nearest(model.name, names())} Choose one of: {', '.join(names())}".strip()
+        raise RefusedError("--model.name", model.name, "unknown network", remedy)
 
 
 def build(model: Model, classes: int) -> nn.Module:
-    """A fresh network from (B, 1, 28, 28) normalised float to (B, classes) logits.
+    """Return a new network from (B, 1, 28, 28) normalised float to (B, classes) logits.
 
     Raises:
-        RefusedError: no such name.
+        RefusedError: unknown name.
     """
     check(model)
     return _BUILDERS[model.name](classes, model)

@@ -1,21 +1,27 @@
-"""SketchCNN: a plain VGG-style network (Simonyan and Zisserman, 2014) for 28x28 drawings."""
+"""SketchCNN: a plain VGG-style network for 28x28 drawings.
+
+After Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"
+(2014), with batch norm (Ioffe and Szegedy, 2015) and leaky ReLU.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from quickdraw_dist.base.settings import Model
+
 
 class SketchCNN(nn.Module):
     """Three blocks of two 3x3 convolutions, then a hidden layer and a linear classifier.
 
     Block widths are 1, 2 and 4 times `width`; by default 64-128-256, which makes 2.3 M parameters
-    with 345 classes and 0.23 GFLOP a drawing. Maximum pooling halves 28 to 14 to 7, average
-    pooling brings 7 to 4 (windows of 2, the last cut at the edge, where a drawing is empty).
+    with 345 classes and 0.23 GFLOP per drawing and forward pass. Maximum pooling reduces the side
+    from 28 to 14 to 7 pixels, average pooling from 7 to 4 (the last window of 2 is cut at the edge,
+    where a drawing is empty). Convolutions are He-initialised for the leaky slope.
     """
 
     def __init__(self, classes: int, width: int = 64, dropout: float = 0.3) -> None:
-        """Weights are He-initialised for the leaky slope."""
         super().__init__()
         self.features = nn.Sequential(
             *_block(1, width),
@@ -23,8 +29,8 @@ class SketchCNN(nn.Module):
             *_block(width, 2 * width),
             nn.MaxPool2d(2),  # (B, 2 width, 7, 7)
             *_block(2 * width, 4 * width),
-            # 7 to 4: windows at the edge are means of what is there. Without padding the last
-            # option changes no mean, but with its default the compiled gradient is wrong there
+            # A window at the edge is the mean of the pixels inside. Without padding the last option
+            # changes no mean, but with its default the compiled gradient is wrong at the edge
             # (github.com/pytorch/pytorch/issues/198119).
             nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),  # (B, 4 width, 4, 4)
         )
@@ -39,8 +45,13 @@ class SketchCNN(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, _SLOPE, mode="fan_out")
 
+    @classmethod
+    def from_settings(cls, classes: int, settings: Model) -> SketchCNN:
+        """Build it as --model.width and --model.dropout say."""
+        return cls(classes, settings.width, settings.dropout)
+
     def forward(self, drawings: torch.Tensor) -> torch.Tensor:
-        """(B, 1, 28, 28) normalised float -> (B, classes) logits."""
+        """Return (B, classes) logits of (B, 1, 28, 28) normalised float."""
         logits: torch.Tensor = self.classifier(self.features(drawings))
         return logits
 
@@ -49,7 +60,7 @@ _SLOPE = 0.01
 
 
 def _block(before: int, after: int) -> list[nn.Module]:
-    """Two convolutions; batch norm has the bias."""
+    """Two 3x3 convolutions without bias, which batch norm has."""
     layers: list[nn.Module] = []
     for channels in (before, after):
         layers += [

@@ -1,7 +1,8 @@
-"""Batched transforms on the device: from stored bytes to what the network sees.
+"""Random changes of training drawings, batched on the device.
 
-All but `normalise` take (B, 1, 28, 28) floats, leave them as they are and give others like them.
-What is random is each drawing's own, from torch's generator, which is seeded before every step.
+Every function takes normalised (B, 1, 28, 28) float, leaves it unchanged and returns a tensor of
+the same shape and type. Each drawing has random numbers of its own, from torch's default generator,
+which the learner seeds before every step.
 """
 
 from __future__ import annotations
@@ -17,18 +18,23 @@ ROTATION_RADIANS = 0.2
 SCALE = 0.15
 SHEAR = 0.15
 SHIFT_PIXELS = 1.5
-"""Largest change of each kind, drawn uniformly up to it in both directions: within what people
-draw, so that the class stays the same."""
-
+"""Largest change of each kind; amounts are uniform in [-largest, largest]. Within the variation of
+people's own drawings, so that the class stays the same."""
 
 ERASED_SHARE = (0.02, 0.2)
 ERASED_ASPECT = 3.0
-"""Least and largest area of the rectangle that is erased, as a share of the picture, and its
-largest ratio of sides either way."""
+"""Smallest and largest area of the erased rectangle, as a share of the drawing's, and the largest
+ratio of its longer to its shorter side."""
 
 
 def augment(drawings: torch.Tensor, settings: Augment, background: float) -> torch.Tensor:
-    """All changes that the settings ask for; `background` is the value of an empty pixel."""
+    """Apply all changes that the settings ask for.
+
+    Args:
+        drawings: (B, 1, 28, 28) float.
+        settings: which changes, and the probability of each.
+        background: value of an empty pixel.
+    """
     if settings.affine:
         drawings = random_affine(drawings, background)
     if settings.thickness:
@@ -41,16 +47,16 @@ def augment(drawings: torch.Tensor, settings: Augment, background: float) -> tor
 
 
 def random_affine(drawings: torch.Tensor, background: float) -> torch.Tensor:
-    """Rotate, scale, shear and shift every drawing by its own random amounts.
+    """Rotate, scale, shear and shift every drawing by random amounts, sampled bilinearly.
 
-    Args:
-        drawings: (B, 1, 28, 28) float.
-        background: the value of an empty pixel; fills what comes in from outside.
+    Affine distortions of hand drawings: Simard and others, "Best Practices for Convolutional
+    Neural Networks Applied to Visual Document Analysis" (2003). Pixels that come in from outside
+    are `background`.
     """
     count, _, _, side = drawings.shape
     draws = 2 * torch.rand(5, count, device=drawings.device) - 1
     angle, scale, shear = draws[0] * ROTATION_RADIANS, draws[1] * SCALE, draws[2] * SHEAR  # (B,)
-    right, down = draws[3:] * (2 * SHIFT_PIXELS / side)  # the grid's unit is half a side
+    right, down = draws[3:] * (2 * SHIFT_PIXELS / side)  # affine_grid's unit is half a side
     cosine, sine = (1 + scale) * torch.cos(angle), (1 + scale) * torch.sin(angle)
     rows = [cosine, shear * cosine - sine, right, sine, shear * sine + cosine, down]
     grid = functional.affine_grid(
@@ -61,18 +67,21 @@ def random_affine(drawings: torch.Tensor, background: float) -> torch.Tensor:
 
 
 def _chosen(drawings: torch.Tensor, probability: float) -> torch.Tensor:
-    """Which drawings are changed, (B, 1, 1, 1) bool."""
+    """Choose drawings with this probability: (B, 1, 1, 1) bool."""
     return torch.rand(len(drawings), 1, 1, 1, device=drawings.device) < probability
 
 
 def random_flip(drawings: torch.Tensor, probability: float) -> torch.Tensor:
-    """Mirror some drawings left to right."""
+    """Mirror drawings left to right, each with this probability."""
     return torch.where(_chosen(drawings, probability), drawings.flip(-1), drawings)
 
 
 def random_thickness(drawings: torch.Tensor, probability: float) -> torch.Tensor:
-    """Make the lines of some drawings thicker: a mix of a drawing and its dilation by 3x3 pixels,
-    the share of which is drawn uniformly from 0 to 1."""
+    """Thicken the lines of drawings, each with this probability.
+
+    The result is a mix of the drawing and its dilation by 3x3 pixels; the dilation's share is
+    uniform in [0, 1].
+    """
     share = torch.rand(len(drawings), 1, 1, 1, device=drawings.device)
     share = torch.where(_chosen(drawings, probability), share, 0.0)
     dilated = functional.max_pool2d(drawings, 3, stride=1, padding=1)
@@ -80,7 +89,7 @@ def random_thickness(drawings: torch.Tensor, probability: float) -> torch.Tensor
 
 
 def random_erase(drawings: torch.Tensor, probability: float, background: float) -> torch.Tensor:
-    """Empty a rectangle of some drawings, anywhere in the picture.
+    """Fill a random rectangle with `background`, with this probability per drawing.
 
     After Zhong and others, "Random Erasing Data Augmentation" (2020).
     """
@@ -91,10 +100,10 @@ def random_erase(drawings: torch.Tensor, probability: float, background: float) 
     aspect = torch.exp((2 * draws[1] - 1) * math.log(ERASED_ASPECT))
     pixels = torch.arange(side, device=drawings.device)
 
-    def span(length: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    def span(length: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         length = length.round().clamp(1, side)
-        start = (where * (side - length + 1)).floor()
-        return (pixels >= start) & (pixels < start + length)  # (B, 28)
+        start = (offset * (side - length + 1)).floor()
+        return (pixels >= start) & (pixels < start + length)  # (B, 28) bool
 
     rows, columns = span((area * aspect).sqrt(), draws[2]), span((area / aspect).sqrt(), draws[3])
     erased = rows.view(count, 1, side, 1) & columns.view(count, 1, 1, side)

@@ -1,4 +1,4 @@
-"""The network and everything that moves its weights: one optimizer step on one rank."""
+"""One optimizer step on one rank: model, objective, DDP, optimizer and moving average."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.data.feed import Facts
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.distributed.stragglers import WorkClock
+from quickdraw_dist.models.input import Normalisation
 from quickdraw_dist.run.checkpoint.files import Checkpoint
 from quickdraw_dist.training.objective import Objective
 from quickdraw_dist.training.optimization import (
+    BufferBackup,
     MovingAverage,
-    Statistics,
     learning_rate,
     make_optimizer,
 )
@@ -31,14 +32,14 @@ from quickdraw_dist.training.tally import Tally
 
 
 def compile_mode(setting: str, device: str) -> str | None:
-    """The mode of torch.compile on a kind of device; None: not at all. Pure."""
+    """Return the torch.compile mode for a kind of device, or None for no compilation."""
     if setting == "auto":
         return "default" if device == "cuda" else None
     return None if setting == "off" else setting
 
 
 class Learner:
-    """Model, optimizer, scaler and average of one rank."""
+    """One rank's model, optimizer, loss scaler and moving average."""
 
     def __init__(
         self,
@@ -48,173 +49,197 @@ class Learner:
         total_drawings: int,
         phases: Phases | None = None,
     ) -> None:
-        """`total_drawings` of the whole run is the length of the learning-rate schedule; `phases`
-        is the process's clock."""
+        """A collective: all ranks build their learner at the same point.
+
+        Args:
+            settings, world, dataset: of the run.
+            total_drawings: of the whole run, the length of the learning-rate schedule.
+            phases: the process's clock.
+        """
         self.settings, self.world, self.dataset = settings, world, dataset
         self.phases = phases or Phases()
         self.total_drawings = total_drawings
-        train, device = settings.train, world.device
-        if train.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        torch.manual_seed(key64(train.seed, "weights"))
-        memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
-        model = models.build(settings.model, len(dataset.classes)).to(device)
-        self.model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
-        self.precision = train.precision
+        self.rate = 0.0
+        self.normalisation = Normalisation(dataset.pixel_mean, dataset.pixel_std)
+        device = world.device
+        self.precision = settings.train.precision
         if self.precision == "auto":
             self.precision = "bf16" if device.type == "cuda" else "fp32"
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        objective = Objective(
-            self.model,
-            settings.augment,
-            mean=dataset.pixel_mean,
-            std=dataset.pixel_std,
-            label_smoothing=settings.optimizer.label_smoothing,
-            autocast=dtype,
-        )
-        mode = compile_mode(train.compile, device.type)
-        if mode is not None:
-            objective.compile(mode=mode, dynamic=False)
-        # A graph that is replayed writes its gradients to the same place every time: they are
-        # added to others that exist already, so that none of these is that place.
-        self.keep_gradients = mode in ("reduce-overhead", "max-autotune")
-        if self.keep_gradients:
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-        self.forward: Callable[..., tuple[torch.Tensor, torch.Tensor]] = objective
-        self.ddp: DistributedDataParallel | None = None
-        if world.size > 1:
-            # Batch-norm statistics stay each rank's own in training; rank 0's are the model's.
-            self.forward = self.ddp = DistributedDataParallel(
-                objective,
-                forward_sync_buffers=False,
-                gradient_as_bucket_view=True,
-                static_graph=True,
-            )
         self.autocast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        # Fused ones skip a step by a flag on the device; Apple's do not look at it.
-        self.fused = device.type != "mps"
-        self.optimizer = make_optimizer(settings.optimizer, self.model, fused=self.fused)
+        if settings.train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        self.model = self._build_model()
+        mode = compile_mode(settings.train.compile, device.type)
+        objective = self._build_objective(dtype, mode)
+        # A replayed CUDA graph writes its gradients to the same memory every time. Gradients that
+        # exist already are added to, so that no `parameter.grad` is that memory.
+        self._keep_gradients = mode in ("reduce-overhead", "max-autotune")
+        if self._keep_gradients:
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        self.ddp = self._wrap(objective)
+        self.forward: Callable[..., tuple[torch.Tensor, torch.Tensor]] = self.ddp or objective
+        # Fused optimizers skip a step by a flag on the device; Apple's ignore that flag.
+        self._fused = device.type != "mps"
+        self.optimizer = make_optimizer(settings.optimizer, self.model, fused=self._fused)
         half_life = settings.optimizer.ema_half_life_drawings
         self.average = MovingAverage(self.model, half_life) if half_life else None
-        self.statistics = Statistics(self.model)
+        self.buffer_backup = BufferBackup(self.model)
         self.tally = Tally()
         self.work = WorkClock(self.model, device)
-        self.rate = 0.0
+
+    def _build_model(self) -> nn.Module:
+        """Build the network on the device, its weights decided by the seed alone."""
+        train = self.settings.train
+        torch.manual_seed(key64(train.seed, "weights"))
+        memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
+        model = models.build(self.settings.model, len(self.dataset.classes)).to(self.world.device)
+        return model.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
+
+    def _build_objective(self, autocast: torch.dtype | None, compile_mode: str | None) -> Objective:
+        """Build the module from drawings to loss; compile it unless the mode is None."""
+        objective = Objective(
+            self.model,
+            self.settings.augment,
+            normalisation=self.normalisation,
+            label_smoothing=self.settings.optimizer.label_smoothing,
+            autocast=autocast,
+        )
+        if compile_mode is not None:
+            objective.compile(mode=compile_mode, dynamic=False)
+        return objective
+
+    def _wrap(self, objective: Objective) -> DistributedDataParallel | None:
+        """Have several ranks average their gradients; None for a single rank."""
+        if self.world.size == 1:
+            return None
+        # In training each rank has batch-norm statistics of its own; the model's are rank 0's.
+        return DistributedDataParallel(
+            objective, forward_sync_buffers=False, gradient_as_bucket_view=True, static_graph=True
+        )
 
     def step(self, drawings: torch.Tensor, labels: torch.Tensor, number: int) -> None:
-        """Optimizer step `number` on this rank's part of a global batch.
+        """Take optimizer step `number` on this rank's share of a global batch.
 
-        Never waits for the device: what came of it is in `tally`. A step whose gradient is not
-        finite on some rank leaves weights, optimizer, average and buffers as they are, on all.
+        Never waits for the device: the step's metrics are in `tally`. If the gradient is not
+        finite on some rank, all ranks skip the step: weights, optimizer, average and buffers stay
+        as they were.
 
         Args:
             drawings: (n, 28, 28) uint8.
             labels: (n,) int64.
-            number: of the run, from 0; with seed and rank it decides augmentation and dropout.
+            number: of the step in the run, from 0; seed, number and rank decide augmentation and
+                dropout.
         """
         optimizer, batch = self.settings.optimizer, self.settings.train.global_batch
         torch.manual_seed(key64(self.settings.train.seed, "step", number, self.world.rank))
         self.rate = learning_rate(optimizer, number * batch, self.total_drawings)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        parts = self._parts(len(labels))
-        pieces = zip(drawings.tensor_split(parts), labels.tensor_split(parts), strict=True)
-        self.statistics.remember()
+        count = self._micro_batch_count(len(labels))
+        micro_batches = zip(drawings.tensor_split(count), labels.tensor_split(count), strict=True)
+        self.buffer_backup.save()
         self.work.begin()
-        figures = torch.zeros(2, device=self.world.device)
-        for part, (some, their_labels) in enumerate(pieces):
-            # Gradients meet the other ranks' once a step, with the last part.
-            with self._meeting(alone=part < parts - 1):
-                with self.phases("forward", number, part):
-                    loss, right = self.forward(some, their_labels)
-                with self.phases("backward", number, part):
+        loss_and_correct = torch.zeros(2, device=self.world.device)
+        for index, (some_drawings, some_labels) in enumerate(micro_batches):
+            # One all-reduce per step, with the gradients of the last micro-batch.
+            with self._all_reduce(index == count - 1):
+                with self.phases("forward", number, index):
+                    loss, correct = self.forward(some_drawings, some_labels)
+                with self.phases("backward", number, index):
                     self._backward(loss)
-            figures += torch.stack([loss.detach(), right])
+            loss_and_correct += torch.stack([loss.detach(), correct])
         self.work.end()
         with self.phases("optimizer", number):
             self.scaler.unscale_(self.optimizer)
             limit = optimizer.clip_norm or float("inf")
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-            self._move(number, skipped=(~norm.isfinite()).float())
-        self.tally.add(figures[0], figures[1], norm)
+            self._update(number, skipped=(~norm.isfinite()).float())
+        self.tally.add(loss_and_correct[0], loss_and_correct[1], norm)
 
-    def _move(self, number: int, skipped: torch.Tensor) -> None:
-        """Take the step, or where `skipped` is 1 leave everything as it was before."""
-        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # as GradScaler tells it
-        if self.fused or not skipped:
+    def _micro_batch_count(self, drawings: int) -> int:
+        """Return how many micro-batches a share needs; another rank may need one more."""
+        return -(-drawings // (self.settings.train.micro_batch or drawings))
+
+    def _all_reduce(self, enabled: bool) -> contextlib.AbstractContextManager[None]:
+        """Wrap a forward and a backward pass; if not `enabled`, gradients stay on this rank."""
+        return contextlib.nullcontext() if enabled or self.ddp is None else self.ddp.no_sync()
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        """Add one micro-batch's gradients.
+
+        Micro-batches and shares differ in size, so a loss is a sum over drawings, weighted by
+        world size / global batch: DDP's mean over ranks is then the mean over the global batch. A
+        loss that is not finite makes all its gradients NaN, which the all-reduce carries to every
+        rank.
+        """
+        weight = self.world.size / self.settings.train.global_batch
+        weights = torch.where(loss.detach().isfinite(), weight, float("nan"))
+        torch.autograd.backward(self.scaler.scale(loss * weights))
+
+    def _update(self, number: int, skipped: torch.Tensor) -> None:
+        """Update weights and average; where `skipped` is 1, restore the state before the step."""
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # GradScaler's protocol
+        if self._fused or not skipped:
             self.optimizer.step()
         self.scaler.update()
-        self._forget_gradients()
-        self.statistics.restore(skipped)
+        self._clear_gradients()
+        self.buffer_backup.restore(skipped)
         if self.average is not None:
             batch = self.settings.train.global_batch
             self.average.update(self.model, batch, (number + 1) * batch, skipped)
 
-    def _parts(self, drawings: int) -> int:
-        """Forward passes that this rank needs for its part of a batch; others may need one more."""
-        return -(-drawings // (self.settings.train.micro_batch or drawings))
-
-    def _backward(self, loss: torch.Tensor) -> None:
-        """Add one part's gradients.
-
-        Parts differ in size, so the loss is summed over the part and divided by G/n: DDP's mean
-        over ranks is then the mean over the global batch. A loss that is not finite makes nan of
-        all its gradients, so that the sum over ranks tells every rank.
-        """
-        share = self.world.size / self.settings.train.global_batch
-        weight = torch.where(loss.detach().isfinite(), share, float("nan"))
-        torch.autograd.backward(self.scaler.scale(loss * weight))
+    def _clear_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=not self._keep_gradients)
 
     def warm_up(self, batch_drawings: int) -> None:
-        """Two passes on noise, thrown away, before state is loaded.
+        """Run forward and backward passes on noise and discard them; call before `load`.
 
-        DDP settles its buckets in the first ones; a resumed run then adds up gradients in the
-        same order as one that never stopped, and so has the same bits. Compilation happens here.
+        DDP rebuilds its gradient buckets in the first passes. After them a resumed run adds up
+        gradients in the same order as one that was never stopped, so their bits are equal.
+        Compilation happens here, too.
+
+        Args:
+            batch_drawings: size of this rank's share of a global batch.
         """
         weights = copy.deepcopy(self.model.state_dict())
         self.model.train()
         device = self.world.device
         noise = torch.randint(256, (batch_drawings, 28, 28), dtype=torch.uint8, device=device)
         labels = torch.zeros(batch_drawings, dtype=torch.int64, device=device)
-        parts = noise.tensor_split(self._parts(batch_drawings))
-        # The last part may be shorter, and the compiler makes a program for every size. It stays
-        # alone: another rank may have no such part.
-        for part, alone in ((parts[0], False), (parts[0], False), (parts[-1], True)):
-            with self._meeting(alone):
-                self._backward(self.forward(part, labels[: len(part)])[0])
-            self._forget_gradients()
+        micro_batches = noise.tensor_split(self._micro_batch_count(batch_drawings))
+        # The last micro-batch may be shorter, and the compiler makes a program per size. Its pass
+        # has no all-reduce: another rank may have no micro-batch of that size.
+        first, last = micro_batches[0], micro_batches[-1]
+        for drawings, all_reduce in ((first, True), (first, True), (last, False)):
+            with self._all_reduce(all_reduce):
+                self._backward(self.forward(drawings, labels[: len(drawings)])[0])
+            self._clear_gradients()
         self.model.load_state_dict(weights)
 
-    def _meeting(self, alone: bool) -> contextlib.AbstractContextManager[None]:
-        """Around a forward and backward pass: whether its gradients stay this rank's own."""
-        return self.ddp.no_sync() if alone and self.ddp else contextlib.nullcontext()
-
-    def _forget_gradients(self) -> None:
-        self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
-
     def load(self, saved: Checkpoint) -> None:
-        """Take over a checkpoint's weights, average, optimizer and scaler."""
+        """Load a checkpoint's weights, average, optimizer and scaler state."""
         self.model.load_state_dict(saved.weights)
         if self.average is not None:
             self.average.load(saved.average or saved.weights)
-        # Its tensors only: rates, decay and kernels are this run's settings.
+        # Only the optimizer's tensors: rates, decay and kernels follow this run's settings.
         own = self.optimizer.state_dict()["param_groups"]
         moments = saved.state["optimizer"]["state"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": own})
-        if self.scaler.is_enabled() and saved.state["scaler"]:  # empty but for fp16
+        if self.scaler.is_enabled() and saved.state["scaler"]:  # empty without fp16
             self.scaler.load_state_dict(saved.state["scaler"])
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside weights and average."""
+        """Return the optimizer's and the scaler's state, for a checkpoint."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def loss_scale(self) -> float | None:
-        """What the loss is multiplied with before fp16's backward pass; None without fp16."""
+        """Return the factor on the loss in fp16's backward pass; None in other precisions."""
         return self.scaler.get_scale() if self.scaler.is_enabled() else None
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
-        """What is evaluated and exported: the average, or the weights where none is kept."""
+        """Return the weights to evaluate and export: the average, or the model's without one."""
         return self.average.state if self.average is not None else self.model.state_dict()

@@ -1,4 +1,4 @@
-"""From stored bytes to the loss: what is compiled, differentiated and shared over ranks as one."""
+"""Compute the loss from stored bytes, as one module for the compiler, autograd and DDP."""
 
 from __future__ import annotations
 
@@ -7,42 +7,43 @@ from torch import nn
 from torch.nn import functional
 
 from quickdraw_dist.base.settings import Augment
-from quickdraw_dist.models.input import normalise
+from quickdraw_dist.models.input import Normalisation
 from quickdraw_dist.training.augment import augment
 
 
 class Objective(nn.Module):
-    """Normalisation, augmentation, network and cross entropy."""
+    """Normalisation, augmentation, network and cross entropy.
+
+    Targets are smoothed after Szegedy and others, "Rethinking the Inception Architecture" (2016).
+    """
 
     def __init__(
         self,
         network: nn.Module,
         settings: Augment,
         *,
-        mean: float,
-        std: float,
+        normalisation: Normalisation,
         label_smoothing: float,
         autocast: torch.dtype | None,
     ) -> None:
-        """`mean` and `std` are the dataset's pixels', on a scale of 0 to 1; only the network
-        computes in the `autocast` type."""
+        """Only the network computes in the `autocast` type, float32 if that is None."""
         super().__init__()
         self.network = network
-        self._settings, self._mean, self._std = settings, mean, std
+        self._settings, self._normalisation = settings, normalisation
         self._label_smoothing, self._autocast = label_smoothing, autocast
 
     def forward(
         self, drawings: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and right guesses, both summed over the drawings.
+        """Return the loss in nats and the number of correct first guesses, summed over B drawings.
 
         Args:
             drawings: (B, 28, 28) uint8.
             labels: (B,) int64.
         """
         with torch.no_grad():
-            pixels = normalise(drawings, self._mean, self._std)
-            pixels = augment(pixels, self._settings, background=-self._mean / self._std)
+            pixels = self._normalisation.apply(drawings)
+            pixels = augment(pixels, self._settings, self._normalisation.background)
         on = self._autocast is not None
         with torch.autocast(drawings.device.type, dtype=self._autocast, enabled=on):
             logits = self.network(pixels).float()

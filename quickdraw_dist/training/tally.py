@@ -1,4 +1,4 @@
-"""What every step did, kept on the device until somebody looks: the step waits for nothing."""
+"""Per-step metrics, accumulated on the device and read once per log interval: no step waits."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from quickdraw_dist.run.position import Counts
 
 
 @dataclass(frozen=True)
-class Figures:
-    """Of some steps in their order, an element each."""
+class StepMetrics:
+    """Metrics of consecutive steps: one list element per step."""
 
-    losses: list[float]  # sum over the global batch, nats
-    own_losses: list[float]  # sum over this rank's part of it
-    right: list[float]  # drawings of the global batch whose first guess was right
-    norms: list[float]  # of the gradient before clipping: the same number on every rank
+    losses: list[float]  # summed over the global batch, nats
+    own_losses: list[float]  # summed over this rank's share, nats
+    correct: list[float]  # drawings of the global batch whose first guess was correct
+    norms: list[float]  # of the gradient before clipping; equal on every rank
 
     def skipped(self) -> list[int]:
-        """Which of the steps moved nothing: all ranks find the same."""
+        """Return the indices of skipped steps, the same on every rank."""
         return [at for at, norm in enumerate(self.norms) if not isfinite(norm)]
 
-    def counts(self, global_batch: int, learning_rate: float) -> Counts:
-        """Means over the drawings of the steps whose loss is a number."""
+    def summary(self, global_batch: int, learning_rate: float) -> Counts:
+        """Return means over the drawings of the steps whose loss is finite, NaN without one."""
         good = [at for at, loss in enumerate(self.losses) if isfinite(loss)]
         drawings = len(good) * global_batch
         return Counts(
             sum(self.losses[at] for at in good) / drawings if good else nan,
-            sum(self.right[at] for at in good) / drawings if good else nan,
+            sum(self.correct[at] for at in good) / drawings if good else nan,
             next((norm for norm in reversed(self.norms) if isfinite(norm)), nan),
             learning_rate,
         )
 
 
 class Tally:
-    """A row of figures a step, on the device."""
+    """Collects one row of metrics per step on the device."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
         self._rows: list[torch.Tensor] = []
 
-    def add(self, loss: torch.Tensor, right: torch.Tensor, norm: torch.Tensor) -> None:
-        """A step's figures, three scalars: of this rank's part, and the common gradient's norm."""
-        self._rows.append(torch.stack([loss, right, norm]))
+    def add(self, loss: torch.Tensor, correct: torch.Tensor, norm: torch.Tensor) -> None:
+        """Add a step's three scalars: loss and correct guesses, summed over this rank's share, and
+        the norm of the gradient after the all-reduce, before clipping."""
+        self._rows.append(torch.stack([loss, correct, norm]))
 
-    def read(self) -> Figures:
-        """The figures since the last call, over all ranks, which call it together.
+    def read(self) -> StepMetrics:
+        """Return the metrics of the steps since the last call.
 
-        Waits for the device, so it is called only every few steps.
+        A collective: all ranks must call it at the same step. Waits for the device.
         """
         if not self._rows:
-            return Figures([], [], [], [])
+            return StepMetrics([], [], [], [])
         rows = torch.stack(self._rows)  # (steps, 3)
         self._rows.clear()
         whole = sum_over_ranks(rows[:, :2].contiguous())
-        (own, _, norms), (losses, right) = rows.T.tolist(), whole.T.tolist()
-        return Figures(losses, own, right, norms)
+        (own, _, norms), (losses, correct) = rows.T.tolist(), whole.T.tolist()
+        return StepMetrics(losses, own, correct, norms)

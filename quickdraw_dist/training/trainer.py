@@ -242,12 +242,12 @@ class Trainer:
         learner = self.learner
         if self.log.new_steps(self.position):
             figures = learner.tally.read()
-            for line in self.faults.look(figures, self.total_steps, learner.loss_scale()):
+            for line in self.faults.check(figures, self.total_steps, learner.loss_scale()):
                 self.log.say(line)
             for line in self.stragglers.compare_ranks(learner.work.mean_seconds()):
                 self.log.say(line)
             batch = self.settings.train.global_batch
-            self.log.training(self.position, figures.counts(batch, learner.rate))
+            self.log.training(self.position, figures.summary(batch, learner.rate))
             garbage.collect()
 
     # -- state ---------------------------------------------------------------------------------
@@ -299,8 +299,7 @@ class Trainer:
                 self.agreement.until_stopped(tracked),
                 split="val",
                 classes=dataset.classes,
-                mean=dataset.pixel_mean,
-                std=dataset.pixel_std,
+                normalisation=self.learner.normalisation,
                 world=world,
                 autocast=self.learner.autocast,
                 # For the page at the end, which is rank 0's.

@@ -28,11 +28,11 @@ def test_all_phases(tmp_path: Path) -> None:
     small = ["--fraction", "0.00002", "--model.width", "2", "--train.global_batch", "256"]
     done = subprocess.run([*command, *small], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
+    metrics = json.loads(done.stdout.splitlines()[-1])
     drawings = sum(open_source(source(0.00002)).counts)
-    assert figures["shard"]["drawings"] == figures["verify"]["drawings"] == drawings
+    assert metrics["shard"]["drawings"] == metrics["verify"]["drawings"] == drawings
     train = manifest.read(str(tmp_path / "full" / "shards")).drawings("train")
-    assert figures["train"]["drawings"] == train // 256 * 256
+    assert metrics["train"]["drawings"] == train // 256 * 256
     for phase in ("shard", "verify", "train"):
-        assert figures[phase]["peak_memory_bytes"] > 10**7
-    assert figures["shard"]["bytes_written"] == figures["verify"]["bytes_read"] > 0
+        assert metrics[phase]["peak_memory_bytes"] > 10**7
+    assert metrics["shard"]["bytes_written"] == metrics["verify"]["bytes_read"] > 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from benchmarks.scaling.__main__ import GPUS, gradient_bytes, modelled
 from benchmarks.scaling.model import Links, Step, all_reduce_seconds, efficiency, fit
 
-FAST = Links(gpus_a_node=8, node_bytes_per_second=100, network_bytes_per_second=10, hop_seconds=0)
+FAST = Links(gpus_per_node=8, node_bytes_per_second=100, network_bytes_per_second=10, hop_seconds=0)
 
 
 def test_one_gpu_talks_to_nobody() -> None:

@@ -19,6 +19,7 @@ from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.evaluation.metrics import Evaluation, evaluate
+from quickdraw_dist.models.input import Normalisation
 from tests.support.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,7 @@ class Drawings:
 
 
 SCALE = 0.05
-"""One grey level in logits: std below undoes the 255 of normalise and makes it this."""
+"""One grey level in logits: std below undoes the 255 of Normalisation and makes it this."""
 
 
 def measure(
@@ -84,8 +85,7 @@ def measure(
         batches,
         split="test",
         classes=tuple(f"class {n}" for n in range(drawings.classes)),
-        mean=0.0,
-        std=1 / (255 * SCALE),
+        normalisation=Normalisation(0.0, 1 / (255 * SCALE)),
         world=world,
         autocast=torch.autocast("cpu", enabled=False),
         keep_mistakes=keep_mistakes,
@@ -185,8 +185,9 @@ def test_the_model_is_left_as_it_was() -> None:
     for training in (True, False):
         model = ReadsItsPixels(3).train(training)
         evaluate(
-            model, drawings.batches((3,)), split="val", classes=("a", "b", "c"), mean=0.0, std=1.0,
-            world=ALONE, autocast=torch.autocast("cpu", enabled=False),
+            model, drawings.batches((3,)), split="val", classes=("a", "b", "c"),
+            normalisation=Normalisation(0.0, 1.0), world=ALONE,
+            autocast=torch.autocast("cpu", enabled=False),
         )  # fmt: skip
         assert model.training is training
 

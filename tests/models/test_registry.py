@@ -1,4 +1,4 @@
-"""Networks by name: every one takes drawings and gives logits; an unknown name is helped."""
+"""Networks by name: each maps drawings to logits; an unknown name is refused with suggestions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from quickdraw_dist.base.settings import Model
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_network_learns_from_drawings(name: str) -> None:
-    """What the trainer relies on, for any architecture that is added: (B, 1, 28, 28) to
-    (B, classes), a gradient for every parameter (DDP hangs without), and no surprise in bf16."""
+    """The trainer needs of any network: (B, 1, 28, 28) to (B, classes), a gradient for every
+    parameter (DDP hangs without one), and autocast to bf16."""
     torch.set_num_threads(1)
     network = models.build(Model(name=name, width=4, dropout=0.0), 7)
     drawings = torch.randn(3, 1, 28, 28)
@@ -32,7 +32,7 @@ def test_the_default_name_exists() -> None:
 
 
 def test_settings_reach_the_network() -> None:
-    """model.width and model.dropout are not only accepted."""
+    """model.width and model.dropout change the network."""
 
     def size(width: int) -> int:
         return sum(p.numel() for p in models.build(Model(width=width), 5).parameters())
@@ -44,7 +44,7 @@ def test_settings_reach_the_network() -> None:
 
 
 def test_the_seed_decides_the_first_weights() -> None:
-    """All ranks build the same network from train.seed, and another seed another one."""
+    """All ranks build the same network from train.seed; another seed gives other weights."""
 
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -57,10 +57,10 @@ def test_the_seed_decides_the_first_weights() -> None:
 
 @pytest.mark.parametrize(("name", "suggested"), [("sketchcn", True), ("xyz", False)])
 def test_unknown_name(name: str, suggested: bool) -> None:
-    """A misspelt network is refused with the nearest name and all there are."""
+    """A misspelt network is refused with the nearest name and all known ones."""
     with pytest.raises(RefusedError) as refused:
         models.build(Model(name=name), 5)
-    text = str(refused.value)
-    assert f"--model.name {name}" in text
-    assert ("Did you mean 'sketchcnn'" in text) == suggested
-    assert all(known in text for known in models.names())
+    error = refused.value
+    assert (error.subject, error.value) == ("--model.name", name)
+    assert ("Did you mean 'sketchcnn'?" in error.remedy) == suggested
+    assert error.remedy.endswith("Choose one of: " + ", ".join(models.names()))

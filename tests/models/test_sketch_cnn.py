@@ -1,4 +1,4 @@
-"""SketchCNN: shapes, and that its docstring tells the truth about size and cost."""
+"""SketchCNN: shapes, initialisation, and the size and cost that its docstring states."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _one_thread() -> None:
 @pytest.mark.parametrize("classes", [2, 345])
 @pytest.mark.parametrize("count", [1, 5])
 def test_shapes(width: int, classes: int, count: int) -> None:
-    """Any width, class count and batch of evaluation, down to one drawing."""
+    """Any width, class count and evaluation batch, down to one drawing."""
     network = SketchCNN(classes, width).eval()
     assert network(torch.zeros(count, 1, 28, 28)).shape == (count, classes)
 
@@ -53,8 +53,7 @@ def test_parameters_are_as_stated() -> None:
 
 
 def test_cost_is_as_stated() -> None:
-    """Plans of machines and hours start from the cost of one drawing, forward only, a multiply
-    and an add counted as two."""
+    """The cost of one drawing is of a forward pass; a multiply and an add count as two."""
     network = SketchCNN(345).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 1, 28, 28))
@@ -62,7 +61,7 @@ def test_cost_is_as_stated() -> None:
 
 
 def test_evaluation_is_deterministic() -> None:
-    """A drawing has one answer: no dropout, and no influence of who shares its batch."""
+    """Logits of a drawing do not depend on dropout or on the other drawings of its batch."""
     torch.manual_seed(0)
     network = SketchCNN(5, width=4).eval()
     drawings = torch.randn(6, 1, 28, 28)
@@ -73,7 +72,7 @@ def test_evaluation_is_deterministic() -> None:
 
 
 def test_training_drops_and_keeps_statistics() -> None:
-    """In training, dropout and batch norm are at work; in evaluation they leave no trace."""
+    """Training drops outputs and updates batch-norm statistics; evaluation changes neither."""
     torch.manual_seed(0)
     network = SketchCNN(5, width=4, dropout=0.5)
     drawings = torch.randn(6, 1, 28, 28)
@@ -85,7 +84,7 @@ def test_training_drops_and_keeps_statistics() -> None:
 
 
 def test_channels_last_is_the_same_network() -> None:
-    """train.channels_last is a matter of speed only."""
+    """train.channels_last changes the speed, not the logits."""
     torch.manual_seed(0)
     network = SketchCNN(5, width=4).eval()
     drawings = torch.randn(3, 1, 28, 28)

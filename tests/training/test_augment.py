@@ -1,4 +1,4 @@
-"""Transforms on the device: what the network sees is normalised, and moved as far as stated."""
+"""Random changes of drawings on the device: as far and as often as stated, and seeded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quickdraw_dist.base.settings import Augment
-from quickdraw_dist.models.input import normalise
+from quickdraw_dist.models.input import Normalisation
 from quickdraw_dist.training.augment import (
     ROTATION_RADIANS,
     SCALE,
@@ -46,37 +46,6 @@ def doodles(count: int, seed: int = 0) -> torch.Tensor:
     return drawings
 
 
-# -- normalise -------------------------------------------------------------------------------------
-
-
-def test_normalise_to_zero_mean_and_unit_variance() -> None:
-    """Mean and standard deviation are on a scale of 0 to 1, as the manifest stores them."""
-    drawings = doodles(64)
-    scaled = drawings.double() / 255
-    inputs = normalise(drawings, float(scaled.mean()), float(scaled.std()))
-    assert inputs.shape == (64, 1, SIDE, SIDE)
-    assert inputs.dtype == torch.float32
-    assert float(inputs.mean()) == pytest.approx(0, abs=1e-5)
-    assert float(inputs.std()) == pytest.approx(1, abs=1e-3)
-
-
-def test_normalise_is_linear_and_leaves_its_input() -> None:
-    """Every byte has its own value in order, from -mean/std to (1 - mean)/std, and the batch's
-    buffer, which is used again, is not written to."""
-    drawings = torch.arange(784).remainder(256).to(torch.uint8).view(1, SIDE, SIDE)
-    before = drawings.clone()
-    inputs = normalise(drawings, 0.2, 0.4).flatten()
-    assert torch.equal(drawings, before)
-    expected = (torch.arange(256).double() / 255 - 0.2) / 0.4
-    torch.testing.assert_close(inputs[:256].double(), expected, atol=1e-6, rtol=1e-6)
-
-
-def test_normalise_an_empty_batch() -> None:
-    """A rank may have no drawings in the last batch of an evaluation."""
-    empty = torch.zeros(0, SIDE, SIDE, dtype=torch.uint8)
-    assert normalise(empty, 0.2, 0.4).shape == (0, 1, SIDE, SIDE)
-
-
 # -- random_affine ---------------------------------------------------------------------------------
 
 BACKGROUND = -0.6
@@ -84,73 +53,42 @@ BACKGROUND = -0.6
 
 def inputs(count: int) -> torch.Tensor:
     """Doodles on a background of -0.6, (count, 1, 28, 28) float32."""
-    return normalise(doodles(count), 0.15, 0.25)
+    return Normalisation(0.15, 0.25).apply(doodles(count))
 
 
 def test_blank_stays_blank() -> None:
-    """What comes in from outside is paper: a border of another value would be ink to the net."""
+    """Pixels from outside are background; a border of another value would be ink."""
     blank = torch.full((200, 1, SIDE, SIDE), BACKGROUND)
     assert torch.equal(random_affine(blank, BACKGROUND), blank)
 
 
-def test_shape_dtype_and_input() -> None:
-    """A batch in, a batch out; the normalised batch itself is not written to."""
-    batch = inputs(8)
-    before = batch.clone()
-    moved = random_affine(batch, BACKGROUND)
-    assert moved.shape == batch.shape
-    assert moved.dtype == torch.float32
-    assert torch.equal(batch, before)
-
-
-def test_the_seed_decides() -> None:
-    """A resumed run seeds a step and must get the same bits; another step gets other ones."""
-    batch = inputs(16)
-
-    def moved(seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)
-        return random_affine(batch, BACKGROUND)
-
-    assert torch.equal(moved(1), moved(1))
-    assert not torch.equal(moved(1), moved(2))
-
-
-def test_every_drawing_is_moved_by_its_own_amounts() -> None:
-    """One transform for the whole batch would be a fraction of the augmentation."""
-    same = inputs(1).expand(32, -1, -1, -1)
-    torch.manual_seed(0)
-    moved = random_affine(same, BACKGROUND)
-    assert not any(torch.equal(drawing, same[0]) for drawing in moved)
-    assert len({drawing.numpy().tobytes() for drawing in moved}) == 32
-
-
 def transforms(count: int) -> torch.Tensor:
-    """The matrices that were drawn, (count, 2, 3): from each pixel to where it is taken from, in
-    pixels around the centre. Read off pictures of the coordinates themselves, which bilinear
-    sampling reproduces exactly wherever all four neighbours are inside."""
+    """Random matrices (count, 2, 3) from a pixel to its source, in pixels around the centre. Fitted
+    to images of the coordinates themselves, which bilinear sampling reproduces exactly wherever all
+    four neighbours are inside."""
     axis = torch.arange(SIDE, dtype=torch.float32) - (SIDE - 1) / 2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     sources = []
-    for picture in (x, y):
+    for coordinate in (x, y):
         torch.manual_seed(7)
-        batch = picture.expand(count, 1, SIDE, SIDE).contiguous()
+        batch = coordinate.expand(count, 1, SIDE, SIDE).contiguous()
         sources.append(random_affine(batch, 0.0)[:, 0, 10:18, 10:18].reshape(count, -1))
     x, y = x[10:18, 10:18].reshape(-1), y[10:18, 10:18].reshape(-1)
-    places = torch.stack([x, y, torch.ones_like(x)], 1).expand(count, -1, -1)
-    fitted = torch.linalg.lstsq(places, torch.stack(sources, 2)).solution  # (count, 3, 2)
-    residual = (places @ fitted - torch.stack(sources, 2)).abs().max()
+    pixels = torch.stack([x, y, torch.ones_like(x)], 1).expand(count, -1, -1)
+    fitted = torch.linalg.lstsq(pixels, torch.stack(sources, 2)).solution  # (count, 3, 2)
+    residual = (pixels @ fitted - torch.stack(sources, 2)).abs().max()
     assert residual < 1e-3, "not an affine map"
     return fitted.transpose(1, 2).double()
 
 
 def test_moves_as_far_as_stated() -> None:
-    """Each amount stays within its stated largest change and uses the whole range in both
-    directions: more would deform drawings beyond what people draw, less would be no help."""
-    matrices = transforms(3_000)
+    """Each amount is uniform within its stated largest change in both directions, and independent
+    of the others."""
+    matrices = transforms(3_000)  # of one drawing: each copy is moved by amounts of its own
     (a, b), (c, d) = matrices[:, :, :2].permute(1, 2, 0)
     angle = torch.atan2(c, a)
     scale = torch.hypot(a, c) - 1
-    shear = (a * b + c * d) / (a * a + c * c)  # what the second axis has of the first
+    shear = (a * b + c * d) / (a * a + c * c)  # the second axis, projected on the first
     area = (a * d - b * c) / (1 + scale) ** 2
     torch.testing.assert_close(area, torch.ones_like(area), atol=1e-3, rtol=0)
     right, down = matrices[:, :, 2].T
@@ -172,7 +110,7 @@ def test_moves_as_far_as_stated() -> None:
 
 
 def test_most_ink_stays_inside() -> None:
-    """Drawings fill their square, so corners are cut now and then, but never the drawing."""
+    """Drawings fill their square, so some lose a corner, but never most of their ink."""
     torch.manual_seed(3)
     batch = inputs(500)
     before = (batch - BACKGROUND).sum((1, 2, 3))
@@ -183,7 +121,7 @@ def test_most_ink_stays_inside() -> None:
 
 
 def test_values_stay_between_paper_and_ink() -> None:
-    """Interpolation mixes neighbours; it must not make darker paper or brighter ink."""
+    """Interpolation gives no value below the background or above the ink."""
     batch = inputs(64)
     moved = random_affine(batch, BACKGROUND)
     assert float(moved.min()) >= BACKGROUND - 1e-4
@@ -194,7 +132,7 @@ def test_values_stay_between_paper_and_ink() -> None:
 
 
 def changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Which drawings are not what they were, (count,)."""
+    """Which drawings differ, (count,) bool."""
     return (before != after).flatten(1).any(1)
 
 
@@ -210,7 +148,7 @@ def test_flip_mirrors_the_stated_share() -> None:
 
 
 def test_thickness_adds_ink_beside_the_lines_only() -> None:
-    """No pixel loses ink; what is further than a pixel from a line stays paper; lines stay."""
+    """No pixel loses ink, and pixels further than one from a line stay background."""
     batch = inputs(500)
     thick = random_thickness(batch, 1.0)
     assert bool((thick >= batch - 1e-6).all())
@@ -224,8 +162,8 @@ def test_thickness_adds_ink_beside_the_lines_only() -> None:
 
 
 def test_erase_empties_a_rectangle_of_the_stated_size() -> None:
-    """Seen on pictures full of ink: one rectangle each, of 2 to 20 % of the area and a ratio of
-    sides of at most 3 (and rounding), anywhere in the picture."""
+    """On drawings full of ink: one rectangle each, of 2 to 20 % of the area and a ratio of sides of
+    at most 3 (and rounding), anywhere in the drawing."""
     full = torch.ones(2_000, 1, SIDE, SIDE)
     holes = random_erase(full, 1.0, BACKGROUND)[:, 0] == BACKGROUND
     heights, widths = holes.any(2).sum(1), holes.any(1).sum(1)
@@ -242,17 +180,18 @@ def test_erase_empties_a_rectangle_of_the_stated_size() -> None:
 
 
 def test_erase_takes_the_stated_share_and_leaves_the_rest() -> None:
-    """Outside the rectangle every pixel is what it was."""
+    """Half of the drawings change; outside the rectangle no pixel does."""
     batch = inputs(1_000)
     erased = random_erase(batch, 0.5, BACKGROUND)
     moved = changed(batch, erased)
-    assert 0.4 < float(moved.float().mean()) < 0.6  # a hole in paper changes nothing
+    assert 0.4 < float(moved.float().mean()) < 0.6  # a hole in the background changes nothing
     assert bool(((erased == batch) | (erased == BACKGROUND)).all())
 
 
 @pytest.mark.parametrize("name", ["affine", "flip", "erase", "thickness"])
 def test_settings_reach_the_drawings(name: str) -> None:
-    """Each of them alone changes drawings, decided by the seed; none of them, none."""
+    """Each setting alone changes drawings, decided by the seed; without any, none change. The batch
+    itself stays as it was."""
     batch = inputs(64)
     before = batch.clone()
 
@@ -267,17 +206,18 @@ def test_settings_reach_the_drawings(name: str) -> None:
     assert torch.equal(augmented(one, 1), augmented(one, 1))
     assert not torch.equal(augmented(one, 1), augmented(one, 2))
     assert torch.equal(batch, before)
-    assert augmented(one, 1).shape == batch.shape
+    assert augmented(one, 1).shape == batch.shape and augmented(one, 1).dtype == batch.dtype
 
 
 def test_real_drawings_stay_drawings(real_data: Path) -> None:
-    """All changes together on real drawings of three classes: still white lines on black, with
-    about as much ink, and an empty margin somewhere."""
+    """All changes together on real drawings of three classes leave about as much ink, and values
+    between background and ink."""
     names = ("cat", "The Eiffel Tower", "zigzag")
     stored = [np.load(real_data / "numpy_bitmap" / f"{name}.npy", mmap_mode="r") for name in names]
     pixels = np.concatenate([array[:200] for array in stored]).reshape(-1, SIDE, SIDE)
-    batch = normalise(torch.from_numpy(pixels.copy()), 0.17, 0.31)
-    paper = -0.17 / 0.31
+    normalisation = Normalisation(0.17, 0.31)
+    batch = normalisation.apply(torch.from_numpy(pixels.copy()))
+    paper = normalisation.background
     torch.manual_seed(0)
     settings = Augment(flip=0.5, erase=0.25, thickness=0.5)
     seen = augment(batch, settings, paper)

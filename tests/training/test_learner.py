@@ -1,4 +1,4 @@
-"""One step: the same for any split of the batch into parts or ranks, at every precision."""
+"""One step: the same for any split of the batch into micro-batches or ranks, at every precision."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ BATCH = 13
 CPU = torch.device("cpu")
 
 CLOSE = {"rtol": 1e-3, "atol": 2e-5}
-"""Of weights: sums in another order; a part weighed wrongly moves them by the rate, 2e-3."""
+"""Tolerance for sums in another order; a micro-batch with a wrong weight changes parameters by the
+learning rate, 2e-3."""
 
 
 def make(
@@ -47,7 +48,7 @@ def make(
         ),
     )
     learner = Learner(settings, world or World(0, 1, 0, 1, CPU), dataset, 1000 * BATCH)
-    # Batch norm looks at a whole part when it trains; with fixed statistics parts can be compared.
+    # In training, batch norm depends on the micro-batch; with fixed statistics splits compare.
     learner.model.eval()
     return learner
 
@@ -60,7 +61,7 @@ def batch(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def weights_after(learner: Learner, start: int, stop: int, steps: int = 2) -> torch.Tensor:
-    """All weights in one vector after steps on a part of the batch."""
+    """All weights in one vector after steps on a share of the batch."""
     drawings, labels = batch(len(learner.dataset.classes))
     for number in range(steps):
         learner.step(drawings[start:stop], labels[start:stop], number)
@@ -68,15 +69,15 @@ def weights_after(learner: Learner, start: int, stop: int, steps: int = 2) -> to
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 6, 12, 13, 100])
-def test_accumulated_parts_are_the_whole_batch(dataset: Dataset, micro_batch: int) -> None:
-    """Parts of unequal size weigh by their drawings, or accumulation would change the result."""
+def test_micro_batches_add_up_to_the_batch(dataset: Dataset, micro_batch: int) -> None:
+    """Micro-batches of unequal size are weighted by their drawings."""
     whole = weights_after(make(dataset.manifest), 0, BATCH)
-    parts = weights_after(make(dataset.manifest, micro_batch=micro_batch), 0, BATCH)
-    torch.testing.assert_close(parts, whole, **CLOSE)
+    pieces = weights_after(make(dataset.manifest, micro_batch=micro_batch), 0, BATCH)
+    torch.testing.assert_close(pieces, whole, **CLOSE)
 
 
 def one_rank(rank: int, size: int, data: Manifest, micro_batch: int) -> torch.Tensor:
-    """A rank's steps on its part of the batch."""
+    """A rank's steps on its share of the batch."""
     learner = make(data, World(rank, size, rank, size, CPU), micro_batch=micro_batch)
     start, stop = rank_part(BATCH, rank, size)
     learner.warm_up(stop - start)
@@ -92,8 +93,8 @@ def test_uneven_ranks_take_the_step_of_one(
     size: int,
     micro_batch: int,
 ) -> None:
-    """13 drawings on 2 or 3 ranks: DDP's mean must be the mean over the global batch, also where
-    one rank needs a forward pass more than another."""
+    """13 drawings on 2 or 3 ranks: DDP's mean must be the mean over the global batch, also if one
+    rank needs one more micro-batch than another."""
     every = run_ranks(processes, size, tmp_path, one_rank, dataset.manifest, micro_batch)
     alone = weights_after(make(dataset.manifest), 0, BATCH)
     for there in every:
@@ -103,7 +104,7 @@ def test_uneven_ranks_take_the_step_of_one(
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_precision_learns(dataset: Dataset, precision: str, name: str) -> None:
-    """The same batch again and again: the loss goes down, and stays a number."""
+    """Steps on one batch reduce its loss, which stays finite."""
     learner = make(dataset.manifest, precision=precision, optimizer=name)
     learner.model.train()
     for number in range(8):
@@ -114,13 +115,13 @@ def test_every_precision_learns(dataset: Dataset, precision: str, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_state_goes_on_bit_for_bit(dataset: Dataset, name: str) -> None:
+def test_state_resumes_bit_for_bit(dataset: Dataset, name: str) -> None:
     """Saved after two steps and loaded into another learner: the third step is the same."""
     one, other = (make(dataset.manifest, optimizer=name) for _ in range(2))
     weights_after(one, 0, BATCH)
     average = dict(one.average.state) if one.average else {}
     saved = Checkpoint("here", {}, dict(one.model.state_dict()), average, one.state())
-    other.load(copy.deepcopy(saved))  # a load shares what it is given; from a disk it is its own
+    other.load(copy.deepcopy(saved))  # load shares memory with its argument
     for learner in (one, other):
         learner.step(*batch(5), 2)
     for name, value in one.model.state_dict().items():
@@ -128,7 +129,7 @@ def test_state_goes_on_bit_for_bit(dataset: Dataset, name: str) -> None:
 
 
 def test_precision_may_change_on_resume(dataset: Dataset) -> None:
-    """A run in fp32 has no loss scale to give to one in fp16."""
+    """A checkpoint of fp32 has no loss scale for fp16, and the other way round."""
     one, other = make(dataset.manifest), make(dataset.manifest, precision="fp16")
     weights_after(one, 0, BATCH)
     other.load(Checkpoint("here", {}, dict(one.model.state_dict()), {}, one.state()))
@@ -137,7 +138,7 @@ def test_precision_may_change_on_resume(dataset: Dataset) -> None:
 
 
 def test_resumed_settings_of_the_optimizer_are_the_new_ones(dataset: Dataset) -> None:
-    """A resumed run says that weight decay changed: then it must have."""
+    """Weight decay, betas and kernels follow the settings, not the checkpoint."""
     one = make(dataset.manifest)
     weights_after(one, 0, BATCH)
     saved = Checkpoint("here", {}, dict(one.model.state_dict()), {}, copy.deepcopy(one.state()))
@@ -163,19 +164,19 @@ def test_resumed_settings_of_the_optimizer_are_the_new_ones(dataset: Dataset) ->
     ],
 )
 def test_compile_mode(setting: str, device: str, mode: str | None) -> None:
-    """Where it pays by default, and whatever is asked for elsewhere."""
+    """auto compiles on CUDA only; a named mode compiles anywhere."""
     assert compile_mode(setting, device) == mode
 
 
 def test_compiled_as_one_piece(dataset: Dataset) -> None:
-    """Augmentation, network and loss are one graph without breaks. (test_skipping compiles it.)"""
+    """Augmentation, network and loss are one graph without breaks; test_skipping compiles it."""
     whole = make(dataset.manifest, affine=True)
     explained = torch._dynamo.explain(whole.forward)(*batch(5))  # type: ignore[attr-defined]
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
 
 
 def test_warm_up_leaves_no_trace(dataset: Dataset) -> None:
-    """Weights, statistics, figures and gradients are as before: only DDP and the compiler know."""
+    """Weights, batch-norm statistics, metrics and gradients are as before."""
     learner = make(dataset.manifest)
     before = {name: value.clone() for name, value in learner.model.state_dict().items()}
     learner.warm_up(BATCH)
@@ -186,7 +187,7 @@ def test_warm_up_leaves_no_trace(dataset: Dataset) -> None:
 
 
 def test_step_number_decides_the_randomness(dataset: Dataset) -> None:
-    """Augmentation and dropout follow from seed, step and rank, not from what ran before."""
+    """Augmentation and dropout follow from seed, step and rank, not from earlier random numbers."""
 
     def after(number: int, disturb: bool) -> torch.Tensor:
         learner = make(dataset.manifest, affine=True)

@@ -1,4 +1,4 @@
-"""The step on a GPU: never waits for it, whatever is switched on, and computes the same."""
+"""The step on a GPU: never waits for the device, and computes the same in every compile mode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODES = ["off", "default", "reduce-overhead", "max-autotune"]
 def make(
     dataset: Manifest, random: bool, factor: torch.Tensor | None = None, **train: object
 ) -> Learner:
-    """Everything on, or nothing that is random; the network's inputs multiplied by a factor."""
+    """A learner with all random changes or none; `factor` multiplies the network's input."""
     share = 0.5 if random else 0.0
     settings = Settings(
         model=Model(width=8, dropout=share),
@@ -39,7 +39,7 @@ def make(
 
 
 def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Noise with labels, on the device before it is asked for."""
+    """Noise with labels, copied to the device beforehand."""
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
         drawings = torch.randint(0, 256, (BATCH, 28, 28), dtype=torch.uint8, generator=generator)
@@ -52,7 +52,7 @@ def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 def test_no_step_waits_for_the_device(
     dataset: Dataset, compile_mode: str, precision: str, micro_batch: int
 ) -> None:
-    """torch counts every synchronisation as an error here; the first steps may settle."""
+    """After three steps of warm-up, torch raises at every synchronisation."""
     learner = make(dataset.manifest, random=True, compile=compile_mode, precision=precision,
                    micro_batch=micro_batch)  # fmt: skip
     there = list(batches())
@@ -73,7 +73,7 @@ def test_no_step_waits_for_the_device(
 def test_compiled_steps_are_the_plain_ones(
     dataset: Dataset, compile_mode: str, micro_batch: int
 ) -> None:
-    """Also where a replayed graph's gradients of several forward passes add up."""
+    """Also if gradients of several micro-batches add up in a replayed graph."""
 
     def weights(mode: str) -> torch.Tensor:
         learner = make(dataset.manifest, random=False, compile=mode, precision="fp32",
@@ -87,7 +87,7 @@ def test_compiled_steps_are_the_plain_ones(
 
 @pytest.mark.parametrize("compile_mode", MODES)
 def test_a_skipped_step_leaves_no_trace(dataset: Dataset, compile_mode: str) -> None:
-    """The flag stays on the device: the fused optimizer, the statistics and the average heed it."""
+    """Fused optimizer, batch-norm statistics and average read the skip flag on the device."""
     factor = torch.ones((), device="cuda")  # of every pixel, after normalisation
     learner = make(dataset.manifest, random=True, factor=factor, compile=compile_mode)
     assert learner.average is not None

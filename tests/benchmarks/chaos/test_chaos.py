@@ -67,7 +67,7 @@ def test_a_few_kills_change_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.chaos", "--folder", str(tmp_path / "chaos")]
     done = subprocess.run([*command, "--kills", "4"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["kills"] == 4, done.stdout
-    assert figures["digest_equal"] and figures["weights_equal"], done.stdout
-    assert figures["survivors"] == figures["unexpected_exit_codes"] == 0, done.stdout
+    metrics = json.loads(done.stdout.splitlines()[-1])
+    assert metrics["kills"] == 4, done.stdout
+    assert metrics["digest_equal"] and metrics["weights_equal"], done.stdout
+    assert metrics["survivors"] == metrics["unexpected_exit_codes"] == 0, done.stdout

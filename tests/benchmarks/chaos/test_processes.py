@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.processes import marked, memory_of, wait_until_gone
+from benchmarks.chaos.processes import marked, memory_of, wait_until_ended
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 
@@ -59,12 +59,12 @@ def test_an_orphan_in_a_session_of_its_own_is_found() -> None:
 
 def test_waiting_for_the_end_names_who_lives_on() -> None:
     mark = uuid.uuid4().hex
-    assert wait_until_gone(MARK, mark, 0) == []
+    assert wait_until_ended(MARK, mark, 0) == []
     process = _start(mark, CHILD.format(bytes=1))
-    (survivor,) = wait_until_gone(MARK, mark, 0.01)
+    (survivor,) = wait_until_ended(MARK, mark, 0.01)
     assert survivor.pid == process.pid
     process.kill()  # it becomes a zombie, which is gone
-    assert wait_until_gone(MARK, mark, 60) == []
+    assert wait_until_ended(MARK, mark, 60) == []
     process.communicate()
 
 

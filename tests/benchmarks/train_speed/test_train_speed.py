@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.train_speed.__main__ import BASE, SAVING, key_figures, our_cases
+from benchmarks.train_speed.__main__ import BASE, SAVING, key_metrics, our_cases
 from quickdraw_dist.base.settings import Settings
 
 
@@ -33,8 +33,8 @@ def test_the_figures_are_against_the_faster_small_project() -> None:
         "small projects' way, 0 workers": {"per_second": 200},
         "small projects' way, 8 workers": {"per_second": 250},
     }
-    limits = {"flops_a_drawing": 2.0, "flops_per_second": 10_000.0, "device": "cpu"}
-    assert key_figures(results, limits) == {
+    limits = {"flops_per_drawing": 2.0, "flops_per_second": 10_000.0, "device": "cpu"}
+    assert key_metrics(results, limits) == {
         "baseline_ratio": 4.0,
         "data_wait_share": 0.002,
         "checkpoint_pause_ms_median": 3.5,
@@ -44,4 +44,4 @@ def test_the_figures_are_against_the_faster_small_project() -> None:
         "share_of_matrix_peak": 0.2,
         "device": "cpu",
     }
-    assert key_figures({}, limits)["baseline_ratio"] is None
+    assert key_metrics({}, limits)["baseline_ratio"] is None

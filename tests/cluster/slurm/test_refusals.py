@@ -14,10 +14,10 @@ from tests.cluster.support.slurm import Slurm
 @pytest.mark.parametrize(
     ("script", "environment", "line"),
     [
-        ("train", {"VENV": "nowhere"}, "error: VENV=nowhere: no Python there; 'make install' in"),
-        ("train", {"DATA": "nowhere"}, "'sbatch slurm/shard.sh' makes one"),
-        ("evaluate", {"DATA": "nowhere"}, "'sbatch slurm/shard.sh' makes one"),
-        ("shard", {"CONTAINER": "docker:x"}, "pyxis:IMAGE, apptainer:IMAGE or nothing is right"),
+        ("train", {"VENV": "nowhere"}, "VENV=nowhere: no Python there. Run 'make install' in"),
+        ("train", {"DATA": "nowhere"}, "Run 'sbatch slurm/shard.sh' to make one."),
+        ("evaluate", {"DATA": "nowhere"}, "Run 'sbatch slurm/shard.sh' to make one."),
+        ("shard", {"CONTAINER": "docker:x"}, "Use pyxis:IMAGE, apptainer:IMAGE or nothing."),
         ("verify", {"CONTAINER": "pyxis:x"}, "this cluster's srun has no pyxis"),
         ("verify", {"CONTAINER": "apptainer:x"}, "no apptainer on n"),
     ],
@@ -63,4 +63,4 @@ def test_without_sbatch(script: str, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 2
-    assert f"sbatch slurm/{script}.sh is right" in done.stderr
+    assert f"Run sbatch slurm/{script}.sh." in done.stderr
