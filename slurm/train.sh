@@ -69,7 +69,7 @@ srun --kill-on-bad-exit=0 --wait=60 "${step[@]}" \
   bash -c 'PET_NODE_RANK=$SLURM_NODEID exec "$@"' bash \
   "${python[@]}" -m quickdraw_dist.launch \
   --nnodes="$SLURM_NNODES" --nproc-per-node="$ranks" \
-  --master-addr="$head" --master-port="$port" --rdzv-id="$SLURM_JOB_ID" \
+  --master-addr="$head" --master-port="$port" --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" \
   -m quickdraw_dist.train \
   --data "$DATA" --output "$OUTPUT" --train.device "$DEVICE" "$@" &
 task=$!

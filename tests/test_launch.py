@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from torch.distributed import run as torchrun
 
 from quickdraw_dist.base.errors import RefusedError
@@ -247,3 +250,32 @@ def test_the_first_process_of_a_container_buries_the_dead(tmp_path: Path) -> Non
     (tmp_path / "script.py").write_text(ORPHAN)
     command = [*NAMESPACE, *runs.launcher(1), str(tmp_path / "script.py")]
     assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_two_starts_never_meet(tmp_path: Path) -> None:
+    """Node 1 of a new start finds the store of an old one, which still saves: it waits, and no rank
+    begins before node 1 of the old start is there."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, pathlib\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "(folder / (os.environ['TORCHELASTIC_RUN_ID'] + os.environ['RANK'])).touch()\n"
+    )
+
+    def start(node: int, uid: str) -> subprocess.Popen[bytes]:
+        options = ["--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1", f"--rdzv-id={uid}"]
+        options += ["--master-addr=127.0.0.1", f"--master-port={port}", str(script)]
+        return subprocess.Popen([sys.executable, "-m", "quickdraw_dist.launch", *options])
+
+    old, stray = start(0, "old"), start(1, "new")
+    try:
+        store = dist.TCPStore("127.0.0.1", port, timeout=timedelta(seconds=60))
+        store.wait([f"{uid}/torchelastic/role_info/{n}" for n, uid in enumerate(("old", "new"))])
+        assert not list(tmp_path.glob("*[01]"))
+        assert start(1, "old").wait(60) == old.wait(60) == 0
+        assert {path.name for path in tmp_path.glob("*[01]")} == {"old0", "old1"}
+    finally:
+        stray.kill()
+        stray.wait()

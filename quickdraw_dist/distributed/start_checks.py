@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, TrainingError
 from quickdraw_dist.base.settings import Section, Settings
 from quickdraw_dist.distributed import ranks
 
@@ -20,17 +21,25 @@ _OWN = (
 """Settings that may differ per node: neither the order nor the weights depend on them. (Where
 `data` differs, the dataset digest must still be equal.)"""
 
+_START = "--rdzv-id"
+"""What torchrun was given to tell this start of the run from others."""
+
 
 def check_same(settings: Settings, dataset_digest: str) -> None:
-    """Check that code, torch, dataset and settings are the same on all ranks, which all call it.
+    """Check that start, code, torch, dataset and settings are the same on all ranks, which all call
+    it.
 
     Raises:
         RefusedError: on every rank; names the first difference and the ranks that have each value.
+        TrainingError: some ranks are of an earlier start, whose end this one did not wait for.
     """
-    own = {"the code of quickdraw_dist": code_version(), "torch": torch.__version__}
+    own = {_START: os.environ.get("TORCHELASTIC_RUN_ID", "none")}
+    own |= {"the code of quickdraw_dist": code_version(), "torch": torch.__version__}
     own |= {"the dataset's digest": dataset_digest[:16]}
     own |= {f"--{name}": str(value) for name, value in _leaves(settings) if name not in _OWN}
     difference = first_difference(ranks.gather_objects(own))
+    if difference is not None and difference.startswith(_START):
+        raise TrainingError(f"ranks of two starts met: {difference}. End the earlier one first")
     if difference is not None:
         raise RefusedError(
             "ranks disagree",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
@@ -94,6 +95,12 @@ def compare_datasets(rank: int, _: str) -> None:
     check_same(Settings(), "other" if rank == 2 else "digest")
 
 
+def compare_starts(rank: int, _: str) -> None:
+    """Rank 0 is of a start before."""
+    os.environ["TORCHELASTIC_RUN_ID"] = "old" if rank == 0 else "new"
+    check_same(Settings(train={"seed": rank}), "digest")
+
+
 ERRORS = [
     RefusedError("no"), CorruptError("bytes"), StorageError("gone"), PermissionError(13, "no", "x")
 ]  # fmt: skip
@@ -123,6 +130,13 @@ def test_ranks_with_other_data_are_refused(processes: ForkServerContext, tmp_pat
     """The path may be the same: a node's copy may be an old one."""
     for said in said_by_ranks(processes, tmp_path, 3, compare_datasets):
         assert "the dataset's digest is digest on ranks 0-1, other on rank 2" in said
+
+
+def test_ranks_of_two_starts_end_with_one(processes: ForkServerContext, tmp_path: Path) -> None:
+    """A retry helps as soon as the earlier ranks have ended, whatever else differs."""
+    for said in said_by_ranks(processes, tmp_path, 2, compare_starts):
+        assert said.startswith("TrainingError: ranks of two starts met: ")
+        assert "--rdzv-id is old on rank 0, new on rank 1" in said
 
 
 def test_the_first_ranks_trouble_is_everybodys(
