@@ -10,26 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.support.manifests import OVERLAYS, PLAIN, ROOT, load, workloads
+from tests.cluster.support.commands import HEADERS, blocks
+from tests.cluster.support.manifests import OVERLAYS, PLAIN, ROOT, Object, load, workloads
 
-PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
-TEXTS = [
-    PAGE,
-    *((ROOT / "k8s" / name).read_text(encoding="utf-8") for name in PLAIN),
-    *((ROOT / name / "kustomization.yaml").read_text(encoding="utf-8") for name in OVERLAYS),
-]
-
-
-def blocks(words: str) -> list[str]:
-    """The page's blocks of commands that have these words."""
-    return [block for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) if words in block]
+TEXTS = [(ROOT / "docs" / "clusters.md").read_text(encoding="utf-8"), *HEADERS.values()]
 
 
 def test_one_edit_fills_in_all_placeholders(tmp_path: Path) -> None:
     """Step 6 as it stands in the page, on a copy."""
     for folder in ("k8s", "overlays"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
-    (edit,) = blocks("sed -i")
+    (edit,) = (block for block in blocks("clusters.md") if "sed -i" in block)
     values = {"PROJECT": "one-2", "REGION": "europe-west4", "BUCKET": "some-bucket"}
     subprocess.run(["bash", "-euc", edit], cwd=tmp_path, env=os.environ | values, check=True)
     command = ["kubectl", "kustomize", str(tmp_path / "overlays" / "gke-spot")]
@@ -47,24 +38,28 @@ def test_what_commands_name_is_there() -> None:
     sets = {o["metadata"]["name"] for o in objects if o["kind"] == "JobSet"}
     components = {o["metadata"]["labels"]["app.kubernetes.io/component"] for o in objects}
     for text in TEXTS:
-        for place in re.findall(r"kubectl (?:apply|delete) -[fk] (\S+?)(?:`| |$)", text, re.M):
-            assert (ROOT / place).exists(), place
+        for path in re.findall(
+            r"kubectl (?:apply|delete) (?:--cascade=foreground )?-[fk] (\S+?)(?:`| |$)", text, re.M
+        ):
+            assert (ROOT / path).exists(), path
         assert set(re.findall(r"(?<![a-z])job[ /](quickdraw-[a-z0-9-]+)", text)) <= jobs
         assert set(re.findall(r"jobset/(quickdraw-[a-z-]+)", text)) <= sets
         assert set(re.findall(r"io/component=([a-z]+)", text)) <= components
 
 
-@pytest.mark.parametrize("component", ["shard", "train", "evaluate"])
+@pytest.mark.parametrize("component", ["shard", "merge", "train", "evaluate"])
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_step_is_chosen_by_its_label(overlay: str, component: str) -> None:
     """`kubectl apply -k ... -l` takes what the step needs, and no Job of another one."""
-    chosen = [o for o in load(overlay)
-              if o["metadata"]["labels"]["app.kubernetes.io/component"] == component]  # fmt: skip
-    names = {job.name for job in workloads(chosen)}
-    own = {"shard": {"quickdraw-shard", "quickdraw-merge"}}
-    assert names == own.get(component, {f"quickdraw-{component}"})
-    for job in workloads(chosen):
-        found = {o["metadata"]["name"] for o in chosen if o["kind"] == "ConfigMap"}
-        assert {v["configMap"]["name"] for v in job.pod["volumes"] if "configMap" in v} <= found
-        accounts = {o["metadata"]["name"] for o in chosen if o["kind"] == "ServiceAccount"}
-        assert job.pod["serviceAccountName"] in accounts
+
+    def labelled(*components: str) -> list[Object]:
+        name = "app.kubernetes.io/component"
+        return [o for o in load(overlay) if o["metadata"]["labels"][name] in components]
+
+    (job,) = workloads(labelled(component))
+    assert job.name == f"quickdraw-{component}"
+    chosen = labelled("shard", component) if component == "merge" else labelled(component)
+    found = {o["metadata"]["name"] for o in chosen if o["kind"] == "ConfigMap"}
+    assert {v["configMap"]["name"] for v in job.pod["volumes"] if "configMap" in v} <= found
+    accounts = {o["metadata"]["name"] for o in chosen if o["kind"] == "ServiceAccount"}
+    assert job.pod["serviceAccountName"] in accounts

@@ -14,9 +14,11 @@ import pytest
 import yaml
 
 from tests.cluster.support.manifests import (
+    MONITORS,
     OVERLAYS,
     PLAIN,
     ROOT,
+    SHARED,
     Object,
     Workload,
     find,
@@ -85,10 +87,11 @@ def test_every_manifest_opens_with_how_to_use_it(source: str) -> None:
     for part in ("Prerequisites", "Apply", "Check", "Logs", "Clean"):
         assert re.search(rf"^# {part}\b", head, re.MULTILINE), part
     assert f"kubectl apply -f k8s/{source}" in head
-    assert f"kubectl delete -f k8s/{source}" in head
+    cascade = "" if source in MONITORS else "--cascade=foreground "
+    assert f"kubectl delete {cascade}-f k8s/{source}" in head, "returns when the pods are gone"
 
 
-@pytest.mark.parametrize("source", [s for s in PLAIN if s != "monitoring.yaml"])
+@pytest.mark.parametrize("source", [s for s in PLAIN if s not in MONITORS])
 def test_kubectl_reads_the_plain_files(source: str) -> None:
     """YAML anchors included; the JobSet is no kind that kubectl has built in."""
     command = ["kubectl", "label", "--local", "-o", "name", "-f", str(ROOT / "k8s" / source), "a=b"]
@@ -108,7 +111,7 @@ def test_names_are_unique_and_valid(source: str) -> None:
 
 @pytest.mark.parametrize(("source", "job"), JOBS)
 def test_what_a_pod_refers_to_is_there(source: str, job: Workload) -> None:
-    objects = load(source)
+    objects = [o for name in (source, SHARED.get(source)) if name for o in load(name)]
     pod = job.pod
     find(objects, "ServiceAccount", pod["serviceAccountName"])
     claims = set()
@@ -126,14 +129,13 @@ def test_what_a_pod_refers_to_is_there(source: str, job: Workload) -> None:
     for container in job.containers:
         known = {"JOB_COMPLETION_INDEX"} if job.spec.get("completionMode") == "Indexed" else set()
         for entry in container.get("env", ()):
-            if "valueFrom" in entry:
-                key = entry["valueFrom"]["configMapKeyRef"]
+            if (key := entry.get("valueFrom", {}).get("configMapKeyRef")) is not None:
                 assert key["key"] in find(objects, "ConfigMap", key["name"])["data"]
             used = set(re.findall(r"\$\((\w+)\)", entry.get("value", "")))
             assert used <= known, "defined before it is used, or it stays as it is"
             known.add(entry["name"])
         for argument in [*container["command"], *container["args"]]:
-            # A shell's own $(...) stands in scripts only, and has blanks.
+            # A shell's own $(...) occurs in scripts only, and has blanks.
             assert set(re.findall(r"\$\((\w+)\)", argument)) <= known, argument
         names = [port["name"] for port in container.get("ports", ())]
         assert len(set(names)) == len(names)
@@ -194,9 +196,9 @@ def gibibytes(quantity: str) -> int:
 @pytest.mark.parametrize(("source", "job"), JOBS)
 def test_scripts_in_manifests(source: str, job: Workload, tmp_path: Path) -> None:
     for container in job.containers:
-        if container["command"] == ["sh", "-c"]:
+        if container["command"][:2] == ["sh", "-c"]:
             script = tmp_path / "script.sh"
-            script.write_text("#!/bin/sh\n" + container["args"][0])
+            script.write_text("#!/bin/sh\n" + [*container["command"], *container["args"]][2])
             done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
             assert done.returncode == 0, done.stdout
 

@@ -10,6 +10,8 @@ import yaml
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.settings import Settings
 from tests.cluster.support.manifests import (
+    JOB_UID,
+    MONITORS,
     OVERLAYS,
     PLAIN,
     ROOT,
@@ -77,6 +79,9 @@ def test_nodes_and_ranks_agree(source: str, name: str) -> None:
     assert option(train, "node-rank") == "$(JOB_COMPLETION_INDEX)"
     assert option(train, "config") == option(check, "config")
     assert train["resources"]["limits"].get("nvidia.com/gpu", ranks) == ranks
+    assert option(train, "rdzv-id") == "$(START)"
+    (start,) = [e for e in train["env"] if e["name"] == "START"]
+    assert start["valueFrom"]["fieldRef"]["fieldPath"] == f"metadata.labels['{JOB_UID}']"
     # The name of pod 0, which the Service of that name gives it.
     assert option(train, "master-addr") == "$(PODS)-0.quickdraw-train"
     assert job.pod["subdomain"] == "quickdraw-train"
@@ -91,15 +96,17 @@ def test_failures_are_told_apart(source: str, name: str) -> None:
     objects, job, _ = training(source, name)
     refused, saved, disrupted = job.spec["podFailurePolicy"]["rules"]
     assert (refused["action"], refused["onExitCodes"]["values"]) == ("FailJob", [2])
-    assert (saved["action"], saved["onExitCodes"]["values"]) == ("Ignore", [85])
+    assert (saved["action"], saved["onExitCodes"]["values"]) == ("Ignore", [85, 143])
     assert disrupted["action"] == "Ignore"
     assert disrupted["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert "backoffLimit" not in job.spec, "it counts the ended pods of all nodes"
+    assert job.spec["maxFailedIndexes"] == 0
     if source == "train-jobset.yaml":
-        assert job.spec["backoffLimit"] == 0, "any crash is the JobSet's"
+        assert job.spec["backoffLimitPerIndex"] == 0, "any crash is the JobSet's"
         policy = find(objects, "JobSet", "quickdraw-train")["spec"]["failurePolicy"]
         assert policy["maxRestarts"] == RESTARTS
     else:
-        assert job.spec["backoffLimit"] == RESTARTS * job.spec["completions"]
+        assert job.spec["backoffLimitPerIndex"] == RESTARTS
 
 
 @pytest.mark.parametrize(("source", "name"), TRAININGS)
@@ -140,12 +147,13 @@ def test_the_jobset_has_the_same_settings() -> None:
 @pytest.mark.parametrize("source", ["shard.yaml", *OVERLAYS])
 def test_workers_agree(source: str) -> None:
     objects = load_manifest(source)
+    if source == "shard.yaml":
+        objects += load_manifest("merge.yaml")
     shard, merge = workload(objects, "quickdraw-shard"), workload(objects, "quickdraw-merge")
     worker, last = shard.container("shard"), merge.container("merge")
     assert shard.spec["parallelism"] == shard.spec["completions"] == int(option(worker, "of"))
     assert option(worker, "source") == option(last, "source")
     assert option(worker, "config") == option(last, "config")
-    assert merge.spec["suspend"] is True
     for job in (shard, merge):
         codes = {tuple(r.get("onExitCodes", {}).get("values", ())): r["action"]
                  for r in job.spec["podFailurePolicy"]["rules"]}  # fmt: skip
@@ -163,7 +171,7 @@ def test_all_jobs_use_one_place(source: str) -> None:
 
 
 def test_what_is_scraped_is_served() -> None:
-    operator, managed = load_manifest("monitoring.yaml")
+    (operator,), (managed,) = (load_manifest(source) for source in MONITORS)
     _, job, _ = training("train.yaml", "quickdraw-train")
     ports = [port["name"] for port in job.container("train")["ports"]]
     assert [e["port"] for e in operator["spec"]["podMetricsEndpoints"]] == ports
@@ -176,7 +184,7 @@ def test_what_is_scraped_is_served() -> None:
 def test_one_version() -> None:
     """The images' tags and labels are the package's version."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    for source in [*(s for s in PLAIN if s != "monitoring.yaml"), *OVERLAYS]:
+    for source in [*PLAIN, *OVERLAYS]:
         for job in workloads(load_manifest(source)):
             assert {c["image"].rpartition(":")[2] for c in job.containers} == {version}
     for file in (ROOT / "dockerfiles").iterdir():
@@ -196,3 +204,17 @@ def test_lines_to_edit_are_marked(source: str) -> None:
                 assert mark in line, line
     for mark in ("[image]", "[bucket]", "[nodes]", "[gpus]", "[source]", "[workers]"):
         assert (mark in body) <= (mark in head or mark == "[workers]"), mark
+
+
+@pytest.mark.parametrize("source", [*PLAIN, *OVERLAYS])
+def test_settings_of_a_job_are_not_changed_under_it(source: str) -> None:
+    """A pod that is replaced would read other settings than those beside it."""
+    for found in load_manifest(source):
+        assert found.get("immutable", False) is (found["kind"] == "ConfigMap")
+
+
+def test_only_training_goes_to_gpu_nodes() -> None:
+    for job in workloads(load_manifest("overlays/gke-spot")):
+        tolerated = {each["key"] for each in job.pod["tolerations"]}
+        gpus = {"nvidia.com/gpu"} if job.name == "quickdraw-train" else set()
+        assert tolerated == {"cloud.google.com/gke-spot"} | gpus

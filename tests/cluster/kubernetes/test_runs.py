@@ -20,8 +20,9 @@ import pytest
 from quickdraw_dist.run.checkpoint import files as checkpoint
 from tests.cluster.support import images
 from tests.cluster.support.hosts import Host, Network, require
+from tests.cluster.support.job_controller import Controller, End, action
 from tests.cluster.support.manifests import Object, find, load, workload
-from tests.cluster.support.pods import Controller, Pods, action
+from tests.cluster.support.pods import Pods
 
 OBJECTS = load("overlays/cpu")
 
@@ -73,7 +74,7 @@ def test_a_missing_dataset_fails_the_check(pods: Pods, built: dict[str, str]) ->
     empty = pods.folder / "empty"
     empty.mkdir(mode=0o755)
     code, said = run(Pods(OBJECTS, pods.job, built, {"quickdraw": empty}, pods.folder))
-    assert (code, action(pods.job, code)) == (2, "FailJob")
+    assert (code, action(pods.job, End(0, code))) == (2, "FailJob")
     assert "/data/quickdraw: no dataset there" in said
 
 
@@ -84,7 +85,7 @@ def test_a_misspelt_setting_fails_the_check(pods: Pods) -> None:
     data["train.yaml"] = data["train.yaml"].replace("global_batch", "globl_batch")
     broken = Pods(objects, pods.job, pods.images, pods.claims, pods.folder)
     code, said = run(broken)
-    assert (code, action(pods.job, code)) == (2, "FailJob")
+    assert (code, action(pods.job, End(0, code))) == (2, "FailJob")
     assert "unknown setting train.globl_batch = 512. Did you mean 'train.global_batch'" in said
 
 
@@ -92,16 +93,20 @@ def test_an_unedited_bucket_fails_the_check(built: dict[str, str], tmp_path: Pat
     """k8s/train.yaml as it is."""
     objects = load("train.yaml")
     code, said = run(Pods(objects, workload(objects, "quickdraw-train"), built, {}, tmp_path))
-    assert (code, action(workload(objects, "quickdraw-train"), code)) == (2, "FailJob")
+    assert (code, action(workload(objects, "quickdraw-train"), End(0, code))) == (2, "FailJob")
     assert "gs://BUCKET/quickdraw/manifest.json: no bucket is called 'BUCKET'" in said
+
+
+SECOND = 0.05
+"""How long a second of the controller's delays takes here."""
 
 
 class Cluster:
     """Two hosts' worth of pods of the training Job, and their names."""
 
-    def __init__(self, pods: Pods) -> None:
-        self.pods, self.folder = pods, pods.folder
-        self.network = Network(self.folder, {})
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.network = Network(folder, {})
         self.pod: dict[int, Host] = {}
         self._started, self._closed = 0, False
         self._lock = threading.Lock()
@@ -115,40 +120,51 @@ class Cluster:
             host.close()
         self.network.close()
 
+    def apply(self, pods: Pods) -> Controller:
+        """The Job of these pods, which `complete` starts."""
+        grace = pods.job.pod["terminationGracePeriodSeconds"]
+
+        def run(index: int, life: int) -> int:
+            return self.run(pods, index, life)
+
+        def stop(index: int, life: int) -> None:
+            self.end(pods, index, life, "stop", "--all", f"--time={grace}")
+
+        return Controller(pods.job, run, stop, second=SECOND)
+
     def log(self, index: int) -> Path:
         """What the pods of an index have said."""
         return self.folder / f"log-{index}"
 
-    def machine(self, index: int, life: int) -> Path:
+    def machine(self, pods: Pods, index: int, life: int) -> Path:
         """Where podman keeps the containers of a pod's life."""
-        return self.folder / f"{index}-{life}"
+        return self.folder / f"{pods.uid}{index}-{life}"
 
     def named(self, *names: str) -> None:
         """Let only these pods' names resolve, to the addresses that they have now."""
         lines = [f"{self.network.addresses[n]} {n}.quickdraw-train {n}\n" for n in names]
         self.network.hosts_file.write_text("127.0.0.1 localhost\n" + "".join(lines))
 
-    def run(self, index: int, again: int) -> int:
+    def run(self, pods: Pods, index: int, life: int) -> int:
         """One life of a pod, on a new host with a new address; its exit code."""
         name = f"quickdraw-train-{index}"
         with self._lock:
             self._started += 1
             self.network.addresses[name] = f"10.77.0.{self._started}"
-            if again:
+            if self._started > pods.job.spec["completions"]:  # the test names the first ones
                 self.named(*self.network.addresses)
         options = ["--network=host", "--uts=host", "--no-hosts"]
         options += [f"--volume={self.network.hosts_file}:/etc/hosts:ro"]
-        script = self.pods.script(index, options, self.machine(index, again))
+        script = pods.script(index, options, self.machine(pods, index, life))
         host = Host(self.network, name, ["bash", "-c", script], log=self.log(index))
         self.pod[index] = host
         code = host.process.wait()
         host.close()
         return 2 if self._closed else code  # nothing comes back when a test has given up
 
-    def end(self, index: int, life: int, *command: str) -> None:
-        """Have podman end the container `train` of a pod's life."""
-        podman = images.podman(self.machine(index, life))
-        words = shlex.join([*podman, *command, "train"])
+    def end(self, pods: Pods, index: int, life: int, *command: str) -> None:
+        """Have podman end containers of a pod's life."""
+        words = shlex.join([*images.podman(self.machine(pods, index, life)), *command])
         # Not waited for: the host, and with it this command, ends when the container has.
         self.pod[index].run("sh", "-c", f"{words} >/dev/null 2>&1 &", folder=Path("/"))
 
@@ -160,16 +176,17 @@ class Cluster:
             time.sleep(0.1)
 
 
-EPOCHS = 3
+EPOCHS = 4
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of a training Job."""
+    """What became of a training Job, and of the one that replaced it."""
 
     run: Path
     settings: Path
-    controller: Controller
+    first: Controller
+    second: Controller
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +195,8 @@ def trained(
     dataset: Path,
     volume: Path,
 ) -> Iterator[Trained]:
-    """A Job in which a name comes five seconds late, a pod is ended by TERM, and one is killed.
+    """A Job in which a name comes five seconds late, a pod is ended by TERM, one is killed, and
+    which is then replaced by one with another setting.
 
     Each pod that comes back does so on a new host, with another address.
     """
@@ -187,14 +205,18 @@ def trained(
     data = find(objects, "ConfigMap", "quickdraw-train")["data"]
     assert "epochs: 5" in data["train.yaml"]
     data["train.yaml"] = data["train.yaml"].replace("epochs: 5", f"epochs: {EPOCHS}")
+    changed: list[Object] = json.loads(json.dumps(objects))
+    settings = find(changed, "ConfigMap", "quickdraw-train")["data"]
+    settings["train.yaml"] = settings["train.yaml"].replace("log_every: 10", "log_every: 5")
     job = workload(objects, "quickdraw-train")
     with (
         TemporaryDirectory() as short,  # than pytest's, for podman
         ThreadPoolExecutor(1) as background,
-        Cluster(Pods(objects, job, built, {"quickdraw": volume}, Path(short))) as cluster,
+        Cluster(Path(short)) as cluster,
     ):
-        controller = Controller(job, cluster.run)
-        complete = background.submit(controller.complete)
+        pods = Pods(objects, job, built, {"quickdraw": volume}, Path(short), "a")
+        first = cluster.apply(pods)
+        complete = background.submit(first.complete)
         for index in range(2):
             cluster.wait_for(complete, index, "ranks     4")  # from `check`
         cluster.named("quickdraw-train-1")
@@ -204,20 +226,27 @@ def trained(
         cluster.named("quickdraw-train-0", "quickdraw-train-1")
 
         cluster.wait_for(complete, 0, f"epoch 1/{EPOCHS}")
-        grace = job.pod["terminationGracePeriodSeconds"]
-        cluster.end(1, 0, "stop", f"--time={grace}")
+        first.stop(0, 0)
 
         cluster.wait_for(complete, 0, f"epoch 2/{EPOCHS}")
-        cluster.end(1, 1, "kill", "--signal=KILL")
-        assert complete.result(), controller.codes
-        settings = cluster.machine(0, 0) / "volumes" / "settings" / "train.yaml"
-        yield Trained(volume / "runs" / "quickdraw", settings, controller)
+        cluster.end(pods, 1, 1, "kill", "--signal=KILL", "train")
+
+        cluster.wait_for(complete, 0, f"epoch 3/{EPOCHS}")
+        first.delete("foreground")
+        assert not complete.result(), "deleted"
+        replacement = Pods(changed, job, built, {"quickdraw": volume}, Path(short), "b")
+        second = cluster.apply(replacement)
+        assert second.complete(), second.codes
+        settings_file = cluster.machine(pods, 0, 0) / "volumes" / "settings" / "train.yaml"
+        yield Trained(volume / "runs" / "quickdraw", settings_file, first, second)
 
 
 def test_pods_come_back(trained: Trained) -> None:
-    """Saved within the grace period and not counted; a crash of one pod is one of each."""
-    assert trained.controller.codes == {0: [85, 1, 0], 1: [85, 137, 0]}
-    assert trained.controller.failures == 2
+    """Saved within the grace period and not counted; a crash of one pod is one of each. A deleted
+    Job saves, too, and its replacement finishes."""
+    assert trained.first.codes == {0: [85, 1, 85], 1: [85, 137, 85]}
+    assert trained.first.delays == {0: [10, 20], 1: [10, 20]}
+    assert trained.second.codes == {0: [0], 1: [0]}
 
 
 def test_the_run_is_the_one_never_disturbed(

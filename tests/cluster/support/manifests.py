@@ -16,6 +16,15 @@ ROOT = Path(__file__).resolve().parents[3]
 PLAIN = sorted(path.name for path in (ROOT / "k8s").glob("*.yaml") if "kustom" not in path.name)
 """Files that one applies as they are."""
 
+MONITORS = ["podmonitor.yaml", "podmonitoring.yaml"]
+"""Those without a Job."""
+
+SHARED = {"merge.yaml": "shard.yaml"}
+"""Files that need objects of another one, applied before."""
+
+JOB_UID = "batch.kubernetes.io/controller-uid"
+"""The label that every pod of a Job has, with the Job's uid."""
+
 OVERLAYS = ["k8s", *(f"overlays/{path.name}" for path in sorted((ROOT / "overlays").iterdir()))]
 """Folders that one applies with -k."""
 

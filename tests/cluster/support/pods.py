@@ -1,18 +1,15 @@
-"""Pods without a cluster: their containers, as the rendered YAML has them, in podman's, one pod a
-host; and as much of the Job controller as decides what becomes of a pod that has ended."""
+"""Pods without a cluster: their containers, as the rendered YAML has them, run by podman."""
 
 from __future__ import annotations
 
 import re
 import shlex
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.support import images
-from tests.cluster.support.manifests import Object, Workload, find
+from tests.cluster.support.manifests import JOB_UID, Object, Workload, find
 
 
 @dataclass(frozen=True)
@@ -27,6 +24,8 @@ class Pods:
     """Folders that persistent volume claims are."""
     folder: Path
     """For the volumes of the pods."""
+    uid: str = "uid"
+    """The Job's."""
 
     def script(self, index: int, options: Sequence[str], machine: Path | None = None) -> str:
         """A pod's whole life in shell: ends with the code of the container that failed, or 0.
@@ -78,9 +77,11 @@ class Pods:
         indexed = self.job.spec.get("completionMode") == "Indexed"
         known = {"JOB_COMPLETION_INDEX": str(index)} if indexed else {}
         for entry in container.get("env", ()):
-            if "valueFrom" in entry:
-                key = entry["valueFrom"]["configMapKeyRef"]
+            source = entry.get("valueFrom", {})
+            if (key := source.get("configMapKeyRef")) is not None:
                 value = find(self.objects, "ConfigMap", key["name"])["data"][key["key"]]
+            elif source:
+                value = {f"metadata.labels['{JOB_UID}']": self.uid}[source["fieldRef"]["fieldPath"]]
             else:
                 value = expand(entry["value"], known)
             known[entry["name"]] = value
@@ -90,41 +91,3 @@ class Pods:
 def expand(text: str, environment: Mapping[str, str]) -> str:
     """$(NAME) of known names replaced, others left, as the kubelet does."""
     return re.sub(r"\$\((\w+)\)", lambda m: environment.get(m[1], m[0]), text)
-
-
-def action(job: Workload, code: int) -> str:
-    """What the pod failure policy says of an exit code: FailJob, Ignore, or Count."""
-    for rule in job.spec["podFailurePolicy"]["rules"]:
-        if code in rule.get("onExitCodes", {}).get("values", ()):
-            return str(rule["action"])
-    return "Count"
-
-
-@dataclass
-class Controller:
-    """A Job's pods until the Job is complete or failed; a pod that failed comes back at once."""
-
-    job: Workload
-    run: Callable[[int, int], int]
-    """Runs the pod of an index for the so-manieth time, to its exit code."""
-    codes: dict[int, list[int]] = field(default_factory=dict)
-    """Every index's exit codes."""
-    failures: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def complete(self) -> bool:
-        """Start all pods and see to them; whether the Job is complete at the end."""
-        with ThreadPoolExecutor(self.job.spec["completions"]) as pool:
-            return all(list(pool.map(self._index, range(self.job.spec["completions"]))))
-
-    def _index(self, index: int) -> bool:
-        codes = self.codes.setdefault(index, [])
-        while True:
-            codes.append(self.run(index, len(codes)))
-            if codes[-1] == 0:
-                return True
-            ruling = action(self.job, codes[-1])
-            with self._lock:
-                self.failures += ruling == "Count"
-                if ruling == "FailJob" or self.failures > self.job.spec["backoffLimit"]:
-                    return False

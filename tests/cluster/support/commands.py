@@ -1,0 +1,41 @@
+"""The commands that headers and docs tell a reader to type."""
+
+from __future__ import annotations
+
+import re
+
+from tests.cluster.support.manifests import OVERLAYS, PLAIN, ROOT
+
+_VERBS = "apply|delete|wait|get|logs|describe"
+
+
+def header(source: str) -> str:
+    """The comment that opens a plain manifest, or an overlay's kustomization."""
+    path = ROOT / ("k8s" if source in PLAIN else source)
+    path /= source if source in PLAIN else "kustomization.yaml"
+    lines = path.read_text(encoding="utf-8").split("apiVersion")[0].splitlines()
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
+
+
+def kubectl_commands(text: str) -> list[str]:
+    """All lines that begin with kubectl and a verb about a step, continued ones joined."""
+    joined = text.replace("\\\n", " ")
+    return [
+        re.sub(r" +", " ", line.strip())
+        for line in joined.splitlines()
+        if re.match(rf" *kubectl ({_VERBS}) ", line)
+    ]
+
+
+def blocks(page: str) -> list[str]:
+    """The blocks of commands of a page in docs/."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(r"```\n(.*?)```", text, re.DOTALL)
+
+
+def after(text: str, title: str) -> str:
+    """A header from one of its titles on."""
+    return text[text.index(f"\n{title}") :]
+
+
+HEADERS = {source: header(source) for source in [*PLAIN, *OVERLAYS]}
