@@ -13,7 +13,8 @@ import pytest
 from tests.cluster.support.commands import HEADERS, blocks
 from tests.cluster.support.manifests import OVERLAYS, PLAIN, ROOT, Object, load, workloads
 
-TEXTS = [(ROOT / "docs" / "clusters.md").read_text(encoding="utf-8"), *HEADERS.values()]
+TROUBLE = (ROOT / "docs" / "trouble.md").read_text(encoding="utf-8")
+TEXTS = [(ROOT / "docs" / "clusters.md").read_text(encoding="utf-8"), TROUBLE, *HEADERS.values()]
 
 
 def test_one_edit_fills_in_all_placeholders(tmp_path: Path) -> None:
@@ -63,3 +64,15 @@ def test_a_step_is_chosen_by_its_label(overlay: str, component: str) -> None:
     assert {v["configMap"]["name"] for v in job.pod["volumes"] if "configMap" in v} <= found
     accounts = {o["metadata"]["name"] for o in chosen if o["kind"] == "ServiceAccount"}
     assert job.pod["serviceAccountName"] in accounts
+
+
+def test_when_it_goes_wrong_has_what_can_be_seen() -> None:
+    """Reasons of failed Jobs, and every line by which the scripts of slurm/ refuse."""
+    for reason in ("PodFailurePolicy", "MaxFailedIndexesExceeded", "FailedIndexes",
+                   "BackoffLimitExceeded"):  # fmt: skip
+        assert f"`{reason}`" in TROUBLE, reason
+    known = re.findall(r"`([^`]+)`", TROUBLE)
+    for script in (ROOT / "slurm").glob("*.sh"):
+        for line in re.findall(r'(?:refuse|echo) "(.+?)"', script.read_text(encoding="utf-8")):
+            if line.startswith(("error:", "$0:")) or re.match(r"[A-Z]+=", line):
+                assert any(words in line for words in known if " " in words), line

@@ -110,6 +110,15 @@ def test_the_commands_of_the_page(shell: Shell) -> None:
     assert shell.api.most_pods == 1
 
 
+def test_the_commands_of_when_it_goes_wrong(shell: Shell) -> None:
+    """docs/trouble.md, while a Job is there; those that name a node need one."""
+    commands = kubectl_commands("\n".join(blocks("trouble.md")))
+    commands = [c for c in commands if "node" not in c]
+    assert len(commands) > 5
+    shell("kubectl apply -f k8s/train.yaml", *commands)
+    assert shell.api.most_pods == 1
+
+
 def test_an_apply_after_a_background_delete_overlaps(shell: Shell) -> None:
     """So the tests above can fail: kubectl returns while the old pods still save."""
     again = "kubectl apply -f k8s/train.yaml"
