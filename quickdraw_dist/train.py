@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from quickdraw_dist.base.orphans import die_with_parent
+from quickdraw_dist.base.process import die_with_parent
 from quickdraw_dist.distributed.exits import complain, leave
 from quickdraw_dist.distributed.signals import StopSignal
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from quickdraw_dist import models
-from quickdraw_dist.base import garbage
+from quickdraw_dist.base import process
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.base.telemetry import phases as whereabouts
@@ -128,7 +128,7 @@ class Trainer:
         self.log.start(self.position, meta, self._introduce())
         self.learner.model.train()
         self._validate_if_due()  # a signal may have stopped the run in the midst of it
-        with garbage.collected_by_hand():
+        with process.manual_garbage_collection():
             while self.epoch < epochs:
                 self._train_epoch()
                 self.epoch, self.step = self.epoch + 1, 0
@@ -225,7 +225,7 @@ class Trainer:
                 self.log.say(line)
             batch = self.settings.train.global_batch
             self.log.training(self.position, figures.counts(batch, learner.rate))
-            garbage.collect()
+            process.collect_garbage()
 
     def save(self, must: bool = False) -> None:
         """Have a checkpoint written in the background; `must` waits for the one before."""
