@@ -89,7 +89,7 @@ class Scratch(threading.local):
         """Nothing yet."""
         self._bytes = np.empty(0, np.uint8)
 
-    def of(self, size: int) -> memoryview:
+    def view(self, size: int) -> memoryview:
         """So many bytes, good until the thread asks again."""
         if len(self._bytes) < size:
             # The next one may be a little larger; what is never written to takes no memory.
@@ -101,7 +101,7 @@ def read_range_into(scratch: Scratch, url: str, start: int, length: int) -> memo
     """Like `read_range`; what comes from a local file is good until `scratch` is used again."""
     if is_remote(url):
         return memoryview(read_range(url, start, length))
-    into, done = scratch.of(length), 0
+    into, done = scratch.view(length), 0
     handle = os.open(url, os.O_RDONLY)
     try:
         while done < length and (got := os.preadv(handle, [into[done:]], start + done)):
@@ -142,7 +142,7 @@ def folders(folder: str) -> list[str]:
         return []
 
 
-def own_crc32c(url: str) -> int | None:
+def object_crc32c(url: str) -> int | None:
     """CRC-32C of a whole object: the one that the store keeps (None if it keeps none), or that of
     a local file, read through."""
     if is_remote(url):
@@ -155,7 +155,7 @@ def own_crc32c(url: str) -> int | None:
     return crc
 
 
-def own_md5(url: str) -> str | None:
+def object_md5(url: str) -> str | None:
     """MD5 of a whole object, hexadecimal: the one that the store keeps (None if it keeps none, as
     of composed objects), or that of a local file, read through."""
     if is_remote(url):
@@ -217,7 +217,7 @@ def remove_version(url: str, generation: int) -> None:
     _store().remove(url, generation)
 
 
-def sweep(folder: str) -> None:
+def remove_temporary_files(folder: str) -> None:
     """Remove what killed writers left half-written directly in a local folder."""
     if not is_remote(folder) and Path(folder).is_dir():
         for leftover in Path(folder).glob(f".*{_TEMPORARY}"):
@@ -235,7 +235,7 @@ def remove_folder(url: str) -> None:
         return
 
 
-def check_room(folder: str, needed_bytes: int, remedy: str) -> None:
+def check_free_space(folder: str, needed_bytes: int, remedy: str) -> None:
     """Refuse when a local disk cannot hold `needed_bytes` more."""
     if is_remote(folder):
         return

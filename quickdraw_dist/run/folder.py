@@ -44,7 +44,7 @@ class RunFolder:
         self._behind = False  # the local file lacks lines, or has half of one
         self._said = False  # that it is
         self._lock = Lease(url) if storage.is_remote(url) else _lock(url)
-        storage.sweep(url)  # of a killed writer
+        storage.remove_temporary_files(url)  # of a killed writer
 
     def check(self) -> None:
         """Make sure that this process may still write the run.

@@ -141,18 +141,18 @@ def test_checksums_of_whole_objects(place: str) -> None:
     """Of a file they are computed, of an object the store's own are taken: one meaning."""
     url, data = storage.join(place, "cat.npy"), bytes(range(256)) * 100
     storage.publish(url, data)
-    assert storage.own_crc32c(url) == storage.crc32c(data)
-    assert storage.own_md5(url) == hashlib.md5(data).hexdigest()
+    assert storage.object_crc32c(url) == storage.crc32c(data)
+    assert storage.object_md5(url) == hashlib.md5(data).hexdigest()
     with pytest.raises(FileNotFoundError, match=r"dog\.npy"):
-        storage.own_md5(storage.join(place, "dog.npy"))
+        storage.object_md5(storage.join(place, "dog.npy"))
 
 
 def test_composed_objects_have_no_md5(store: Store) -> None:
     """As parallel uploads of gsutil leave them: no figure to compare with, and no error."""
     meta = {"name": "x", "componentCount": 2}
     store.server.gcs.store.insert("bucket", meta, memoryview(b"0123456789"), {})
-    assert storage.own_md5("gs://bucket/x") is None
-    assert storage.own_crc32c("gs://bucket/x") == storage.crc32c(b"0123456789")
+    assert storage.object_md5("gs://bucket/x") is None
+    assert storage.object_crc32c("gs://bucket/x") == storage.crc32c(b"0123456789")
 
 
 def test_a_look_at_an_object_is_one_cheap_request(store: Store) -> None:
@@ -311,9 +311,9 @@ def test_many_threads_publish_the_same_object(tmp_path: Path) -> None:
 
 def test_room(tmp_path: Path) -> None:
     """Sharding for hours into a full disk helps nobody; a folder that is not there yet counts."""
-    storage.check_room(str(tmp_path), 1, "free some")
-    storage.check_room(str(tmp_path / "not" / "there"), 1, "free some")
-    storage.check_room("gs://bucket/x", 10**21, "free some")
+    storage.check_free_space(str(tmp_path), 1, "free some")
+    storage.check_free_space(str(tmp_path / "not" / "there"), 1, "free some")
+    storage.check_free_space("gs://bucket/x", 10**21, "free some")
     with pytest.raises(RefusedError, match=r"there: needs about 1000000000\.0 GB.* free; do this"):
-        storage.check_room(str(tmp_path / "not" / "there"), 10**18, "do this")
+        storage.check_free_space(str(tmp_path / "not" / "there"), 10**18, "do this")
     assert not (tmp_path / "not").exists()

@@ -75,7 +75,7 @@ def read_rows(
     every range."""
     slices = [plan.rows(group, label) for label in range(len(plan.classes))]
     ends = np.cumsum([stop - start for start, stop in slices])
-    pixels = np.frombuffer(memory.of(int(ends[-1]) * PIXELS), np.uint8).reshape(-1, SIDE, SIDE)
+    pixels = np.frombuffer(memory.view(int(ends[-1]) * PIXELS), np.uint8).reshape(-1, SIDE, SIDE)
 
     def fetch(label: int) -> RangeRead:
         start, stop = slices[label]
@@ -217,7 +217,7 @@ def merge_if_complete(
     merged = manifest.merge(plan, done, source.url, files)
     storage.publish(storage.join(dest, manifest.NAME), manifest.to_json(merged))
     for folder in ("", *SPLITS, "parts"):
-        storage.sweep(storage.join(dest, folder))
+        storage.remove_temporary_files(storage.join(dest, folder))
     return merged
 
 
