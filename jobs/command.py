@@ -10,8 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import FrameType
 from typing import NoReturn
 
-from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.base.errors import RefusedError, StorageError
 
 
 def run(main: Callable[[], None]) -> None:

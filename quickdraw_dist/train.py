@@ -20,8 +20,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
 
     goodput = telemetry.Goodput()  # what follows takes seconds, which are the run's
     from quickdraw_dist.base.command_line import read_settings
-    from quickdraw_dist.base.errors import CorruptError, RefusedError, TrainingError
-    from quickdraw_dist.base.storage import StorageError
+    from quickdraw_dist.base.errors import CorruptError, RefusedError, StorageError, TrainingError
     from quickdraw_dist.data.feed import open_dataset
     from quickdraw_dist.distributed import ranks as distributed
     from quickdraw_dist.distributed import start_checks, watchdog

@@ -19,10 +19,7 @@ import numpy as np
 from crc32c import crc32c as crc32c  # goes on from a second argument; other threads run meanwhile
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.gcs.store import ChangedError as ChangedError
-from quickdraw_dist.base.gcs.store import DeniedError as DeniedError
 from quickdraw_dist.base.gcs.store import ObjectStore, Pace
-from quickdraw_dist.base.gcs.store import StorageError as StorageError
 
 ATTEMPTS = 6
 """Tries of one request before it is an error."""

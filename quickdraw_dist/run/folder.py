@@ -14,8 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError, TrainingError
-from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.base.errors import RefusedError, StorageError, TrainingError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.run.lease import Lease, who

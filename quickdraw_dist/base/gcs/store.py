@@ -18,25 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from crc32c import crc32c
 
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import ChangedError, DeniedError, RefusedError, StorageError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 
 if TYPE_CHECKING:
     from quickdraw_dist.base.gcs.http import Client
 
 T = TypeVar("T")
-
-
-class StorageError(Exception):
-    """A store did not answer, or answered wrongly, within the retries; names the object."""
-
-
-class DeniedError(StorageError, RefusedError):
-    """The store does not let this account do that; says how to log in. No use in a retry."""
-
-
-class ChangedError(StorageError):
-    """The object is not of the generation that was asked for."""
 
 
 class RequestError(Exception):

@@ -64,7 +64,7 @@ class ShardCache:
         """The local copy of a shard, fetched if need be; None when the cache cannot hold it.
 
         Raises:
-            CorruptError, storage.StorageError: the shard cannot be had.
+            CorruptError, StorageError: the shard cannot be had.
         """
         if shard.bytes > self.limit_bytes or self._full:
             return None

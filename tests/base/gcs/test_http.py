@@ -15,12 +15,11 @@ from google.auth.credentials import AnonymousCredentials
 from multidict import CIMultiDict
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, StorageError
 from quickdraw_dist.base.gcs import http as gcs_client
 from quickdraw_dist.base.gcs import store as object_store
 from quickdraw_dist.base.gcs.http import Client
 from quickdraw_dist.base.gcs.store import Pace
-from quickdraw_dist.base.storage import StorageError
 from tests.conftest import Store
 from tests.support.gcs.server import Request, Response
 

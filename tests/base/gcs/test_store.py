@@ -9,9 +9,8 @@ import threading
 import pytest
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import ChangedError, RefusedError, StorageError
 from quickdraw_dist.base.gcs import store as object_store
-from quickdraw_dist.base.storage import ChangedError, StorageError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from tests.conftest import Store, use_store
 from tests.support.gcs.fault_proxy import STATUSES, FaultProxy

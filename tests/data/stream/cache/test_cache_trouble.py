@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.base.errors import CorruptError, StorageError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.manifest import ShardEntry
