@@ -19,7 +19,8 @@ import numpy as np
 from crc32c import crc32c as crc32c  # goes on from a second argument; other threads run meanwhile
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.gcs.store import ObjectStore, Pace
+from quickdraw_dist.base.gcs.request import Retries, Timeouts
+from quickdraw_dist.base.gcs.store import ObjectStore
 
 ATTEMPTS = 6
 """Tries of one request before it is an error."""
@@ -33,7 +34,7 @@ _TEMPORARY = ".tmp"
 CONNECT_SECONDS, STALL_SECONDS = 10.0, 30.0
 """A connection that takes longer, or a body that stands still for longer, is given up."""
 
-SLOWEST_BYTES_A_SECOND = 10_000
+MIN_BYTES_PER_SECOND = 10_000
 """What comes or goes slower over its whole length, STALL_SECONDS aside, is given up, too."""
 
 
@@ -248,5 +249,5 @@ def check_free_space(folder: str, needed_bytes: int, remedy: str) -> None:
 
 
 def _store() -> ObjectStore:
-    pace = Pace(CONNECT_SECONDS, STALL_SECONDS, SLOWEST_BYTES_A_SECOND)
-    return ObjectStore(ATTEMPTS, BACKOFF_SECONDS, pace)
+    timeouts = Timeouts(CONNECT_SECONDS, STALL_SECONDS, MIN_BYTES_PER_SECOND)
+    return ObjectStore(Retries(ATTEMPTS, BACKOFF_SECONDS), timeouts)

@@ -73,7 +73,7 @@ def test_a_placeholder_is_no_bucket() -> None:
 
 def test_an_address_of_another_kind_is_refused() -> None:
     """A slip in DEST: said before a job of days, and not tried again."""
-    with pytest.raises(RefusedError, match=r"^s3://b/x: .*begins with gs://"):
+    with pytest.raises(RefusedError, match="gs:// address"):
         storage.read("s3://b/x")
 
 

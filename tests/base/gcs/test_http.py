@@ -16,14 +16,14 @@ from multidict import CIMultiDict
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError, StorageError
-from quickdraw_dist.base.gcs import http as gcs_client
-from quickdraw_dist.base.gcs import store as object_store
+from quickdraw_dist.base.gcs import http
 from quickdraw_dist.base.gcs.http import Client
-from quickdraw_dist.base.gcs.store import Pace
+from quickdraw_dist.base.gcs.request import Timeouts
+from quickdraw_dist.base.gcs.store import stored_crc32c
 from tests.conftest import Store
 from tests.support.gcs.server import Request, Response
 
-PACE = Pace(10.0, 30.0, 10_000)
+TIMEOUTS = Timeouts(10.0, 30.0, 10_000)
 
 
 def without_account(home: Path, script: str, **more: str) -> str:
@@ -43,15 +43,15 @@ def without_account(home: Path, script: str, **more: str) -> str:
 def test_without_an_account_public_buckets_are_read_anonymously(tmp_path: Path) -> None:
     """A newcomer's machine: no token is sent, and a refusal will say why, and how to log in."""
     script = (
-        "from quickdraw_dist.base.gcs import http as gcs_client, store as object_store\n"
-        "client = gcs_client.connect(None, object_store.Pace(10.0, 30.0, 10_000))\n"
+        "from quickdraw_dist.base.gcs import http, request\n"
+        "client = http.connect(None, request.Timeouts(10.0, 30.0, 10_000))\n"
         "print(client.base, client._get_headers(None))\n"
         "print(client.remedy)\n"
     )
     asked, remedy = without_account(tmp_path, script).splitlines()
     assert asked.startswith("https://storage.googleapis.com/")
     assert "authorization" not in asked.lower()
-    for part in ("without an account", "not found", "gcloud auth application-default login"):
+    for part in ("request was anonymous", "not found", "gcloud auth application-default login"):
         assert part in remedy
     missing = str(tmp_path / "key.json")
     said = without_account(tmp_path, script, GOOGLE_APPLICATION_CREDENTIALS=missing)
@@ -73,9 +73,12 @@ def test_a_refusal_says_how_to_log_in(store: Store) -> None:
 def account(store: Store, monkeypatch: pytest.MonkeyPatch) -> Client:
     """A client that is logged in."""
     client = Client(
-        pace=PACE, remedy="Ask for rights.", token=AnonymousCredentials(), skip_instance_cache=True
+        timeouts=TIMEOUTS,
+        remedy="Ask for rights.",
+        token=AnonymousCredentials(),
+        skip_instance_cache=True,
     )
-    monkeypatch.setattr(gcs_client, "connect", lambda endpoint, pace: client)
+    monkeypatch.setattr(http, "connect", lambda endpoint, timeouts: client)
     return client
 
 
@@ -112,10 +115,10 @@ def test_threads_that_come_first_share_a_client(
             second.wait(0.2)  # in vain, unless another thread is let in here, too
         return object()
 
-    monkeypatch.setattr(gcs_client, "Client", make)
+    monkeypatch.setattr(http, "Client", make)
     with ThreadPoolExecutor(2) as pool:
         clients = list(
-            pool.map(lambda _: gcs_client.connect(store.server.url, Pace(1, 2, 3)), range(2))
+            pool.map(lambda _: http.connect(store.server.url, Timeouts(1, 2, 3)), range(2))
         )
     assert len(made) == 1 and clients[0] is clients[1]
 
@@ -124,4 +127,4 @@ def test_a_checksum_in_a_line_of_its_own() -> None:
     """GCS sends one X-Goog-Hash for each kind, where other servers put both into one."""
     lines = [("x-goog-hash", "crc32c=4waSgw=="), ("x-goog-hash", "md5=bm9uZQ==")]
     for headers in (lines, lines[::-1], [("X-Goog-Hash", "md5=bm9uZQ==,crc32c=4waSgw==")]):
-        assert object_store._kept_crc32c(CIMultiDict(headers)) == 0xE3069283
+        assert stored_crc32c(CIMultiDict(headers)) == 0xE3069283

@@ -10,7 +10,7 @@ import pytest
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import ChangedError, RefusedError, StorageError
-from quickdraw_dist.base.gcs import store as object_store
+from quickdraw_dist.base.gcs import request
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from tests.conftest import Store, use_store
 from tests.support.gcs.fault_proxy import STATUSES, FaultProxy
@@ -101,7 +101,9 @@ def test_a_whole_object_is_compared_with_its_checksum(store: Store, damaged: Res
     assert storage.read(URL) == DATA
     assert metric("store_retries", kind="checksum") == retries + 2
     store.intercept = Trouble(10**9, damaged)
-    with pytest.raises(StorageError, match=r"x\.tar: read failed after 6 tries: checksum: .* came"):
+    with pytest.raises(
+        StorageError, match=r"x\.tar: read failed after 6 tries: checksum: received .*"
+    ):
         storage.read(URL)
 
 
@@ -137,7 +139,7 @@ def test_each_page_of_a_listing_is_repeated_alone(store: Store) -> None:
 def test_waits_grow_and_are_spread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Thousands of ranks that come back at the same moment would be the next outage."""
     waits: list[float] = []
-    monkeypatch.setattr(object_store.time, "sleep", waits.append)
+    monkeypatch.setattr(request.time, "sleep", waits.append)
     monkeypatch.setattr(storage, "BACKOFF_SECONDS", 1.0)
     runs = []
     for _ in range(3):
@@ -262,7 +264,7 @@ LASTING = {
     "stall": "stall: ",
     "cut": "short: ",
     "short": "short: ",
-    "trickle": "stall: it stood still, or was slower than 1,000,000 bytes/s",
+    "trickle": "stall: stalled, or slower than 1,000,000 bytes/s",
 }
 
 
@@ -277,7 +279,7 @@ def test_lasting_trouble_ends_after_the_bound(
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
     if fault in ("stall", "trickle"):
         monkeypatch.setattr(storage, "STALL_SECONDS", 0.3)
-        monkeypatch.setattr(storage, "SLOWEST_BYTES_A_SECOND", 1_000_000)
+        monkeypatch.setattr(storage, "MIN_BYTES_PER_SECOND", 1_000_000)
     with FaultProxy(store.server.url, [fault], 1.0, pause_seconds=0.1) as proxy:
         use_store(proxy.url)
         said = rf"^gs://bucket/some(/x\.tar)?: {operation} failed after 2 tries: {LASTING[fault]}"
@@ -308,7 +310,7 @@ def test_an_upload_that_nobody_takes_is_given_up(
     store.intercept = intercept
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
     monkeypatch.setattr(storage, "STALL_SECONDS", 0.3)
-    monkeypatch.setattr(storage, "SLOWEST_BYTES_A_SECOND", 10**9)
+    monkeypatch.setattr(storage, "MIN_BYTES_PER_SECOND", 10**9)
     try:
         with pytest.raises(StorageError, match=r"x\.tar: write failed after 2 tries: stall: "):
             storage.publish(URL, bytes(20 << 20))
