@@ -179,13 +179,28 @@ def publish(url: str, data: bytes) -> None:
         return
     path = Path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, data)
+
+
+def replace_file(path: Path, data: bytes, durable: bool = True) -> None:
+    """Create or replace a local file atomically: readers see the old contents or the new.
+
+    Args:
+        path: of the file, in an existing folder; the umask decides who may read it.
+        data: its new contents.
+        durable: whether it also survives a crash of the machine, which takes a sync to disk.
+
+    Raises:
+        OSError: it could not be written; the old contents are unchanged.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
     try:
         # Not tempfile's: its files are closed to other users, and `open` heeds the umask.
         with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
