@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource, SettingsError
 
 from quickdraw_dist.base.errors import RefusedError, nearest
-from quickdraw_dist.base.settings import Section, Settings
+from quickdraw_dist.base.settings import Settings, is_section, setting_fields
 
 EPILOG = """\
   torchrun --nproc_per_node=2 -m quickdraw_dist.train --data data/shards --train.epochs 2
@@ -87,19 +87,19 @@ def load(
         RefusedError: an unknown setting, a value of the wrong type, an unreadable --config.
         SystemExit: after --help, --print-config or an unknown argument.
     """
-    for path, section, field in _leaves():
+    for path, field in setting_fields().items():
         help_text = (field.description or "").replace("\n", " ").replace("%", "%%")
         shown = sections is None or path.split(".")[0] in sections
         parser.add_argument(
             f"--{path}",
             default=argparse.SUPPRESS,
             nargs="+" if typing.get_origin(field.annotation) is tuple else None,
-            metavar=section,
+            metavar=_metavar(field),
             help=f"{help_text} [{field.default}]" if shown else argparse.SUPPRESS,
         )
     arguments = parser.parse_args(argv)
     tree = _merge(_read_yaml(arguments.config), _read_environment())
-    for path, _, _ in _leaves():
+    for path in setting_fields():
         if path in arguments:
             *above, name = path.split(".")
             leaf = {name: vars(arguments)[path]}
@@ -112,16 +112,6 @@ def load(
         sys.stdout.write(settings.to_yaml())
         parser.exit()
     return settings, arguments
-
-
-def _leaves() -> Iterator[tuple[str, str, FieldInfo]]:
-    """Every setting: its dotted path, the word that stands for its value, its field."""
-    for name, field in Settings.model_fields.items():
-        if isinstance(field.default, Section):
-            for leaf, inner in type(field.default).model_fields.items():
-                yield f"{name}.{leaf}", _metavar(inner), inner
-        else:
-            yield name, _metavar(field), field
 
 
 def _metavar(field: FieldInfo) -> str:
@@ -148,7 +138,7 @@ def _read_environment() -> dict[str, Any]:
         section, nested, _ = variable.upper().removeprefix("QUICKDRAW_").partition("__")
         if variable.upper().startswith("QUICKDRAW_") and nested:
             _check_section(section.lower(), variable, os.environ[variable])
-            if not isinstance(Settings.model_fields[section.lower()].default, Section):
+            if not is_section(section.lower()):
                 raise RefusedError(
                     f"unknown setting {variable}: {section.lower()} has none below it; "
                     f"QUICKDRAW_{section} is right"
@@ -188,7 +178,7 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
         raise RefusedError(f"--config {path}: holds {type(tree).__name__}, not settings by name")
     for name, value in tree.items():
         _check_section(name, name, value)
-        if isinstance(Settings.model_fields[name].default, Section):
+        if is_section(name):
             if value is None:
                 tree[name] = {}  # all of its lines are commented out
             elif not isinstance(value, dict):
@@ -203,8 +193,7 @@ def _check_section(name: str, shown: str, value: object) -> None:
     """Refuse a name that is not at the root of the tree."""
     if name in Settings.model_fields:
         return
-    leaves = [path for path, _, _ in _leaves()]
-    below = [path for path in leaves if name in (path, path.split(".")[-1])]
+    below = [path for path in setting_fields() if name in (path, path.split(".")[-1])]
     suggestion = f" Did you mean {below[0]!r}?" if below else nearest(name, Settings.model_fields)
     if below and "." in below[0]:
         section, leaf = below[0].split(".")
@@ -217,13 +206,11 @@ def _explain(error: ValidationError) -> Iterator[str]:
     wrong: dict[str, tuple[Any, list[str]]] = {}
     for problem in error.errors():
         names = [str(part) for part in problem["loc"]]
-        section = Settings.model_fields.get(names[0])
-        leaves = [path for path, _, _ in _leaves()]
         if problem["type"] == "extra_forbidden":
             name = ".".join(names)
-            yield f"unknown setting {name} = {problem['input']!r}.{nearest(name, leaves)}"
+            yield f"unknown setting {name} = {problem['input']!r}.{nearest(name, setting_fields())}"
         else:
-            depth = 2 if section and isinstance(section.default, Section) else 1
+            depth = 2 if is_section(names[0]) else 1
             name = ".".join(names[:depth])
             message = problem["msg"].lower().removeprefix("input should be ")
             wrong.setdefault(name, (problem["input"], []))[1].append(message)

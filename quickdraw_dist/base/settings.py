@@ -12,10 +12,12 @@ The tree is frozen; an unknown name anywhere is an error that suggests the neare
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -276,5 +278,28 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     def to_yaml(self) -> str:
-        """The resolved tree, fit for --config."""
+        """Return the resolved tree as a file for --config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every leaf of a tree, such as `settings.model_dump()`, with its dotted path."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{path}", leaf) for path, leaf in leaves(value))
+        else:
+            yield name, value
+
+
+def is_section(name: str) -> bool:
+    """Return whether a field of `Settings` is a section rather than a setting."""
+    return isinstance(Settings.model_fields[name].default, Section)
+
+
+def setting_fields() -> dict[str, FieldInfo]:
+    """Return the field of every setting by its dotted path, in the order of the tree."""
+    fields = Settings.model_fields
+    sections = {
+        name: type(fields[name].default).model_fields for name in fields if is_section(name)
+    }
+    return dict(leaves({**fields, **sections}))

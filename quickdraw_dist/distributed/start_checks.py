@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.settings import Section, Settings
+from quickdraw_dist.base.settings import Settings, leaves
 from quickdraw_dist.distributed import ranks as distributed
 
 _OWN = (
@@ -29,24 +28,15 @@ def refuse_differences(settings: Settings, dataset_digest: str) -> None:
     """
     facts = {"the code of quickdraw_dist": code_version(), "torch": torch.__version__}
     facts |= {"the dataset's digest": dataset_digest[:16]}
-    facts |= {f"--{name}": str(value) for name, value in _leaves(settings) if name not in _OWN}
+    facts |= {
+        f"--{name}": str(value) for name, value in leaves(settings.model_dump()) if name not in _OWN
+    }
     difference = first_difference(distributed.gather_objects(facts))
     if difference is not None:
         raise RefusedError(
             f"ranks do not agree: {difference}. The same code, command line, environment and "
             "--config file on every node are right"
         )
-
-
-def _leaves(settings: Settings) -> Iterator[tuple[str, Any]]:
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, Section):
-            yield from (
-                (f"{name}.{leaf}", getattr(value, leaf)) for leaf in type(value).model_fields
-            )
-        else:
-            yield name, value
 
 
 def code_version() -> str:

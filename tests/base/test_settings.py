@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.settings import Section, Settings
+from quickdraw_dist.base.settings import Settings, setting_fields
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -40,16 +39,6 @@ def write(folder: Path, text: str) -> tuple[str, str]:
     path = folder / "settings.yaml"
     path.write_text(text, encoding="utf-8")
     return "--config", str(path)
-
-
-def leaves() -> Iterator[tuple[str, Any]]:
-    """Every setting: dotted path and field."""
-    for name, field in Settings.model_fields.items():
-        if isinstance(field.default, Section):
-            for leaf, inner in type(field.default).model_fields.items():
-                yield f"{name}.{leaf}", inner
-        else:
-            yield name, field
 
 
 def get(tree: Any, path: str) -> Any:
@@ -198,7 +187,11 @@ def as_flags(path: str, value: Any) -> list[str]:
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-@given(st.fixed_dictionaries({}, optional={path: values(field) for path, field in leaves()}))
+@given(
+    st.fixed_dictionaries(
+        {}, optional={path: values(field) for path, field in setting_fields().items()}
+    )
+)
 def test_print_config_is_a_config(
     tmp_path_factory: pytest.TempPathFactory, chosen: dict[str, Any]
 ) -> None:
@@ -228,7 +221,7 @@ def help_text(capsys: pytest.CaptureFixture[str], sections: tuple[str, ...] | No
 def test_every_setting_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     """--help is where users look: each setting has a sentence there, and its default."""
     shown = "".join(help_text(capsys).split())
-    for path, field in leaves():
+    for path, field in setting_fields().items():
         assert (field.description or "").strip().endswith("."), f"{path} is not described"
         entry = f"{field.description}[{field.default}]"
         assert f"--{path}" in shown
