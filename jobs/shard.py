@@ -82,7 +82,7 @@ def _build(
     """Build the groups of this worker's share that are not done."""
     mine = [group for group in share if group not in done]
     left = plan.estimated_bytes * len(mine) // plan.groups
-    storage.check_free_space(dest, left, "free some, or give another DEST")
+    storage.check_free_space(dest, left, "Free some, or give another --dest")
     total, to_do = (int(plan.split_sizes[groups].sum()) for groups in (share, mine))
     with tqdm(total=total, initial=total - to_do, unit=" drawings", unit_scale=True) as bar:
         writer.build(plan, mine, source, dest, processes, bar.update)
