@@ -1,4 +1,4 @@
-"""python -m jobs.plan: from the official counts, a source or a manifest; figures or a refusal."""
+"""python -m jobs.plan: estimates from the official counts, a source or a manifest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def figures(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
 
 
 def test_the_official_drawings_on_two_nodes(capsys: pytest.CaptureFixture[str]) -> None:
-    """Everything at its real size: 50,426,266 drawings, without a look at one of them."""
+    """At their real size, 50,426,266 drawings, without reading one."""
     cluster = ["--world-size", "16", "--nodes", "2", "--gpu-bytes", "80e9"]
     rates = ["--drawings-per-second", "40000", "--shard-workers", "32"]
     needs = figures(capsys, "--official", *cluster, *rates)
@@ -78,8 +78,9 @@ def test_a_source(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match=r"no dataset there.*--official or --source"):
+    with pytest.raises(RefusedError, match="no dataset there") as caught:
         plan.main(["--data", str(tmp_path)])
+    assert caught.value.remedy.endswith("To plan before that, give --official or --source")
     with pytest.raises(RefusedError, match=r"--world-size 9: .*--nodes 2"):
         plan.main(["--source", "synthetic:?classes=3", "--world-size", "9", "--nodes", "2"])
     with pytest.raises(RefusedError, match=r"--train.global_batch 4096: .* only 2,700 drawings"):
@@ -89,11 +90,17 @@ def test_what_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--world-size", "0"], "--world-size: 0: a number above 0 is right"),
-        (["--nodes", "1.5"], "--nodes: 1.5: a whole number is right"),
-        (["--gpu-bytes", "80GB"], "--gpu-bytes: 80GB: a number above 0 is right"),
-        (["--drawings-per-second", "nan"], "--drawings-per-second: nan: a number above 0"),
-        (["--shard-drawings-per-second", "inf"], "--shard-drawings-per-second: inf: a number"),
+        (["--world-size", "0"], "--world-size: 0: should be a number above 0"),
+        (["--nodes", "1.5"], "--nodes: 1.5: should be a whole number"),
+        (["--gpu-bytes", "80GB"], "--gpu-bytes: 80GB: should be a number above 0"),
+        (
+            ["--drawings-per-second", "nan"],
+            "--drawings-per-second: nan: should be a number above 0",
+        ),
+        (
+            ["--shard-drawings-per-second", "inf"],
+            "--shard-drawings-per-second: inf: should be a number",
+        ),
         (["--official", "--source", "x"], "--source: not allowed with argument --official"),
     ],
 )
