@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--source", default=OFFICIAL, help="folder or gs:// address of .npy "
                         f"files, or synthetic:?classes=&per_class=&seed= [{OFFICIAL}]")  # fmt: skip
     parser.add_argument("--dest", help="folder or gs:// address of the dataset [--data]")
-    parser.add_argument("--worker", type=int, help="number of this worker, from 0 [0]")
-    parser.add_argument("--of", type=int, help="number of workers [1]")
-    parser.add_argument("--processes", type=int, default=processors(), help="processes [all CPUs]")
+    parser.add_argument("--worker", type=int, metavar="I", help="number of this worker, from 0 [0]")
+    parser.add_argument("--of", type=int, metavar="N", help="number of workers [1]")
+    parser.add_argument("--processes", type=int, metavar="N", help="processes [all CPUs]")
     parser.add_argument("--merge", action="store_true", help="build nothing, write manifest.json")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     settings, arguments = load(parser, argv, ("data", "shard"))
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     done = {} if arguments.dry_run else writer.finished_parts(plan, dest)
     dataset = None if arguments.merge else writer.finished_dataset(plan, dest, done)
     if dataset is None:
-        processes = max(min(arguments.processes, plan.groups), 1)
+        processes = max(min(arguments.processes or processors(), plan.groups), 1)
         print(f"{arguments.source} -> {dest}\n{describe(plan, processes)}")
         if arguments.dry_run:
             return

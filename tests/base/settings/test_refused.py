@@ -9,9 +9,7 @@ import pytest
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
-from tests.base.conftest import as_variable, as_yaml, resolve, write
-
-pytestmark = pytest.mark.usefixtures("no_settings_from_outside")
+from tests.base.settings.conftest import as_variable, as_yaml, resolve, write
 
 
 def refused(*argv: str) -> RefusedError:

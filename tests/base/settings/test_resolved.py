@@ -16,10 +16,9 @@ from pydantic import ValidationError
 
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.settings import Settings, leaves, setting_fields
-from tests.base.conftest import as_variable, as_yaml, resolve, write
+from tests.base.settings.conftest import as_variable, as_yaml, resolve, write
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-pytestmark = pytest.mark.usefixtures("no_settings_from_outside")
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 
 def values_of(tree: Settings) -> dict[str, Any]:
