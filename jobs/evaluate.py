@@ -52,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = _evaluate(saved, dataset, arguments.split, settings)
     absolute = url.rstrip("/") if storage.is_remote(url) else str(Path(url).resolve())
     run_folder = absolute.rsplit("/", 2)[0]  # above checkpoints/step-...
-    place = arguments.report or storage.join(run_folder, f"report-{arguments.split}")
+    folder = arguments.report or storage.join(run_folder, f"report-{arguments.split}")
     with TemporaryDirectory() as scratch:
         page = write_report(
             result,
-            Path(scratch if storage.is_remote(place) else place),
+            Path(scratch if storage.is_remote(folder) else folder),
             title=f"{saved.meta['config']['model']['name']} on {len(dataset.classes)} classes",
             facts={
                 "checkpoint": url,
@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "versions": ", ".join(f"{k} {v}" for k, v in checkpoint.versions().items()),
             },
         )
-        if storage.is_remote(place):
+        if storage.is_remote(folder):
             for file in page.parent.iterdir():
-                storage.publish(storage.join(place, file.name), file.read_bytes())
-    print(f"report: {storage.join(place, page.name)}")
+                storage.publish(storage.join(folder, file.name), file.read_bytes())
+    print(f"report: {storage.join(folder, page.name)}")
     print(json.dumps(result.figures()))
 
 

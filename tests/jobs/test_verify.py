@@ -121,12 +121,12 @@ def test_changed_and_truncated_sources(
 
 def test_a_wrong_flag_and_help(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     """2 and the nearest flag, or 0 and the text."""
-    (line, *_) = _said(["--sorce", "x", dataset.folder], 2, capsys)
+    (line, *_) = _printed(["--sorce", "x", dataset.folder], 2, capsys)
     assert "unknown argument --sorce. Did you mean '--source'" in line
-    assert any("--source" in line for line in _said(["--help"], 0, capsys))
+    assert any("--source" in line for line in _printed(["--help"], 0, capsys))
 
 
-def _said(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def _printed(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
     with pytest.raises(SystemExit) as caught:
         verify.main(argv)
     assert caught.value.code == code

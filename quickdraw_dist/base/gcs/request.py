@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from quickdraw_dist.base.errors import ChangedError, DeniedError, StorageError
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry import metrics
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class Retries(NamedTuple):
             StorageError: a failure that is not transient, or the last try failed.
         """
         for number in range(1, self.attempts + 1):
-            telemetry.STORE_REQUESTS.labels(operation).inc()
+            metrics.STORE_REQUESTS.labels(operation).inc()
             try:
                 return attempt()
             except FileNotFoundError:
@@ -112,13 +112,13 @@ class Retries(NamedTuple):
                     raise ChangedError(f"{url}: {operation}: {error}") from error
                 failure = error
             if number == self.attempts or not failure.transient:
-                telemetry.STORE_ERRORS.labels(failure.kind).inc()
+                metrics.STORE_ERRORS.labels(failure.kind).inc()
                 tries = f"{number} {'try' if number == 1 else 'tries'}"
                 problem = f"{operation} failed after {tries}: {failure}"
                 if failure.remedy:
                     raise DeniedError(url, None, problem, failure.remedy) from failure
                 raise StorageError(f"{url}: {problem}") from failure
-            telemetry.STORE_RETRIES.labels(failure.kind).inc()
+            metrics.STORE_RETRIES.labels(failure.kind).inc()
             if number > 1:  # a single failure is not worth a line
                 retry = f"try {number + 1} of {self.attempts}"
                 print(f"store: {url}: {operation}: {failure}; {retry}", file=sys.stderr)

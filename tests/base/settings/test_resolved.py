@@ -162,7 +162,7 @@ def as_flags(path: str, value: Any) -> list[str]:
 def test_print_config_is_a_config(
     tmp_path_factory: pytest.TempPathFactory, chosen: dict[str, Any]
 ) -> None:
-    """What --print-config prints is the record of a run: fed back it must give the same tree."""
+    """The output of --print-config, given as --config, results in the same tree."""
     argv = [flag for path, value in chosen.items() for flag in as_flags(path, value)]
     direct = resolve(*argv)
     assert values_of(direct).items() >= chosen.items()
@@ -186,7 +186,7 @@ def help_text(capsys: pytest.CaptureFixture[str], sections: tuple[str, ...] | No
 
 
 def test_every_setting_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    """--help is where users look: each setting has a sentence there, and its default."""
+    """--help shows a sentence and the default of every setting."""
     shown = "".join(help_text(capsys).split())
     for path, field in setting_fields().items():
         assert (field.description or "").strip().endswith("."), f"{path} is not described"
