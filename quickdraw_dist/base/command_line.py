@@ -40,13 +40,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(
         self, prog: str, description: str, epilog: str = "", config: str | None = None
     ) -> None:
-        """
-        Args:
-            prog: the command as typed.
-            description: what it does, the head of --help.
-            epilog: examples and exit codes, the end of --help.
-            config: the file that --config defaults to.
-        """
+        """`config` is the file that --config defaults to; the others are argparse's."""
         super().__init__(
             prog=prog,
             usage="%(prog)s [--NAME VALUE ...]",

@@ -62,15 +62,13 @@ class Shard(Section):
     compression: Literal["gzip", "none"] = "gzip"
     """gzip: about 280 bytes per drawing. none: 790, but several times as fast to read."""
     layout: Literal["blocks", "per_drawing"] = "blocks"
-    """blocks: what this trainer reads. per_drawing: a png and a cls file per drawing, for other
-    programs."""
+    """blocks: for this trainer. per_drawing: a png and a cls per drawing, for other readers."""
     val_fraction: Fraction = 0.05
     """Fraction of every class in the validation split."""
     test_fraction: Fraction = 0.05
     """Fraction of every class in the test split; the rest is the training split."""
     classes: tuple[str, ...] = ()
-    """Names of the classes to shard; their order gives the labels 0, 1, ... Empty: all classes of
-    the source."""
+    """Classes to shard, in the order of their labels 0, 1, ... Empty: all classes of the source."""
     seed: Natural = 1
     """Random seed of the splits and of the order of drawings in the shards."""
 
@@ -90,8 +88,7 @@ class Stream(Section):
     threads: Natural = 0
     """Threads per rank that read and decompress. 0: the rank's share of the CPUs, at most 8."""
     memory_bytes: Positive = 1_000_000_000
-    """Most bytes per rank of drawings in host memory; how far ahead the loader reads follows from
-    it."""
+    """Most bytes of drawings per rank in host memory; decides how far ahead the loader reads."""
     resident: bool = False
     """Read each rank's drawings once and keep them in the GPU's memory (without a GPU in host
     memory, in addition to memory_bytes); about 800 bytes per drawing."""
@@ -125,8 +122,7 @@ class Optimizer(Section):
     name: Literal["adamw", "sgd"] = "adamw"
     """Optimizer: AdamW, or SGD with Nesterov momentum."""
     learning_rate: PositiveReal = 2e-3
-    """Peak learning rate, reached after warmup; sgd needs a far higher one than adamw, such as
-    0.1."""
+    """Peak learning rate, reached after warmup; sgd needs a far higher one, such as 0.1."""
     momentum: OpenFraction = 0.9
     """Nesterov momentum of sgd."""
     weight_decay: NaturalReal = 0.05
@@ -151,9 +147,8 @@ class Augment(Section):
     affine: bool = True
     """Shift, rotate, scale and shear every drawing at random."""
     flip: Probability = 0.0
-    """Probability of mirroring a drawing left to right. Mugs, cups, stairs, guitars and baseball
-    bats are drawn mostly one way round, a clue that mirroring removes; keep 0 where the side is the
-    meaning, as with letters."""
+    """Probability of mirroring a drawing left to right, which removes a clue: mugs, stairs, guitars
+    and bats are drawn mostly one way round. Keep 0 where the side matters, as in letters."""
     erase: Probability = 0.0
     """Probability of erasing a random rectangle, 2 to 20 % of the image."""
     thickness: Probability = 0.0
@@ -168,8 +163,7 @@ class Train(Section):
     global_batch: Positive = 4_096
     """Drawings per optimizer step, summed over all ranks."""
     micro_batch: Natural = 0
-    """Most drawings per rank in one forward pass; a larger share of the batch is split and its
-    gradients are accumulated. 0: no split."""
+    """Most drawings per rank in one forward pass; gradients of several are accumulated. 0: all."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Device to train on. auto: cuda if there is one, else mps, else cpu."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -244,8 +238,7 @@ class Metrics(Section):
     report: bool = True
     """Write report.html into output at the end of the run; needs the extra report."""
     tensorboard: bool = False
-    """Write TensorBoard event files into the folder tensorboard of a local output; needs the extra
-    tensorboard."""
+    """Write TensorBoard files into the folder tensorboard of a local output; needs that extra."""
 
 
 class Settings(BaseSettings):
@@ -263,8 +256,7 @@ class Settings(BaseSettings):
     """Sharded dataset: a folder or gs:// address with a manifest.json. With stream.reader
     webdataset: a folder of .tar files, or a pattern such as 'data/x-{000..012}.tar'."""
     output: str = "runs/quickdraw"
-    """Folder of the run (checkpoints, metrics.jsonl, reports), visible to all ranks, or a gs://
-    address."""
+    """Folder of the run (checkpoints, metrics, reports), visible to all ranks; or gs:// address."""
     shard: Shard = Shard()
     stream: Stream = Stream()
     model: Model = Model()
@@ -277,12 +269,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        cls, settings_cls: Any, init_settings: Any, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Use the arguments only: `command_line.load` reads files and the environment."""
         return (init_settings,)

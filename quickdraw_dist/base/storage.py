@@ -51,11 +51,7 @@ def join(base: str, *parts: str) -> str:
 
 
 def read(url: str) -> bytes:
-    """Return the contents of a whole object.
-
-    Raises:
-        FileNotFoundError: there is no such object.
-    """
+    """Return the contents of a whole object; FileNotFoundError if there is no such object."""
     if not is_remote(url):
         return Path(url).read_bytes()
     return _store().read(url).data
@@ -110,11 +106,7 @@ def read_range_into(scratch: Scratch, url: str, start: int, length: int) -> memo
 
 
 def size(url: str) -> int:
-    """Return an object's size in bytes.
-
-    Raises:
-        FileNotFoundError: there is no such object.
-    """
+    """Return an object's size in bytes; FileNotFoundError if there is no such object."""
     if not is_remote(url):
         return Path(url).stat().st_size
     return int(_store().stat(url)["size"])
@@ -122,11 +114,7 @@ def size(url: str) -> int:
 
 def sizes(folder: str, suffix: str) -> dict[str, int]:
     """Return the objects directly below a folder whose names end in `suffix`, sorted, with their
-    sizes in bytes.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
+    sizes in bytes; FileNotFoundError if there is no such folder."""
     if not is_remote(folder):
         found = {p.name: p.stat().st_size for p in Path(folder).iterdir() if p.suffix == suffix}
     else:
@@ -187,16 +175,8 @@ def publish(url: str, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes, durable: bool = True) -> None:
-    """Create or replace a local file atomically: readers see the old contents or the new.
-
-    Args:
-        path: of the file, in an existing folder; the umask decides who may read it.
-        data: its new contents.
-        durable: whether it also survives a crash of the machine, which takes a sync to disk.
-
-    Raises:
-        OSError: it could not be written; the old contents are unchanged.
-    """
+    """Create or replace a local file atomically: readers see the old contents or the new, also
+    after an OSError. If `durable`, the new ones survive a crash of the machine: synced to disk."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
     try:
         # Not tempfile's: its files are closed to other users, and `open` heeds the umask.
@@ -231,11 +211,7 @@ def publish_version(url: str, data: bytes, generation: int) -> int:
 
 
 def remove_version(url: str, generation: int) -> None:
-    """Remove an object from a store if it still has this generation.
-
-    Raises:
-        ChangedError: it has another generation.
-    """
+    """Remove an object from a store if it still has this generation; ChangedError if not."""
     _store().remove(url, generation)
 
 

@@ -92,15 +92,6 @@ def test_published_files_can_be_read_by_others(tmp_path: Path, umask: int, mode:
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
 
 
-def test_publishing_leaves_the_umask_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpoints are written while other threads create files."""
-    asked: list[int] = []
-    umask = os.umask
-    monkeypatch.setattr(os, "umask", lambda mask: (asked.append(mask), umask(mask))[1])
-    storage.publish(str(tmp_path / "x"), b"data")
-    assert 0 not in asked
-
-
 def test_many_threads_publish_the_same_object(tmp_path: Path) -> None:
     """Two workers may build the same group: one of the contents stays, whole."""
     path = tmp_path / "part.json"

@@ -117,18 +117,3 @@ def test_changed_and_truncated_sources(
     (line,) = refused([dataset.folder, "--source", str(source)], capsys)
     assert line.startswith(f"{path}: ")
     assert "truncated" in line
-
-
-def test_a_wrong_flag_and_help(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    """2 and the nearest flag, or 0 and the text."""
-    (line, *_) = _printed(["--sorce", "x", dataset.folder], 2, capsys)
-    assert "unknown argument --sorce. Did you mean '--source'" in line
-    assert any("--source" in line for line in _printed(["--help"], 0, capsys))
-
-
-def _printed(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    with pytest.raises(SystemExit) as caught:
-        verify.main(argv)
-    assert caught.value.code == code
-    text = capsys.readouterr()
-    return (text.out + text.err).splitlines()

@@ -71,15 +71,6 @@ def test_worker_shares_that_are_refused(
     assert caught.value.subject == subject
 
 
-def test_a_worker_by_environment(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in SLURM.items():
-        monkeypatch.setenv(name, value)
-    shard.main(arguments)
-    assert parts(tmp_path / "dataset") == [1]
-
-
 def test_workers_share_the_groups(
     dataset: Dataset, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,12 +36,7 @@ class Client(GCSFileSystem):  # type: ignore[misc]
     """gcsfs's session, credentials and names, without gcsfs's own hidden retries."""
 
     def __init__(self, *, timeouts: Timeouts, remedy: str, **options: Any) -> None:
-        """
-        Args:
-            timeouts: of every request.
-            remedy: what the user is told where the store denies a request.
-            options: gcsfs's own.
-        """
+        """`remedy` is what to do where the store denies a request; `options` are gcsfs's own."""
         super().__init__(use_listings_cache=False, **options)
         self.timeouts, self.remedy = timeouts, remedy
         self.limits = aiohttp.ClientTimeout(

@@ -33,14 +33,8 @@ class RequestError(Exception):
 
 
 def answer_error(status: int, contents: bytes, logged_in: bool, remedy: str) -> RequestError:
-    """Return what an HTTP answer of 400 or more means; pure.
-
-    Args:
-        status: of the answer.
-        contents: its body: the API's JSON or plain text.
-        logged_in: whether the request carried a token, which may have expired just now.
-        remedy: what the user is told where the account lacks the permission.
-    """
+    """Return what an HTTP answer of 400 or more means; pure. `logged_in`: the request carried a
+    token, which may have expired; `remedy`: what to do where the account lacks the permission."""
     text = _message(contents) or http.HTTPStatus(status).phrase
     transient = (
         status in (408, 429)
@@ -87,11 +81,7 @@ class Retries(NamedTuple):
     ) -> T:
         """Call `attempt` until it succeeds; count tries, retries and failures in the metrics.
 
-        Args:
-            operation: name of the request in metrics and errors.
-            url: address in errors.
-            attempt: one try; raises RequestError or FileNotFoundError.
-            conditional: the request names a generation, so that 412 is an answer, not a failure.
+        A `conditional` request names a generation, so that 412 is an answer, not a failure.
 
         Raises:
             FileNotFoundError: there is no such object or bucket.

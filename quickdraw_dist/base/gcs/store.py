@@ -115,15 +115,11 @@ class ObjectStore:
         return sizes, [name[cut:-1] for name in folders]
 
     def write(self, url: str, data: bytes, generation: int | None = None) -> int:
-        """Create or replace an object and return its new generation.
+        """Create or replace an object and return its new generation; if `generation` is given,
+        replace this one only (0: create only).
 
         A write whose answer was lost is sent again, which does no harm; a conditional one may then
         find the generation that its own first try made.
-
-        Args:
-            url: of the object.
-            data: its contents.
-            generation: replace this generation only (0: create only); None for any.
 
         Raises:
             ChangedError: the object has another generation.
@@ -160,11 +156,7 @@ class ObjectStore:
         return written
 
     def remove(self, url: str, generation: int | None = None) -> None:
-        """Remove an object, or only this generation of it.
-
-        Raises:
-            ChangedError: the object has another generation.
-        """
+        """Remove an object, or only this generation of it (ChangedError if it has another)."""
         ask = ("DELETE", "b/{}/o/{}", *_split(url))
 
         def delete(client: Client) -> None:
