@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from quickdraw_dist.base.orphans import die_with_parent
+from quickdraw_dist.base.process import die_with_parent
 from quickdraw_dist.distributed.exits import SAVED, leave, report
 from quickdraw_dist.distributed.signals import StopSignal
 
@@ -22,8 +22,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
     from quickdraw_dist.base.telemetry.phases import Phases
 
     phases = Phases()  # first: loading torch takes seconds, which are the run's
-    from quickdraw_dist.base.errors import RefusedError, TrainingError
-    from quickdraw_dist.base.storage import StorageError
+    from quickdraw_dist.base.errors import RefusedError, StorageError, TrainingError
 
     stop = stop or StopSignal()
     try:

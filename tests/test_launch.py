@@ -110,7 +110,7 @@ leave(0)
 
 WAIT = """
 import os, signal, sys, time
-from quickdraw_dist.base.orphans import die_with_parent
+from quickdraw_dist.base.process import die_with_parent
 die_with_parent()
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, _: print(signal.Signals(number).name, flush=True))

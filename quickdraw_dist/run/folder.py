@@ -14,8 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError, TrainingError
-from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.base.errors import RefusedError, StorageError, TrainingError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.run.lease import Lease, who
@@ -44,7 +43,7 @@ class RunFolder:
         self._behind = False  # the local file lacks lines, or has half of one
         self._said = False  # that it is
         self._lock = Lease(url) if storage.is_remote(url) else _lock(url)
-        storage.sweep(url)  # of a killed writer
+        storage.remove_temporary_files(url)  # of a killed writer
 
     def check(self) -> None:
         """Make sure that this process may still write the run.

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError, TrainingError
-from quickdraw_dist.base.storage import ChangedError, StorageError
+from quickdraw_dist.base.errors import ChangedError, RefusedError, StorageError, TrainingError
 
 RENEW_SECONDS = 5.0
 """Between two signs of life of a holder."""

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from quickdraw_dist import models
-from quickdraw_dist.base import garbage
+from quickdraw_dist.base import process
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
@@ -134,7 +134,7 @@ class Trainer:
             return 0
         self._begin()
         self._validate_if_due()  # a signal may have stopped the run while it evaluated
-        with garbage.collected_by_hand():
+        with process.manual_garbage_collection():
             while self.epoch < epochs and not self.agreement.stopped:
                 self._train_epoch()
                 if not self.agreement.stopped:
@@ -248,7 +248,7 @@ class Trainer:
                 self.log.say(line)
             batch = self.settings.train.global_batch
             self.log.training(self.position, figures.summary(batch, learner.rate))
-            garbage.collect()
+            process.collect_garbage()
 
     # -- state ---------------------------------------------------------------------------------
 

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickdraw_dist.base.errors import CorruptError, RefusedError
+from quickdraw_dist.base.errors import CorruptError, RefusedError, StorageError
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.distributed import start_checks
 from quickdraw_dist.distributed.ranks import from_first_rank
 from quickdraw_dist.distributed.start_checks import check_same, first_difference, spell

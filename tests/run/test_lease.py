@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError, TrainingError
-from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.base.errors import ChangedError, RefusedError, StorageError, TrainingError
 from quickdraw_dist.run import lease
 from quickdraw_dist.run.lease import Lease
 from tests.conftest import Store, use_store
@@ -137,7 +136,7 @@ def test_a_stopped_holder_that_wakes_up(held: Lease) -> None:
     held.check()
     taker = json.dumps({"id": "x", "who": "process 7 on elsewhere"}).encode()
     while holder()["id"] != "x":  # somebody takes it between two signs of life
-        with contextlib.suppress(storage.ChangedError):
+        with contextlib.suppress(ChangedError):
             storage.publish_version(WRITER, taker, storage.read_version(WRITER)[1])
     held._thread.join()
     for _ in range(2):

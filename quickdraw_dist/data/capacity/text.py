@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from quickdraw_dist.base.units import duration
+from quickdraw_dist.base.units import size_text as _size
 from quickdraw_dist.data.capacity.estimate import Capacity
 from quickdraw_dist.data.capacity.requests import Requests
 
@@ -89,10 +90,3 @@ def _requests(requests: Requests) -> str:
         f"{requests.class_a:,} class A and {requests.class_b:,} class B requests, "
         f"{_size(requests.bytes)}"
     )
-
-
-def _size(count: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} bytes"

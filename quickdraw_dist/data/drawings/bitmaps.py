@@ -49,7 +49,7 @@ class Bitmaps:
 
     def checksum(self, label: int) -> int | None:
         """The store's own; of a local file, that of its bytes as they are now."""
-        return storage.own_crc32c(file_url(self, label))
+        return storage.object_crc32c(file_url(self, label))
 
     def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
         """Rows of one class by range, (stop - start, 28, 28) uint8."""

@@ -93,7 +93,7 @@ def check_official(source: Source, label: int) -> tuple[str, ...]:
     if official is None:
         return ()
     url = file_url(source, label)
-    md5 = storage.own_md5(url)
+    md5 = storage.object_md5(url)
     if md5 is None:
         return (SIZE,)
     if md5 != official.npy_md5:

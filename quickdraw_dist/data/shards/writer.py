@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from quickdraw_dist.base import garbage, storage
+from quickdraw_dist.base import process, storage
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.orphans import die_with_parent
 from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
 from quickdraw_dist.data.shards import blocks, integrity, manifest
@@ -76,7 +75,7 @@ def read_rows(
     every range."""
     slices = [plan.rows(group, label) for label in range(len(plan.classes))]
     ends = np.cumsum([stop - start for start, stop in slices])
-    pixels = np.frombuffer(memory.of(int(ends[-1]) * PIXELS), np.uint8).reshape(-1, SIDE, SIDE)
+    pixels = np.frombuffer(memory.view(int(ends[-1]) * PIXELS), np.uint8).reshape(-1, SIDE, SIDE)
 
     def fetch(label: int) -> RangeRead:
         start, stop = slices[label]
@@ -218,7 +217,7 @@ def merge_if_complete(
     merged = manifest.merge(plan, done, source.url, files)
     storage.publish(storage.join(dest, manifest.NAME), manifest.to_json(merged))
     for folder in ("", *SPLITS, "parts"):
-        storage.sweep(storage.join(dest, folder))
+        storage.remove_temporary_files(storage.join(dest, folder))
     return merged
 
 
@@ -227,7 +226,7 @@ _worker: tuple[Plan, Source, str, Scratch] | None = None
 
 def _start_worker(plan: Plan, source: Source, dest: str) -> None:
     global _worker
-    die_with_parent()
+    process.die_with_parent()
     gc.freeze()  # what was imported stays: collections need not look at it again and again
     _worker = (plan, source, dest, Scratch())
 
@@ -245,10 +244,10 @@ def build(
     """Build groups in a pool of local processes, or in this one when that is enough."""
     if processes <= 1 or len(groups) <= 1:
         memory = Scratch()
-        with garbage.collected_by_hand():  # which would go through all that was imported again
+        with process.manual_garbage_collection():  # an automatic one would traverse every import
             for group in groups:
                 build_group(plan, group, source, dest, memory, progress)
-                garbage.collect()
+                process.collect_garbage()
         return
     # spawn: a forked child of a process with gcsfs threads can hang.
     with ProcessPoolExecutor(

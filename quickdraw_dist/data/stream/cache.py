@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import sys
-import tempfile
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -64,7 +63,7 @@ class ShardCache:
         """The local copy of a shard, fetched if need be; None when the cache cannot hold it.
 
         Raises:
-            CorruptError, storage.StorageError: the shard cannot be had.
+            CorruptError, StorageError: the shard cannot be had.
         """
         if shard.bytes > self.limit_bytes or self._full:
             return None
@@ -116,14 +115,7 @@ class ShardCache:
         # One writes at a time, or two that each made room would go over the limit together.
         with self._locks["write"], FileLock(str(self.folder / "write.lock")):
             self._evict(shard.bytes)
-            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                Path(temporary).replace(target)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            storage.replace_file(target, data, durable=False)
 
     def _evict(self, coming_bytes: int) -> None:
         """Remove the least recently used shards until `coming_bytes` more fit the limit.

@@ -54,7 +54,7 @@ class SplitReader:
 
         Raises:
             CorruptError: it stays wrong, or its shard is missing.
-            storage.StorageError: the store does not answer.
+            StorageError: the store does not answer.
         """
         entry = self.shards[shard].blocks[number]
         # A range has no checksum of its own on the way, a file or a cached shard had one.

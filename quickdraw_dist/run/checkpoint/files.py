@@ -81,7 +81,7 @@ def save(
     torch.save(state, buffer)
     files = {"model.safetensors": safetensors.torch.save(tensors), "state.pt": buffer.getvalue()}
     home = storage.join(folder(run), name(step))
-    storage.sweep(home)  # of a killed process: a run has one writer
+    storage.remove_temporary_files(home)  # of a killed process: a run has one writer
     for file, data in files.items():
         storage.publish(storage.join(home, file), data)
     facts = {file: {"bytes": len(d), "crc32c": storage.crc32c(d)} for file, d in files.items()}

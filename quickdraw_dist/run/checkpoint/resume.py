@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.base.settings import Settings, leaves
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.run.checkpoint import files as checkpoint
 from quickdraw_dist.run.checkpoint.files import Checkpoint
@@ -66,8 +65,8 @@ def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> l
     Raises:
         RefusedError: the dataset, network or order is not the checkpoint's.
     """
-    before, now = saved.meta["config"], settings.model_dump(mode="json")
-    differences = list(_differences(before, now))
+    before, now = dict(leaves(saved.meta["config"])), leaves(settings.model_dump(mode="json"))
+    differences = [(name, old, new) for name, new in now if (old := before.get(name)) != new]
     changes = [f"{name}: {old} -> {new}" for name, old, new in differences]
     fixed = [
         change
@@ -94,17 +93,3 @@ def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> l
             "--train.allow_dataset_change true"
         )
     return changes
-
-
-def _differences(
-    before: Mapping[str, Any], now: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    """Settings that changed, as ('train.epochs', 4, 8); None: not known then."""
-    for section, values in now.items():
-        old = before.get(section)
-        if isinstance(values, dict):
-            for key, value in values.items():
-                if (was := (old or {}).get(key)) != value:
-                    yield f"{section}.{key}", was, value
-        elif old != values:
-            yield section, old, values

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from quickdraw_dist.base.errors import TrainingError
+from quickdraw_dist.base.errors import StorageError, TrainingError
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.data.feed import Feed

@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.base.errors import RefusedError, StorageError
 from quickdraw_dist.base.units import duration
 from quickdraw_dist.evaluation.html import document, facts_table, section, tiles
 from quickdraw_dist.evaluation.metrics import Evaluation

@@ -21,9 +21,8 @@ import torch
 from jobs import shard, verify
 from quickdraw_dist import train
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.errors import CorruptError, StorageError
 from quickdraw_dist.base.process import processors
-from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from tests.conftest import Store, use_store
 from tests.support import runs

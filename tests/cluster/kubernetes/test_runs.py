@@ -85,7 +85,7 @@ def test_a_misspelt_setting_fails_the_check(pods: Pods) -> None:
     broken = Pods(objects, pods.job, pods.images, pods.claims, pods.folder)
     code, said = run(broken)
     assert (code, action(pods.job, code)) == (2, "FailJob")
-    assert "unknown setting train.globl_batch = 512. Did you mean 'train.global_batch'" in said
+    assert "train.globl_batch 512: unknown setting. Did you mean 'train.global_batch'" in said
 
 
 def test_an_unedited_bucket_fails_the_check(built: dict[str, str], tmp_path: Path) -> None:

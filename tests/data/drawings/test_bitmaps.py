@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import CorruptError, RefusedError
-from quickdraw_dist.base.storage import DeniedError, StorageError
+from quickdraw_dist.base.errors import CorruptError, DeniedError, RefusedError, StorageError
 from quickdraw_dist.data.drawings import bitmaps
 from quickdraw_dist.data.drawings.bitmaps import open_bitmaps
 from quickdraw_dist.data.drawings.sources import open_source

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
@@ -207,14 +206,14 @@ def test_the_limit_holds_when_two_fetch_at_once(
     """A cache disk of exactly the limit's size would be full."""
     shards = shards_of(dataset)[:2]
     limit = max(shard.bytes for shard in shards) + 100
-    both, make = threading.Barrier(2), tempfile.mkstemp
+    both, write = threading.Barrier(2), storage.replace_file
 
-    def together(*args: object, **kwargs: object) -> tuple[int, str]:
+    def together(path: Path, data: bytes, durable: bool) -> None:
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(1)  # a cache that lets one write after the other breaks it, and is right
-        return make(*args, **kwargs)  # type: ignore[call-overload, no-any-return]
+        write(path, data, durable)
 
-    monkeypatch.setattr(tempfile, "mkstemp", together)
+    monkeypatch.setattr(storage, "replace_file", together)
 
     def use(shard: ShardEntry) -> None:
         cache = ShardCache(str(tmp_path), dataset.manifest.digest, limit)

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,6 +18,7 @@ import pytest
 import torch
 
 from quickdraw_dist import train
+from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.order.memory import plan_memory
 from quickdraw_dist.data.order.order import Order
@@ -275,10 +275,14 @@ def test_the_disk_fills_at_a_moment(
 
     def fill() -> None:
         shutil.rmtree(tmp_path / "cache")
-        monkeypatch.setattr(tempfile, "mkstemp", no_space)
+        monkeypatch.setattr(storage, "replace_file", no_space)
 
-    def no_space(*_: object, **__: object) -> tuple[int, str]:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write = storage.replace_file
+
+    def no_space(path: Path, data: bytes, durable: bool = True) -> None:
+        if path.suffix == ".tar":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, data, durable)
 
     moments.at_step = {STEPS + STEPS // 2: fill}
     assert train.main(arguments(dataset, tmp_path)) == 0

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.base.errors import CorruptError, StorageError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.manifest import ShardEntry
@@ -77,15 +76,15 @@ def test_a_full_disk(
     monkeypatch: pytest.MonkeyPatch, number: int,
 ) -> None:  # fmt: skip
     """A full disk must not end a run: the third shard does not fit any more."""
-    made, make = [], tempfile.mkstemp
+    made, write = [], storage.replace_file
 
-    def full(*args: object, **kwargs: object) -> tuple[int, str]:
-        made.append(args)
+    def full(path: Path, data: bytes, durable: bool) -> None:
+        made.append(path)
         if len(made) > 2:
             raise OSError(number, os.strerror(number))
-        return make(*args, **kwargs)  # type: ignore[call-overload, no-any-return]
+        write(path, data, durable)
 
-    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(storage, "replace_file", full)
     assert read_all(open_cached(dataset, tmp_path), threads=1) == all_of(dataset)
     assert len(held(tmp_path)) == 2
     said = capsys.readouterr().err
@@ -120,16 +119,15 @@ def test_a_folder_deleted_in_the_middle_of_a_write(
     remote: Store, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As above, while a shard is written there."""
-    deleted, make = [], tempfile.mkstemp
+    deleted, replace = [], Path.replace
 
-    def make_and_delete(*args: object, **kwargs: object) -> tuple[int, str]:
-        made: tuple[int, str] = make(*args, **kwargs)  # type: ignore[call-overload]
+    def delete_and_replace(temporary: Path, target: Path) -> Path:
         if not deleted:
-            deleted.append(made)
+            deleted.append(target)
             shutil.rmtree(tmp_path / "cache")
-        return made
+        return replace(temporary, target)
 
-    monkeypatch.setattr(tempfile, "mkstemp", make_and_delete)
+    monkeypatch.setattr(Path, "replace", delete_and_replace)
     assert read_all(open_cached(dataset, tmp_path / "cache"), threads=1) == all_of(dataset)
     assert deleted
 
