@@ -204,6 +204,11 @@ class Learner:
         """What a checkpoint keeps beside weights and average."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return everything that a checkpoint keeps: the tensors that are trained, not copies."""
+        average = self.average.state if self.average is not None else {}
+        return {"weights": self.model.state_dict(), "average": average, "state": self.state()}
+
     def loss_scale(self) -> float | None:
         """What the loss is multiplied with before fp16's backward pass; None without fp16."""
         return self.scaler.get_scale() if self.scaler.is_enabled() else None

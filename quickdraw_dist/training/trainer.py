@@ -82,7 +82,8 @@ class Trainer:
         self.faults = FaultLog(settings, world, self.dataset.classes)
         self.stragglers = Stragglers(world)
         self.profiler = StepProfiler(settings.train.profile, world, settings.output, self.log.say)
-        self.saver = Saver(settings, self.feed, self.learner, self.log, goodput, folder)
+        state = self.learner.checkpoint_state
+        self.saver = Saver(settings, self.feed, state, self.log, goodput, folder)
 
     def _go_on_from(self, saved: Checkpoint) -> None:
         meta = saved.meta

@@ -22,7 +22,6 @@ from quickdraw_dist.run.checkpoint.snapshot import Snapshot
 from quickdraw_dist.run.folder import RunFolder
 from quickdraw_dist.run.position import Position
 from quickdraw_dist.run.progress import ProgressLog
-from quickdraw_dist.training.learner import Learner
 
 
 class _NotNumbersError(Exception):
@@ -40,13 +39,18 @@ class Saver:
         self,
         settings: Settings,
         feed: Feed,
-        learner: Learner,
+        learner_state: Callable[[], Mapping[str, Any]],
         log: ProgressLog,
         goodput: telemetry.Goodput,
         folder: RunFolder | None,
     ) -> None:
-        """`folder` is rank 0's; the others have none and write nothing."""
-        self._settings, self._feed, self._learner = settings, feed, learner
+        """
+        Args:
+            learner_state: returns `weights` and `average` by name and `state`, an optimizer's
+                containers; called at each save, and its tensors are copied at once.
+            folder: rank 0's; None on the other ranks, which write nothing.
+        """
+        self._settings, self._feed, self._learner_state = settings, feed, learner_state
         self._log, self._goodput, self._folder = log, goodput, folder
         group = distributed.processor_group(settings.train.patience_seconds)
         self.order_digest = OrderDigest(group)
@@ -137,14 +141,7 @@ class Saver:
         carried: Mapping[str, Any],
         digest: Callable[[], str],
     ) -> None:
-        average = self._learner.average
-        self._snapshot.take(
-            {
-                "weights": self._learner.model.state_dict(),
-                "average": average.state if average is not None else {},
-                "state": self._learner.state(),
-            }
-        )
+        self._snapshot.take(self._learner_state())
         meta = {
             "epoch": position.epoch,
             "step_in_epoch": position.step,

@@ -51,7 +51,8 @@ class Run:
         self.folder = RunFolder(str(output))
         goodput = telemetry.Goodput()
         log = ProgressLog(goodput, self.folder, self.settings.metrics)
-        self.saver = Saver(self.settings, feed, self.learner, log, goodput, self.folder)
+        state = self.learner.checkpoint_state
+        self.saver = Saver(self.settings, feed, state, log, goodput, self.folder)
         self.steps = 0
 
     def train(self, steps: int = 1) -> None:
@@ -73,14 +74,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """A deep copy of all that a checkpoint must bring back."""
-        assert self.learner.average is not None
-        return copy.deepcopy(
-            {
-                "weights": dict(self.learner.model.state_dict()),
-                "average": self.learner.average.state,
-                "state": self.learner.state(),
-            }
-        )
+        return copy.deepcopy(self.learner.checkpoint_state())
 
     def saved_steps(self) -> list[int]:
         return checkpoint.steps(self.settings.output)
