@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for file in page.parent.iterdir():
                 storage.publish(storage.join(place, file.name), file.read_bytes())
     print(f"report: {storage.join(place, page.name)}")
-    print(json.dumps(result.figures()))
+    print(json.dumps(result.metrics()))
 
 
 def _measure(

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
         if settings.metrics.port:
             telemetry.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
         dog = watchdog.watch(world.rank, world.size, train.start_seconds, train.stall_seconds)
-        with dog, run_folder.held(settings.output) as folder:
+        with dog, run_folder.locked(settings.output) as folder:
             trainer = Trainer(settings, world, dataset, goodput, folder, stop)
             with contextlib.closing(trainer.log), contextlib.closing(trainer.saver):
                 return trainer.run()

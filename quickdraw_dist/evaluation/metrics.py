@@ -127,7 +127,7 @@ class Evaluation:
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise CorruptError(f"not a kept evaluation: {error}") from None
 
-    def figures(self) -> dict[str, float | int | str]:
+    def metrics(self) -> dict[str, float | int | str]:
         """The headline numbers, ready for JSON."""
         return {
             "split": self.split,

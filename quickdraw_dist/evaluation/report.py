@@ -75,7 +75,7 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
     """What evaluation.json holds: the headline figures, every class, the most confused pairs."""
     headline = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in evaluation.figures().items()
+        for name, value in evaluation.metrics().items()
     }
     lists = {"per_class": per_class(evaluation), "confused_pairs": confused_pairs(evaluation)}
     return headline | lists

@@ -169,7 +169,7 @@ def _lock(url: str) -> FileLock:
 
 
 @contextlib.contextmanager
-def held(url: str) -> Iterator[RunFolder | None]:
+def locked(url: str) -> Iterator[RunFolder | None]:
     """The run's folder on rank 0, None on the others, all of which call it; let go of at the end.
 
     Raises:

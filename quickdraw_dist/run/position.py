@@ -50,7 +50,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Counts:
+class TrainingMetrics:
     """What training did since the last look, over all ranks; nan where no step has a number."""
 
     loss: float  # mean of a drawing, nats

@@ -19,7 +19,7 @@ from quickdraw_dist.base.units import duration
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.evaluation.metrics import Evaluation
 from quickdraw_dist.run.folder import RunFolder
-from quickdraw_dist.run.position import Counts, Position
+from quickdraw_dist.run.position import Position, TrainingMetrics
 from quickdraw_dist.run.tensorboard import EventFile
 from quickdraw_dist.run.terminal import LiveLine, pass_by
 
@@ -82,10 +82,10 @@ class ProgressLog:
             return None
         return {"restarts": len(starts) - 1, "goodput": {"until": starts[0], "seconds": {}}}
 
-    def forward(self, drawings: int) -> None:
+    def advance(self, drawings: int) -> None:
         """A step with so many drawings was begun; nothing of it is known yet."""
         if self._live is not None:
-            self._live.forward(drawings)
+            self._live.advance(drawings)
 
     def _clocks(self) -> tuple[float, float]:
         """Seconds of the loop so far, and of its waiting for batches; evaluating and saving are
@@ -97,7 +97,7 @@ class ProgressLog:
         """Steps that were not shown yet."""
         return position.total_steps - self._shown_steps
 
-    def training(self, position: Position, counts: Counts) -> None:
+    def log_training(self, position: Position, counts: TrainingMetrics) -> None:
         """The figures of the steps since the last look; there must be some."""
         steps = self.new_steps(position)
         loop_seconds, waited = self._clocks()
@@ -139,10 +139,10 @@ class ProgressLog:
     def _goodput_record(self) -> dict[str, Any]:
         return {"goodput_seconds": {c: round(s, 3) for c, s in self._goodput.now().items()}}
 
-    def evaluation(self, position: Position, result: Evaluation) -> None:
+    def log_validation(self, position: Position, result: Evaluation) -> None:
         """The figures of a validation."""
         for metric in ("top1", "top3", "map3", "mean_class_accuracy"):
-            value = result.figures()[metric]
+            value = result.metrics()[metric]
             telemetry.EVALUATION_ACCURACY.labels(result.split, metric).set(float(value))
         self.validation = result
         self.say(
@@ -150,7 +150,7 @@ class ProgressLog:
             f"{result.top3:.2%}, MAP@3 {result.map3:.4f}, mean per class "
             f"{result.mean_class_accuracy:.2%}, loss {result.loss:.4f}"
         )
-        self._record(position, {"kind": "validation", **result.figures()})
+        self._record(position, {"kind": "validation", **result.metrics()})
 
     def _record(self, position: Position, figures: dict[str, Any]) -> None:
         if self._folder is not None:

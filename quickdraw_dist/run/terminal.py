@@ -34,7 +34,7 @@ class LiveLine:
         sys.stderr = through if sys.stderr.isatty() else sys.stderr
         sys.stdout = through
 
-    def forward(self, drawings: int) -> None:
+    def advance(self, drawings: int) -> None:
         """So many more are done."""
         self._bar.update(drawings)
 

@@ -8,7 +8,7 @@ from math import isfinite, nan
 import torch
 
 from quickdraw_dist.distributed.ranks import sum_over_ranks
-from quickdraw_dist.run.position import Counts
+from quickdraw_dist.run.position import TrainingMetrics
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Figures:
         """Which of the steps moved nothing: all ranks find the same."""
         return [at for at, norm in enumerate(self.norms) if not isfinite(norm)]
 
-    def counts(self, global_batch: int, learning_rate: float) -> Counts:
+    def counts(self, global_batch: int, learning_rate: float) -> TrainingMetrics:
         """Means over the drawings of the steps whose loss is a number."""
         good = [at for at, loss in enumerate(self.losses) if isfinite(loss)]
         drawings = len(good) * global_batch
-        return Counts(
+        return TrainingMetrics(
             sum(self.losses[at] for at in good) / drawings if good else nan,
             sum(self.right[at] for at in good) / drawings if good else nan,
             next((norm for norm in reversed(self.norms) if isfinite(norm)), nan),

@@ -30,7 +30,7 @@ from quickdraw_dist.run.checkpoint.saver import Saver
 from quickdraw_dist.run.folder import RunFolder
 from quickdraw_dist.run.position import Interval, Position
 from quickdraw_dist.run.progress import ProgressLog
-from quickdraw_dist.run.report.page import report_end
+from quickdraw_dist.run.report.page import write_final_report
 from quickdraw_dist.training.faults import FaultLog
 from quickdraw_dist.training.learner import Learner
 from quickdraw_dist.training.profiler import StepProfiler
@@ -134,13 +134,13 @@ class Trainer:
                 self._train_epoch()
                 self.epoch, self.step = self.epoch + 1, 0
                 if self.epoch < epochs:
-                    self.save(must=True)
+                    self.save(wait_for_previous=True)
         self.profiler.close()
-        self.save_for_good()
+        self.save_final()
         self.agreement.meet()
         self.log.finish(self.position)
         if self.folder is not None and self.settings.metrics.report:
-            self.log.say(report_end(self.folder, self.log.validation))
+            self.log.say(write_final_report(self.folder, self.log.validation))
         return 0
 
     def _introduce(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Trainer:
                 self.faults.remember(batch.host)
                 self.step += 1
                 self.total_steps += 1
-                self.log.forward(self.settings.train.global_batch)
+                self.log.advance(self.settings.train.global_batch)
                 if self.total_steps % self.settings.train.log_every == 0:
                     self.look()
                 self._validate_if_due()
@@ -203,7 +203,7 @@ class Trainer:
     def _leave_if_stopped(self) -> None:
         """Where all ranks agreed to stop: save, wait for each other, and leave for good."""
         if self.agreement.stopped:
-            self.save_for_good()
+            self.save_final()
             if self.folder is not None:
                 self.folder.close()  # or whoever goes on would have to wait for a sign of life
             self.agreement.meet()  # a rank that leaves makes torchrun end those that still save
@@ -225,20 +225,20 @@ class Trainer:
             for line in self.stragglers.look(learner.work.mean_seconds()):
                 self.log.say(line)
             batch = self.settings.train.global_batch
-            self.log.training(self.position, figures.counts(batch, learner.rate))
+            self.log.log_training(self.position, figures.counts(batch, learner.rate))
             garbage.collect()
 
-    def save(self, must: bool = False) -> None:
-        """Have a checkpoint written in the background; `must` waits for the one before."""
+    def save(self, wait_for_previous: bool = False) -> None:
+        """Have a checkpoint written in the background."""
         self.look()  # a resumed run cannot look at the steps before it
         whereabouts.at("checkpoint", self.total_steps)
-        self.saver.save(self.position, self._carried, must)
+        self.saver.save(self.position, self._carried, wait_for_previous)
 
-    def save_for_good(self) -> None:
+    def save_final(self) -> None:
         """The last checkpoint of this process, which all ranks wait for."""
         self.look()
         whereabouts.at("checkpoint", self.total_steps)
-        self.saver.save_for_good(self.position, self._carried)
+        self.saver.save_final(self.position, self._carried)
 
     @property
     def _carried(self) -> dict[str, Any]:
@@ -284,5 +284,5 @@ class Trainer:
                 keep_mistakes=MISTAKES if self.position.ended and world.is_first else 0,
             )
             if not self.agreement.stopped:
-                self.last_validation = result.figures() | {"step": self.total_steps}
-                self.log.evaluation(self.position, result)
+                self.last_validation = result.metrics() | {"step": self.total_steps}
+                self.log.log_validation(self.position, result)

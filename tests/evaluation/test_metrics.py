@@ -157,7 +157,7 @@ def test_a_class_without_drawings() -> None:
 
 def test_no_drawings() -> None:
     """A split may be empty: figures are zeros, not an error."""
-    figures = measure(Drawings(3, 3), iter(())).figures()
+    figures = measure(Drawings(3, 3), iter(())).metrics()
     assert figures["drawings"] == 0
     assert figures["top1"] == figures["map3"] == figures["loss"] == 0
 
@@ -165,7 +165,7 @@ def test_no_drawings() -> None:
 def test_figures_are_json() -> None:
     """They go into metrics.jsonl, the checkpoint's meta.json and a job's output."""
     drawings = Drawings(5, 30)
-    figures = measure(drawings, drawings.batches((30,))).figures()
+    figures = measure(drawings, drawings.batches((30,))).metrics()
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert figures["split"] == "test"
     assert (figures["classes"], figures["drawings"]) == (5, 30)
@@ -231,7 +231,7 @@ def test_kept_as_bytes(keep_mistakes: int) -> None:
     drawings = Drawings(5, 80)
     whole = measure(drawings, drawings.batches((80,)), keep_mistakes=keep_mistakes)
     again = Evaluation.from_bytes(whole.to_bytes())
-    assert again.figures() == whole.figures()
+    assert again.metrics() == whole.metrics()
     assert (again.classes, again.loss, again.map3) == (whole.classes, whole.loss, whole.map3)
     assert np.array_equal(again.confusion, whole.confusion)
     assert np.array_equal(again.top3_per_class, whole.top3_per_class)
@@ -312,7 +312,7 @@ def pair(
 def summary(result: Evaluation) -> dict[str, Any]:
     """All of an evaluation but pixels."""
     return {
-        "figures": result.figures(),
+        "figures": result.metrics(),
         "confusion": result.confusion.tolist(),
         "top3_per_class": result.top3_per_class.tolist(),
     }

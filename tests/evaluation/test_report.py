@@ -68,7 +68,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
 def test_json_holds_the_figures_of_the_evaluation(odd: tuple[Evaluation, Path]) -> None:
     evaluation, folder = odd
     numbers = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    assert {key: numbers[key] for key in evaluation.figures()} == evaluation.figures()
+    assert {key: numbers[key] for key in evaluation.metrics()} == evaluation.metrics()
     assert [row["class"] for row in numbers["per_class"]] == list(ODD_NAMES)
     for label, row in enumerate(numbers["per_class"]):
         counts = evaluation.confusion[label].copy()

@@ -122,7 +122,7 @@ def _rank(rank: int, _: int, disks: list[str]) -> str:
     Path(disks[rank]).mkdir(exist_ok=True)
     os.chdir(disks[rank])
     try:
-        with run_folder.held("run") as folder:
+        with run_folder.locked("run") as folder:
             return f"{rank}: {folder is not None}"
     except RefusedError as error:
         return f"{rank}: {error}"

@@ -18,7 +18,7 @@ from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.base.telemetry.metrics import REGISTRY, Goodput
 from quickdraw_dist.base.units import duration
 from quickdraw_dist.run.folder import RunFolder
-from quickdraw_dist.run.position import Counts, Interval, Position
+from quickdraw_dist.run.position import Interval, Position, TrainingMetrics
 from quickdraw_dist.run.progress import ProgressLog
 
 
@@ -92,7 +92,7 @@ def test_interval_includes_its_end() -> None:
 
 # -- the log ---------------------------------------------------------------------------------------
 
-COUNTS = Counts(loss=1.25, accuracy=0.625, gradient_norm=0.5, learning_rate=1e-3)
+COUNTS = TrainingMetrics(loss=1.25, accuracy=0.625, gradient_norm=0.5, learning_rate=1e-3)
 FACTS = {"model": "sketchcnn", "ranks": 2}
 
 
@@ -139,7 +139,7 @@ def test_speed_is_the_loops(
     with goodput.during("checkpoint"):
         clock.now += 1000
     assert log.new_steps(at(20)) == 20
-    log.training(at(20), COUNTS)
+    log.log_training(at(20), COUNTS)
     assert log.new_steps(at(20)) == 0
     line = capsys.readouterr().out
     assert line == (
@@ -147,7 +147,7 @@ def test_speed_is_the_loops(
         "0:32 left\n"
     )
     clock.now += 1  # the second look has clocks of its own
-    log.training(at(60), COUNTS)
+    log.log_training(at(60), COUNTS)
     assert "epoch 2/2  step 10/50  400 drawings/s" in capsys.readouterr().out
     start, first, second = records(folder)
     assert start == {"kind": "start", "time": 0, "step": 0, "drawings": 0, "epoch": 0} | FACTS
@@ -181,7 +181,7 @@ def test_other_ranks_count_in_silence(capsys: pytest.CaptureFixture[str]) -> Non
     drawings = REGISTRY.get_sample_value("quickdraw_drawings_total") or 0
     log = ProgressLog(Goodput(), None, Metrics())
     log.start(at(10), None, FACTS)
-    log.training(at(13), COUNTS)
+    log.log_training(at(13), COUNTS)
     log.finish(at(13))
     assert capsys.readouterr().out == ""
     assert REGISTRY.get_sample_value("quickdraw_steps_total") == steps + 3

@@ -44,7 +44,7 @@ def test_lines_stand_above_the_bar() -> None:
         print("resumed", end="")
         print(" at step 3")
         print("store: try 2", "of 6", file=sys.stderr)
-        line.forward(500)
+        line.advance(500)
         line.show("epoch 2/2", "loss 1.5")
         *lines, bar = seen(terminal)
         assert lines == ["resumed at step 3", "store: try 2 of 6"]

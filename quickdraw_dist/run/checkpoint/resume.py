@@ -28,7 +28,7 @@ def find(settings: Settings, dataset: Dataset) -> tuple[Checkpoint | None, list[
     if url is None:
         return None, []
     loaded = checkpoint.load(url)
-    return loaded, refuse_changes(loaded, settings, dataset)
+    return loaded, check_changes(loaded, settings, dataset)
 
 
 def _choose(settings: Settings) -> str | None:
@@ -60,7 +60,7 @@ _FIXED = ("model", "optimizer.name", "train.global_batch", "train.seed", "stream
 run. One that the checkpoint does not know yet is new, with a default that does what was done."""
 
 
-def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> list[str]:
+def check_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> list[str]:
     """Compare a checkpoint with what is asked for now; returns harmless changes, one line each.
 
     Raises:

@@ -66,14 +66,17 @@ class Saver:
         self.order_digest.resume(order_digest)
         self._saved = (position, carried)
 
-    def save(self, position: Position, carried: Mapping[str, Any], must: bool) -> None:
-        """Have a checkpoint written in the background; a failure is reported and counted there.
+    def save(self, position: Position, carried: Mapping[str, Any], wait_for_previous: bool) -> None:
+        """Write a checkpoint in the background; a failure is reported and counted there.
 
-        `carried` is what it has of the run beside position and learner.
+        While the previous one is still being written, this one is skipped: a store that is slow
+        or down must not hold up training, and what a crash could lose meanwhile grows only by the
+        time that the store needs anyway.
 
-        While the one before is still being written, one that `must` be waits for it; any other is
-        left out: a store that is slow or down must not hold up training, and what a crash could
-        lose meanwhile grows only by the time that the store needs anyway.
+        Args:
+            position: the step that the state belongs to.
+            carried: further entries of meta.json.
+            wait_for_previous: wait for the previous one instead of skipping this one.
 
         Raises:
             TrainingError: the run has another writer now.
@@ -83,7 +86,7 @@ class Saver:
         if self._folder is None:
             return
         with self._goodput.during("checkpoint"):
-            if self._writing is not None and not self._writing.done() and not must:
+            if self._writing is not None and not self._writing.done() and not wait_for_previous:
                 telemetry.CHECKPOINTS_LEFT_OUT.inc()
                 self._log.say(
                     f"checkpoint left out at step {position.total_steps:,}: the one before it is "
@@ -95,7 +98,7 @@ class Saver:
             self.pauses_seconds.append(time.monotonic() - started)
             telemetry.CHECKPOINT_PAUSE_SECONDS.observe(self.pauses_seconds[-1])
 
-    def save_for_good(self, position: Position, carried: Mapping[str, Any]) -> None:
+    def save_final(self, position: Position, carried: Mapping[str, Any]) -> None:
         """The last checkpoint of this process: without it, its work since the one before is lost.
 
         All ranks wait for it.

@@ -46,7 +46,7 @@ CURVES = {  # a picture's name: heading and caption
 }
 
 
-def report_end(folder: RunFolder, evaluation: Evaluation | None) -> str:
+def write_final_report(folder: RunFolder, evaluation: Evaluation | None) -> str:
     """At the end of a run, leave its last validation and its page in its folder. Returns a line to
     say of it; nothing that goes wrong here makes a failure of a finished run."""
     try:

@@ -84,7 +84,7 @@ def compare(
     """Resume a run that was saved with some settings under others."""
     home = save(tmp_path, 1, config=before, lanes=lanes)
     dataset: Any = SimpleNamespace(classes=classes, digest=digest)
-    return resuming.refuse_changes(checkpoint.load(str(home)), Settings(**now), dataset)
+    return resuming.check_changes(checkpoint.load(str(home)), Settings(**now), dataset)
 
 
 def test_no_change(tmp_path: Path) -> None:
@@ -174,5 +174,5 @@ def test_settings_that_did_not_exist_yet(tmp_path: Path) -> None:
     del older["config"]["metrics"], older["config"]["train"]["compile"]
     home = checkpoint.save(str(tmp_path), 1, {"weight": torch.ones(1)}, {}, {}, older)
     dataset: Any = SimpleNamespace(classes=CLASSES, digest=DIGEST)
-    changes = resuming.refuse_changes(checkpoint.load(home), Settings(), dataset)
+    changes = resuming.check_changes(checkpoint.load(home), Settings(), dataset)
     assert "train.compile: None -> auto" in changes

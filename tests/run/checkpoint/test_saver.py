@@ -66,11 +66,11 @@ class Run:
     def position(self) -> Position:
         return Position(0, 1, self.steps, EPOCH_STEPS, self.steps, BATCH)
 
-    def save(self, must: bool = False) -> None:
-        self.saver.save(self.position, CARRIED, must)
+    def save(self, wait_for_previous: bool = False) -> None:
+        self.saver.save(self.position, CARRIED, wait_for_previous)
 
-    def save_for_good(self) -> None:
-        self.saver.save_for_good(self.position, CARRIED)
+    def save_final(self) -> None:
+        self.saver.save_final(self.position, CARRIED)
 
     def state(self) -> dict[str, Any]:
         """A deep copy of all that a checkpoint must bring back."""
@@ -155,7 +155,7 @@ def test_one_at_a_time(run: Run, gate: Gate, capsys: pytest.CaptureFixture[str])
     assert value(telemetry.CHECKPOINTS_LEFT_OUT) == before + 1
     run.train()
     threading.Timer(0.05, gate.opened.set).start()
-    run.save(must=True)
+    run.save(wait_for_previous=True)
     assert gate.opened.is_set()
     run.saver.close()
     assert run.saved_steps() == [1, 3]
@@ -174,15 +174,15 @@ def test_failures_are_survived(
     before stands, and the next that can be is whole."""
     failures = value(telemetry.CHECKPOINT_FAILURES)
     run.train()
-    run.save_for_good()
+    run.save_final()
     with monkeypatch.context() as patch:
         patch.setattr(storage, "publish", no_room)
         for _ in range(5):
             run.train()
-            run.save(must=True)
+            run.save(wait_for_previous=True)
         run.train()
         with pytest.raises(TrainingError) as ended:
-            run.save_for_good()
+            run.save_final()
     said = capsys.readouterr().out
     failed = [step for step in range(1, 8) if f"checkpoint FAILED at step {step}:" in said]
     assert failed == [2, 3, 4, 5, 6, 7]
@@ -191,7 +191,7 @@ def test_failures_are_survived(
         assert word in str(ended.value)
     newest = checkpoint.newest(run.settings.output)
     assert newest is not None and newest.meta["step"] == 1
-    run.save_for_good()
+    run.save_final()
     newest = checkpoint.newest(run.settings.output)
     assert newest is not None and newest.meta["step"] == 7
 
@@ -203,13 +203,13 @@ def test_what_is_not_a_number_is_never_saved(
 ) -> None:
     """It would take the place of the last good one; its name is said."""
     run.train()
-    run.save(must=True)
+    run.save(wait_for_previous=True)
     run.train()
     assert run.learner.average is not None
     tensors = run.learner.model.state_dict() if where == "weights" else run.learner.average.state
     name = next(iter(tensors))
     tensors[name].flatten()[1] = bad
-    run.save(must=True)
+    run.save(wait_for_previous=True)
     run.saver.close()
     assert f"FAILED at step 2: the {where} of {name} are no finite" in capsys.readouterr().out
     assert run.saved_steps() == [1]
@@ -221,22 +221,22 @@ def test_other_errors_are_not_hidden(run: Run, monkeypatch: pytest.MonkeyPatch) 
     run.train()
     run.save()
     with pytest.raises(ZeroDivisionError):
-        run.save_for_good()
+        run.save_final()
 
 
 def test_the_same_step_is_not_written_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signal right after a save, or before the first step of a resumed run: writing over the
     only good checkpoint would break it for a moment, and for ever if the process is killed then."""
     run.train()
-    run.save(must=True)
-    run.save_for_good()
+    run.save(wait_for_previous=True)
+    run.save_final()
     again = Run(Path(run.settings.output, "again"))
     again.steps = 5
     again.saver.resume("00", again.position, CARRIED)
-    again.save_for_good()
+    again.save_final()
     again.close()
     monkeypatch.setattr(storage, "publish", no_room)
-    run.save_for_good()
+    run.save_final()
     assert again.saved_steps() == []
 
 
@@ -248,8 +248,8 @@ def test_old_ones_that_cannot_be_removed(
     monkeypatch.setattr(storage, "remove_folder", no_room)
     for _ in range(Checkpoint().keep_last + 1):
         run.train()
-        run.save(must=True)
-    run.save_for_good()
+        run.save(wait_for_previous=True)
+    run.save_final()
     assert "could not be removed: [Errno 28]" in capsys.readouterr().out
     assert value(telemetry.CHECKPOINT_FAILURES) == failures
     assert run.saved_steps() == [1, 2, 3]
@@ -261,9 +261,9 @@ def test_pauses_are_measured_and_shown(run: Run, capsys: pytest.CaptureFixture[s
     count = telemetry.CHECKPOINT_PAUSE_SECONDS._sum.get()
     for _ in range(3):
         run.train()
-        run.save(must=True)
+        run.save(wait_for_previous=True)
     run.train()
-    run.save_for_good()
+    run.save_final()
     assert len(run.saver.pauses_seconds) == 3
     total = telemetry.CHECKPOINT_PAUSE_SECONDS._sum.get() - count
     assert total == pytest.approx(sum(run.saver.pauses_seconds))
