@@ -16,19 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import style
+from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.evaluation.metrics import MISTAKES, Evaluation
-
-try:
-    from matplotlib import style
-    from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
-    from matplotlib.figure import Figure
-except ModuleNotFoundError as error:
-    raise RefusedError(
-        "a report needs matplotlib, which is not installed: pip install 'quickdraw-dist[report]'"
-    ) from error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import quickdraw_dist
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.evaluation.charts import EMPTY, draw_pictures, short, side_by_side
 from quickdraw_dist.evaluation.html import printable
@@ -234,12 +233,12 @@ def test_text_is_cut_and_cleaned() -> None:
     assert printable("a\tb\x00c\ud800 é日\u2028") == "a b\ufffdc\ufffd é日 "
 
 
-def test_without_matplotlib_it_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_is_refused_before_anything_is_written(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "quickdraw_dist.evaluation.charts")
-    monkeypatch.delattr(quickdraw_dist, "report_pictures")
-    with pytest.raises(RefusedError, match=r"pip install 'quickdraw-dist\[report\]'"):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(RefusedError, match=f"the package {package} is not installed") as refused:
         write_report(fake(2), tmp_path / "report", title="t", facts={})
+    assert "pip install 'quickdraw-dist[report]'" in refused.value.remedy
     assert not (tmp_path / "report").exists()

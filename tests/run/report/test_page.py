@@ -14,9 +14,11 @@ import pytest
 from jobs import report, shard
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.run.report.page import CURVES, write_run_report
+from quickdraw_dist.run.report.page import write_run_report
 from tests.conftest import Store
 from tests.support.pages import Page
+
+CURVES = {"loss", "accuracy", "learning_rate", "speed", "goodput"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def test_made_at_the_end_of_a_run(run: Run) -> None:
     page = Page(run.folder / "report.html")
     assert run.said.splitlines()[-1] == f"report: {run.folder}/report.html"
     ids = [attributes.get("id") for _, attributes in page.tags]
-    assert set(CURVES) | {"confusion", "classes", "table"} <= set(ids)
+    assert CURVES | {"confusion", "classes", "table"} <= set(ids)
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
     top1 = [r["top1"] for r in records if r["kind"] == "validation"][-1]
     figures = page.texts["dd"]
@@ -75,8 +77,8 @@ def test_a_run_in_a_store_and_not_at_its_end(run: Run, store: Store) -> None:
     storage.publish("gs://bucket/run/metrics.jsonl", text.encode())
     assert write_run_report("gs://bucket/run") == "gs://bucket/run/report.html"
     page = storage.read("gs://bucket/run/report.html").decode()
-    assert "The run is not at its end." in page
-    assert "id=loss" in page and "id=confusion" not in page
+    assert "The run has not finished." in page
+    assert 'id="loss"' in page and 'id="confusion"' not in page
     assert "<dt>Restarts</dt><dd>1</dd>" in page
 
 
@@ -85,13 +87,14 @@ def test_no_run(tmp_path: Path) -> None:
         write_run_report(str(tmp_path))
 
 
-def test_a_run_ends_well_without_matplotlib(run: Run, tmp_path: Path) -> None:
+def test_a_run_ends_well_without_the_extra(run: Run, tmp_path: Path) -> None:
     """It says what to install and how to get the page later, and leaves what that needs."""
     blocked = tmp_path / "blocked"
-    (blocked / "matplotlib").mkdir(parents=True)
-    (blocked / "matplotlib" / "__init__.py").write_text(
-        "raise ModuleNotFoundError('No module named matplotlib', name='matplotlib')"
-    )
+    for package in ("jinja2", "matplotlib"):
+        (blocked / package).mkdir(parents=True)
+        (blocked / package / "__init__.py").write_text(
+            f"raise ModuleNotFoundError('No module named {package}', name='{package}')"
+        )
     output = tmp_path / "run"
     command = [sys.executable, "-m", "quickdraw_dist.train", "--output", str(output)]
     command += ["--data", str(run.folder.parent / "shards"), "--train.epochs", "1"]
@@ -106,6 +109,6 @@ def test_a_run_ends_well_without_matplotlib(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
     assert "pip install 'quickdraw-dist[report]'" in last
-    assert last.endswith(f"Later: python -m jobs.report {output}")
+    assert last.endswith(f"To write it later: python -m jobs.report {output}")
     report.main([str(output)])
-    assert "id=confusion" in (output / "report.html").read_text()
+    assert 'id="confusion"' in (output / "report.html").read_text()
