@@ -20,11 +20,35 @@ from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.run.lease import Lease, who
 
+LOG = "metrics.jsonl"
+"""The log in a run's folder: one JSON record per line, in order of steps."""
+
 _HOLDER = ".writer"
 """Names who writes a local run."""
 
 _DYING_SECONDS = 5
 """A writer that was killed just now lets go within this time."""
+
+
+def read_log(run: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the lines of a run's log, each with its record; none where there is no log.
+
+    An incomplete line, of a writer that was killed or is still writing, is skipped.
+
+    Raises:
+        StorageError: the store failed.
+    """
+    try:
+        text = storage.read(storage.join(run, LOG)).decode()
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "step" in record:
+                lines.append((line, record))
+    return lines
 
 
 class RunFolder:
@@ -38,7 +62,7 @@ class RunFolder:
             StorageError: the store failed.
         """
         self.url = url
-        self._log = storage.join(url, "metrics.jsonl")
+        self._log = storage.join(url, LOG)
         self._lines: list[str] = []
         self._writing = threading.Lock()  # of the log: lines come from one thread, flush another
         self._behind = False  # the local file lacks lines, or has half of one
@@ -59,22 +83,12 @@ class RunFolder:
     def resume_log(self, step: int) -> list[dict[str, Any]]:
         """Keep the log's records up to a step, and return them; those after it will be written
         again."""
-        try:
-            text = storage.read(self._log).decode()
-        except FileNotFoundError:
-            return []
-        kept = []
-        for line in text.splitlines():
-            try:
-                record = json.loads(line)
-                if record["step"] <= step:
-                    kept.append(record)
-                    self._lines.append(line)
-            except (ValueError, KeyError):
-                continue  # the last line of a process that was killed while it wrote
+        kept = [(line, record) for line, record in read_log(self.url) if record["step"] <= step]
+        self._lines = [line for line, _ in kept]
         self._behind = True
-        self.flush()
-        return kept
+        if kept:
+            self.flush()
+        return [record for _, record in kept]
 
     def log(self, record: dict[str, Any]) -> None:
         """Add one line; on a local disk it is there at once, in a store after `flush`.

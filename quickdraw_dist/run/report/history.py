@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
-
-LOG = "metrics.jsonl"
-"""Of a run's folder: a record a line, in order of steps."""
+from quickdraw_dist.run.folder import LOG, read_log
 
 
 @dataclass(frozen=True)
@@ -58,16 +54,7 @@ def read(run: str) -> History:
         RefusedError: no run there.
         StorageError: the store failed.
     """
-    try:
-        text = storage.read(storage.join(run, LOG)).decode()
-    except FileNotFoundError:
-        text = ""
-    records = []
-    for line in text.splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue  # being written just now
+    records = [record for _, record in read_log(run)]
     if not records:
         raise RefusedError(f"{run}: no {LOG} with a record there; a run's folder is right")
     return History(tuple(records))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.run.folder import LOG
 from quickdraw_dist.run.report import history
 
 START = {"kind": "start", "time": 1.0, "epoch": 0.0, "step": 0}
@@ -25,7 +26,7 @@ LINES = "".join(json.dumps(record) + "\n" for record in RECORDS)
 
 
 def told(folder: Path, text: str) -> history.History:
-    (folder / history.LOG).write_text(text)
+    (folder / LOG).write_text(text)
     return history.read(str(folder))
 
 
@@ -47,7 +48,10 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
 
 def test_finished(tmp_path: Path) -> None:
     """By its last line; one that was given more epochs and goes on is not."""
-    end = json.dumps({"kind": "end", "epoch": 1.0, "goodput_seconds": {"train": 4}}) + "\n"
+    end = (
+        json.dumps({"kind": "end", "step": 10, "epoch": 1.0, "goodput_seconds": {"train": 4}})
+        + "\n"
+    )
     run = told(tmp_path, LINES + end)
     assert run.finished and run.goodput_seconds == {"train": 4}
     assert not told(tmp_path, LINES + end + json.dumps(AGAIN)).finished
@@ -57,6 +61,6 @@ def test_finished(tmp_path: Path) -> None:
 def test_no_run(tmp_path: Path, text: str | None) -> None:
     """Named, and what would be right."""
     if text is not None:
-        (tmp_path / history.LOG).write_text(text)
+        (tmp_path / LOG).write_text(text)
     with pytest.raises(RefusedError, match=r"no metrics.jsonl with a record there; a run's"):
         history.read(str(tmp_path))
