@@ -229,8 +229,6 @@ class Metrics(Section):
     """Port of the Prometheus endpoint of the node's first rank, the others follow; 0: none."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets another machine's Prometheus in."""
-    live: bool = True
-    """Where standard output is a terminal, one line that follows the run instead of one a look."""
     report: bool = True
     """At the end of the run, write its page report.html into output; needs the extra report."""
     tensorboard: bool = False

@@ -21,7 +21,7 @@ from quickdraw_dist.evaluation.metrics import Evaluation
 from quickdraw_dist.run.folder import RunFolder
 from quickdraw_dist.run.position import Position, TrainingMetrics
 from quickdraw_dist.run.tensorboard import EventFile
-from quickdraw_dist.run.terminal import LiveLine, pass_by
+from quickdraw_dist.run.terminal import LiveLine, print_above_bar
 
 
 class ProgressLog:
@@ -58,15 +58,15 @@ class ProgressLog:
         self._shown_steps = position.total_steps
         self._loop_seconds, self._waited = self._clocks()
         self._record(position, {"kind": "start", "time": self._goodput.started, **facts})
-        live = self._settings.live and sys.stdout.isatty()
+        on_terminal = sys.stdout.isatty()
         if self._folder is None:
-            if live:
-                pass_by()
+            if on_terminal:
+                print_above_bar()
             return
         self._folder.flush()
         if self._settings.tensorboard:
             self._events = EventFile(self._folder.url, position.total_steps)
-        if live:
+        if on_terminal:
             self._live = LiveLine(position.drawings, position.total_drawings)
             self._live.show(_epoch(position), "")
 

@@ -99,7 +99,11 @@ def check_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> li
 def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Settings that changed, as ('train.epochs', 4, 8); None: not known then."""
+    """Yield the settings that changed, as ('train.epochs', 4, 8).
+
+    The old value is None for a setting added since then; a setting that no longer exists is
+    ignored.
+    """
     for section, values in now.items():
         old = before.get(section)
         if isinstance(values, dict):

@@ -168,6 +168,17 @@ def test_harmless_changes_are_listed(tmp_path: Path) -> None:
     ]
 
 
+def test_settings_that_were_removed(tmp_path: Path) -> None:
+    """A checkpoint of an earlier release resumes, and they are no changes of the user's."""
+    older = meta()
+    older["config"]["metrics"]["live"] = True
+    older["config"]["train"] |= {"patience_seconds": 2_100, "start_seconds": 1_800}
+    older["config"]["removed"] = {"name": 1}
+    home = checkpoint.save(str(tmp_path), 1, {"weight": torch.ones(1)}, {}, {}, older)
+    dataset: Any = SimpleNamespace(classes=CLASSES, digest=DIGEST)
+    assert resuming.check_changes(checkpoint.load(home), Settings(), dataset) == []
+
+
 def test_settings_that_did_not_exist_yet(tmp_path: Path) -> None:
     """A later release adds settings: an older checkpoint of the same format still resumes."""
     older = meta()
