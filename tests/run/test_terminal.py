@@ -1,4 +1,4 @@
-"""The live line, through a pseudo-terminal: it follows the run, and nothing tears another line."""
+"""The live line, through a pseudo-terminal: it shows the run, and no line breaks another one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.support.terminal import Terminal, screen
 
 @contextmanager
 def on_terminal() -> Iterator[Terminal]:
-    """This process's standard streams are a terminal's. (pytest changes them between a fixture
-    and its test.)"""
+    """Connect this process's standard streams to a terminal. (No fixture: pytest replaces them
+    between a fixture and its test.)"""
     terminal = Terminal(columns=100)
     with redirect_stdout(terminal.stream), redirect_stderr(terminal.stream):
         yield terminal
@@ -28,7 +28,7 @@ def on_terminal() -> Iterator[Terminal]:
 
 
 def seen(terminal: Terminal) -> list[str]:
-    """What is on the screen now."""
+    """Return the lines on the screen now."""
     print("mark", end="", file=terminal.stream, flush=True)
     written = terminal.read("mark").removesuffix("mark")
     terminal.written = written
@@ -36,7 +36,7 @@ def seen(terminal: Terminal) -> list[str]:
 
 
 def test_lines_stand_above_the_bar() -> None:
-    """Of this process, on both streams, also in pieces; the bar is below them and whole."""
+    """This process's lines, on both streams, also in pieces; the bar is below them and complete."""
     with on_terminal() as terminal:
         line = LiveLine(0, 1000)
         line.show("epoch 1/2", "loss 2.5")
@@ -55,7 +55,7 @@ def test_lines_stand_above_the_bar() -> None:
         assert seen(terminal) == [*lines, "finished", ""]
 
 
-def test_streams_are_given_back() -> None:
+def test_streams_are_restored() -> None:
     """A traceback after it must not go through the bar."""
     with on_terminal() as terminal:
         line = LiveLine(0, 10)
@@ -65,7 +65,7 @@ def test_streams_are_given_back() -> None:
 
 
 def test_errors_that_go_to_a_file_stay_there(tmp_path: Path) -> None:
-    """2> errors.log is heeded."""
+    """2> errors.log is respected."""
     with on_terminal(), (tmp_path / "errors.log").open("w") as errors:
         sys.stderr = errors
         line = LiveLine(0, 10)
@@ -74,8 +74,8 @@ def test_errors_that_go_to_a_file_stay_there(tmp_path: Path) -> None:
     assert (tmp_path / "errors.log").read_text() == "trouble\n"
 
 
-def test_other_ranks_pass_the_bar() -> None:
-    """What another process writes while the bar stands there is whole, too, and so is the bar."""
+def test_other_ranks_print_above_the_bar() -> None:
+    """What another process prints meanwhile is complete, and so is the bar."""
     with on_terminal() as terminal:
         line = LiveLine(0, 1000)
         line.show("epoch 1/2", "loss 2.5")
