@@ -57,12 +57,12 @@ def test_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what to install, or what else has the metrics; and only where it is asked for."""
     wanted = {"metrics": {"tensorboard": True}}
     tensorboard.check(Settings.model_validate(wanted))
-    with pytest.raises(
-        RefusedError, match=r"--output is gs://bucket/run.*metrics.jsonl has the same"
-    ):
+    with pytest.raises(RefusedError) as refused:
         tensorboard.check(Settings.model_validate(wanted | {"output": "gs://bucket/run"}))
+    assert "--output is gs://bucket/run" in refused.value.problem
     monkeypatch.setattr(tensorboard, "find_spec", lambda _: None)
     assert importlib.util.find_spec("tensorboard") is not None
-    with pytest.raises(RefusedError, match=r"pip install 'quickdraw-dist\[tensorboard\]'"):
+    with pytest.raises(RefusedError) as refused:
         tensorboard.check(Settings.model_validate(wanted))
+    assert "pip install 'quickdraw-dist[tensorboard]'" in refused.value.remedy
     tensorboard.check(Settings())
