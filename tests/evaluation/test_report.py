@@ -1,4 +1,4 @@
-"""The report: numbers as in the evaluation, one page that stands alone, pictures that decode."""
+"""The report: the evaluation's numbers, one self-contained page, pictures that decode."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
     return evaluation, folder
 
 
-def test_json_holds_the_figures_of_the_evaluation(odd: tuple[Evaluation, Path]) -> None:
+def test_json_holds_the_metrics_of_the_evaluation(odd: tuple[Evaluation, Path]) -> None:
     evaluation, folder = odd
     numbers = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert {key: numbers[key] for key in evaluation.metrics()} == evaluation.metrics()
@@ -92,7 +92,7 @@ def test_json_holds_the_figures_of_the_evaluation(odd: tuple[Evaluation, Path]) 
         )
 
 
-def test_page_stands_alone(odd: tuple[Evaluation, Path]) -> None:
+def test_page_is_self_contained(odd: tuple[Evaluation, Path]) -> None:
     _, folder = odd
     page = Page(folder / "index.html")
     assert page.every("html")[0]["lang"] == "en"

@@ -81,8 +81,9 @@ def _find_newest_meta(run: str) -> dict[str, Any] | None:
 
 
 def _read_validation(run: str) -> Evaluation | None:
+    url = storage.join(run, VALIDATION)
     try:
-        return Evaluation.from_bytes(storage.read(storage.join(run, VALIDATION)))
+        return Evaluation.from_bytes(storage.read(url), url)
     except FileNotFoundError:
         return None
 
