@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result,
             Path(scratch if storage.is_remote(place) else place),
             title=f"{saved.meta['config']['model']['name']} on {len(dataset.classes)} classes",
-            facts={
+            details={
                 "checkpoint": url,
                 "trained on": f"{saved.meta['drawings']:,} drawings, {saved.meta['epoch']} epochs",
                 "dataset": f"{settings.data}, digest {dataset.digest[:16]}",

@@ -46,7 +46,7 @@ def check_installed() -> None:
 
 
 def write_report(
-    evaluation: Evaluation, folder: Path, *, title: str, facts: Mapping[str, str]
+    evaluation: Evaluation, folder: Path, *, title: str, details: Mapping[str, str]
 ) -> Path:
     """Write the report of `evaluation` into `folder` and return its index.html.
 
@@ -54,7 +54,7 @@ def write_report(
     removed.
 
     Args:
-        facts: shown in the given order: checkpoint, dataset, step, hardware.
+        details: shown as a table, in the given order: checkpoint, dataset, step, hardware.
 
     Raises:
         RefusedError: a package of the extra `report` is missing.
@@ -73,7 +73,7 @@ def write_report(
             (folder / f"{name}.png").unlink(missing_ok=True)
     page = folder / "index.html"
     text = html.render(
-        "evaluation/templates/report.html.jinja", title=title, facts=facts, view=view
+        "evaluation/templates/report.html.jinja", title=title, details=details, view=view
     )
     page.write_text(text, encoding="utf-8", newline="\n")
     return page

@@ -23,7 +23,7 @@ from quickdraw_dist.evaluation.metrics import Evaluation, Mistake
 from quickdraw_dist.evaluation.report import write_report
 from tests.support.pages import Page
 
-FACTS = {"Checkpoint": "runs/a & b/step-000000010", "Hardware": "<8 × GPU>"}
+DETAILS = {"Checkpoint": "runs/a & b/step-000000010", "Hardware": "<8 × GPU>"}
 ODD_NAMES = (
     "$\\frac$ or 5",  # no valid mathtext: matplotlib raises when it reads it as such
     "<script>alert(1)</script>",
@@ -60,7 +60,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
     evaluation.top3_per_class[2] = 0
     folder = tmp_path_factory.mktemp("report") / "made" / "here"
     title = "Résumé </title><b>of 'it'"
-    assert write_report(evaluation, folder, title=title, facts=FACTS) == folder / "index.html"
+    assert write_report(evaluation, folder, title=title, details=DETAILS) == folder / "index.html"
     return evaluation, folder
 
 
@@ -120,12 +120,12 @@ def test_pictures_are_embedded_and_described(odd: tuple[Evaluation, Path]) -> No
             assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 3
 
 
-def test_names_title_and_facts_are_text(odd: tuple[Evaluation, Path]) -> None:
+def test_names_title_and_details_are_text(odd: tuple[Evaluation, Path]) -> None:
     _, folder = odd
     page = Page(folder / "index.html")
     assert len(page.every("script")) == len(page.every("title")) == 1
     assert page.text("title") == page.text("h1") == "Résumé </title><b>of 'it'"
-    assert [row[0][1] for row in page.rows[: len(FACTS)]] == list(FACTS.values())
+    assert [row[0][1] for row in page.rows[: len(DETAILS)]] == list(DETAILS.values())
     raw = (folder / "index.html").read_bytes()
     assert b"<script>alert" not in raw
     assert b"\x00" not in raw
@@ -159,7 +159,7 @@ def test_equal_evaluations_give_equal_bytes_whatever_the_style(
     copy = replace(evaluation, confusion=evaluation.confusion.copy())
     with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 20, "savefig.dpi": 50}):
         before = dict(matplotlib.rcParams)
-        write_report(copy, tmp_path, title="Résumé </title><b>of 'it'", facts=FACTS)
+        write_report(copy, tmp_path, title="Résumé </title><b>of 'it'", details=DETAILS)
         assert dict(matplotlib.rcParams) == before
     names = sorted(path.name for path in folder.iterdir())
     assert len(names) == 6
@@ -180,7 +180,7 @@ def test_class_without_drawings_is_an_empty_row(odd: tuple[Evaluation, Path]) ->
 def test_without_mistakes_the_page_says_so(tmp_path: Path) -> None:
     (tmp_path / "mistakes.png").write_bytes(b"of an earlier report")
     perfect = Evaluation("test", ("a", "b"), np.diag([3, 4]), np.array([3, 4]), 1.0, float("nan"))
-    page = Page(write_report(perfect, tmp_path, title="t", facts={}))
+    page = Page(write_report(perfect, tmp_path, title="t", details={}))
     assert len(page.every("img")) == 2
     assert "No drawing was taken for another class." in page.text("p")
     assert "No mistakes to show." in page.text("p")
@@ -193,7 +193,7 @@ def test_split_without_drawings_and_without_pyplot(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it now fails
     empty = Evaluation("test", ("a", "b"), np.zeros((2, 2), np.int64), np.zeros(2, np.int64), 0, 0)
-    page = Page(write_report(empty, tmp_path, title="t", facts={}))
+    page = Page(write_report(empty, tmp_path, title="t", details={}))
     assert "has no drawings" in page.text("p")
 
 
@@ -239,6 +239,6 @@ def test_a_missing_package_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(RefusedError, match=f"the package {package} is not installed") as refused:
-        write_report(fake(2), tmp_path / "report", title="t", facts={})
+        write_report(fake(2), tmp_path / "report", title="t", details={})
     assert "pip install 'quickdraw-dist[report]'" in refused.value.remedy
     assert not (tmp_path / "report").exists()

@@ -60,7 +60,7 @@ def write_run_report(run: str) -> str:
         title=f"Run {run}",
         history=records,
         tiles=_tiles(records),
-        facts=_facts(run, records, meta),
+        details=_details(run, records, meta),
         curves=charts.render(curves(records)),
         validation=EvaluationView.draw(evaluation) if evaluation is not None else None,
         settings=yaml.safe_dump(meta["config"], sort_keys=False) if meta is not None else "",
@@ -104,16 +104,16 @@ def _tiles(records: History) -> list[tuple[str, str, str]]:
     ]
 
 
-def _facts(run: str, records: History, meta: Mapping[str, Any] | None) -> dict[str, str]:
+def _details(run: str, records: History, meta: Mapping[str, Any] | None) -> dict[str, str]:
     starts = records.of("start")
     first, last = starts[0], starts[-1]
-    facts = {
+    details = {
         "run": run,
         "started": datetime.fromtimestamp(first["time"], UTC).strftime("%F %T UTC"),
         "model": f"{last['model']}, {last['parameters']:,} parameters",
         "hardware": f"{last['ranks']} × {last['device']}, {last['precision']}",
     }
     if meta is not None:
-        facts["dataset"] = f"{meta['config']['data']}, digest {meta['dataset_digest'][:16]}"
-        facts["versions"] = ", ".join(f"{name} {v}" for name, v in meta["versions"].items())
-    return facts
+        details["dataset"] = f"{meta['config']['data']}, digest {meta['dataset_digest'][:16]}"
+        details["versions"] = ", ".join(f"{name} {v}" for name, v in meta["versions"].items())
+    return details
