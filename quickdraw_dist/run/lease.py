@@ -164,12 +164,7 @@ def process_name() -> str:
 
 def _parse(data: bytes) -> dict[str, Any]:
     """Return the holder stored in the object; an unnamed one where it holds something else."""
-    holder: dict[str, Any] = {
-        "id": "",
-        "who": "another process",
-        "process": 0,
-        "process_table": "",
-    }
+    holder: dict[str, Any] = {"id": "", "who": "another process", "process": 0, "process_table": ""}
     with contextlib.suppress(ValueError, TypeError):
         holder |= json.loads(data)
     return holder
@@ -181,10 +176,8 @@ def _is_dead(holder: dict[str, Any]) -> bool:
         return False
     try:
         os.kill(holder["process"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 

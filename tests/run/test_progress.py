@@ -82,14 +82,6 @@ def test_interval_of_zero_never_fires() -> None:
     assert not any(Interval(0).passed(n, n + 10) for n in range(0, 100, 10))
 
 
-def test_interval_includes_its_end() -> None:
-    """The step that reaches the multiple fires, and the next one does not fire again."""
-    interval = Interval(100)
-    assert interval.passed(50, 100)
-    assert not interval.passed(100, 150)
-    assert not interval.passed(0, 99)
-
-
 # -- the log ---------------------------------------------------------------------------------------
 
 MEASURED = TrainingMetrics(loss=1.25, accuracy=0.625, gradient_norm=0.5, learning_rate=1e-3)

@@ -51,17 +51,9 @@ def test_lines_stand_above_the_bar() -> None:
         assert bar.endswith(" loss 1.5")
         assert len(bar) <= 100
         line.close()
+        assert sys.stdout is sys.stderr is terminal.stream, "a traceback must not meet the bar"
         print("finished")
         assert seen(terminal) == [*lines, "finished", ""]
-
-
-def test_streams_are_restored() -> None:
-    """A traceback after it must not go through the bar."""
-    with on_terminal() as terminal:
-        line = LiveLine(0, 10)
-        assert sys.stdout is not terminal.stream
-        line.close()
-        assert sys.stdout is sys.stderr is terminal.stream
 
 
 def test_errors_that_go_to_a_file_stay_there(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from quickdraw_dist.base import storage
@@ -73,13 +73,14 @@ def check_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> li
     Raises:
         RefusedError: the dataset, network or order is not the checkpoint's.
     """
-    before, now = saved.meta["config"], settings.model_dump(mode="json")
-    differences = list(_differences(before, now))
-    changes = [f"{name}: {old} -> {new}" for name, old, new in differences]
+    before, now = (_flatten(c) for c in (saved.meta["config"], settings.model_dump(mode="json")))
+    # Settings that no longer exist are ignored; those added since have no old value.
+    changed = [name for name, value in now.items() if before.get(name) != value]
+    changes = {name: f"{name}: {before.get(name)} -> {now[name]}" for name in changed}
     fixed = [
         change
-        for change, (name, old, _) in zip(changes, differences, strict=True)
-        if name.startswith(_FIXED) and old is not None
+        for name, change in changes.items()
+        if name.startswith(_FIXED) and before.get(name) is not None
     ]
     lanes = saved.meta["lanes"]  # 0: an external dataset, which has none
     if lanes and settings.stream.lanes not in ("auto", lanes):
@@ -108,22 +109,15 @@ def check_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> li
             "Use the same dataset, or, if the change is intended, "
             f"{flag('train.allow_dataset_change', True)}",
         )
-    return changes
+    return list(changes.values())
 
 
-def _differences(
-    before: Mapping[str, Any], now: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the settings that changed, as ('train.epochs', 4, 8).
-
-    The old value is None for a setting added since then; a setting that no longer exists is
-    ignored.
-    """
-    for section, values in now.items():
-        old = before.get(section)
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by their dotted names, such as 'train.epochs'."""
+    flat: dict[str, Any] = {}
+    for section, values in config.items():
         if isinstance(values, dict):
-            for key, value in values.items():
-                if (was := (old or {}).get(key)) != value:
-                    yield f"{section}.{key}", was, value
-        elif old != values:
-            yield section, old, values
+            flat |= {f"{section}.{name}": value for name, value in values.items()}
+        else:
+            flat[section] = values
+    return flat

@@ -13,7 +13,6 @@ import pytest
 
 from jobs import report, shard
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.run.report.page import write_run_report
 from tests.conftest import Store
 from tests.support.pages import Page
@@ -80,11 +79,6 @@ def test_an_unfinished_run_in_a_store(run: Run, store: Store) -> None:
     assert "The run has not finished." in page
     assert 'id="loss"' in page and 'id="confusion"' not in page
     assert "<dt>Restarts</dt><dd>1</dd>" in page
-
-
-def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="Give a run's folder"):
-        write_run_report(str(tmp_path))
 
 
 def test_a_run_ends_well_without_the_extra(run: Run, tmp_path: Path) -> None:
