@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             result,
             Path(scratch if storage.is_remote(folder) else folder),
             title=f"{saved.meta['config']['model']['name']} on {len(dataset.classes)} classes",
-            facts={
+            details={
                 "checkpoint": url,
                 "trained on": f"{saved.meta['drawings']:,} drawings, {saved.meta['epoch']} epochs",
                 "dataset": f"{settings.data}, digest {dataset.digest[:16]}",
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for file in page.parent.iterdir():
                 storage.publish(storage.join(folder, file.name), file.read_bytes())
     print(f"report: {storage.join(folder, page.name)}")
-    print(json.dumps(result.figures()))
+    print(json.dumps(result.metrics()))
 
 
 def _evaluate(

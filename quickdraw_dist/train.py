@@ -56,8 +56,8 @@ def _train(argv: Sequence[str] | None, stop: StopSignal, phases: Phases) -> int:
         metrics.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
     with (
         watchdog.watch(world, phases, settings.train),
-        folder.held(settings.output) as held,
-        Trainer(settings, world, dataset, phases, held, stop) as trainer,
+        folder.locked(settings.output) as locked,
+        Trainer(settings, world, dataset, phases, locked, stop) as trainer,
     ):
         return trainer.run()
 

@@ -237,8 +237,6 @@ class Metrics(Section):
     """Port of the Prometheus endpoint of local rank 0; local rank r uses port + r. 0: none."""
     host: str = "127.0.0.1"
     """Address of the Prometheus endpoint. 0.0.0.0: also reachable from other machines."""
-    live: bool = True
-    """Where standard output is a terminal, one line that follows the run instead of one a look."""
     report: bool = True
     """Write report.html into output at the end of the run; needs the extra report."""
     tensorboard: bool = False

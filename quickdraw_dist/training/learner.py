@@ -236,6 +236,11 @@ class Learner:
         """Return the optimizer's and the scaler's state, for a checkpoint."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return everything that a checkpoint keeps: the tensors that are trained, not copies."""
+        average = self.average.state if self.average is not None else {}
+        return {"weights": self.model.state_dict(), "average": average, "state": self.state()}
+
     def loss_scale(self) -> float | None:
         """Return the factor on the loss in fp16's backward pass; None in other precisions."""
         return self.scaler.get_scale() if self.scaler.is_enabled() else None

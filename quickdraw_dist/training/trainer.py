@@ -30,7 +30,7 @@ from quickdraw_dist.run.checkpoint.saver import Saver
 from quickdraw_dist.run.folder import RunFolder
 from quickdraw_dist.run.position import Interval, Position
 from quickdraw_dist.run.progress import ProgressLog
-from quickdraw_dist.run.report.page import report_end
+from quickdraw_dist.run.report.page import write_final_report
 from quickdraw_dist.training.faults import FaultLog
 from quickdraw_dist.training.learner import Learner
 from quickdraw_dist.training.profiler import StepProfiler
@@ -92,7 +92,8 @@ class Trainer:
         self.faults = FaultLog(settings, world, self.dataset.classes)
         self.stragglers = Stragglers(world)
         self.profiler = StepProfiler(settings.train.profile, world, settings.output, self.log.say)
-        self.saver = Saver(settings, self.feed, self.learner, self.log, phases, folder)
+        state = self.learner.checkpoint_state
+        self.saver = Saver(settings, self.feed, state, self.log, phases, folder)
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +149,7 @@ class Trainer:
             return SAVED
         self.log.finish(self.position)
         if self.folder is not None and self.settings.metrics.report:
-            self.log.say(report_end(self.folder, self.log.validation))
+            self.log.say(write_final_report(self.folder, self.log.validation))
         return 0
 
     def _begin(self) -> None:
@@ -220,7 +221,7 @@ class Trainer:
         self.faults.remember(batch.host)
         self.step += 1
         self.total_steps += 1
-        self.log.forward(self.settings.train.global_batch)
+        self.log.advance(self.settings.train.global_batch)
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[DeviceBatch]:
         """Yield the batches on the device; the time they are waited for is charged to the data."""
@@ -247,7 +248,7 @@ class Trainer:
             for line in self.stragglers.compare_ranks(learner.work.mean_seconds()):
                 self.log.say(line)
             batch = self.settings.train.global_batch
-            self.log.training(self.position, figures.summary(batch, learner.rate))
+            self.log.log_training(self.position, figures.summary(batch, learner.rate))
             process.collect_garbage()
 
     # -- state ---------------------------------------------------------------------------------
@@ -263,7 +264,7 @@ class Trainer:
         """Write the last checkpoint of this process; all ranks wait for it."""
         self.log_metrics()
         with self.phases("checkpoint", self.total_steps):
-            self.saver.save_for_good(self.position, self._carried)
+            self.saver.save_final(self.position, self._carried)
 
     @property
     def _carried(self) -> dict[str, Any]:
@@ -308,5 +309,5 @@ class Trainer:
             if self.agreement.stopped:
                 self.stop.abandoned.append(batches)  # closing it may wait for a store
                 return
-            self.last_validation = result.figures() | {"step": self.total_steps}
-            self.log.evaluation(self.position, result)
+            self.last_validation = result.metrics() | {"step": self.total_steps}
+            self.log.log_validation(self.position, result)

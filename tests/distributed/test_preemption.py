@@ -222,7 +222,7 @@ def test_during_a_save(
     held.go.set()
     said, _ = process.communicate()
     assert process.returncode == 85, said
-    assert "passed over" not in said
+    assert "incomplete, skipped" not in said
     runs.run_here(processes, 2, runs.settings(dataset, output, *EXTRA), store.server.url)
     runs.assert_equal_runs(whole(2), output)
 

@@ -74,7 +74,7 @@ def test_term_ends_it_at_once(tmp_path: Path) -> None:
     # Its workers hold these pipes, too: they end only when all of them have ended.
     _, error = process.communicate()
     assert process.returncode == 143
-    assert "error: ended by TERM; the same command goes on from here" in error
+    assert "error: ended by TERM. The same command continues from here" in error
     assert not (tmp_path / "manifest.json").exists()
 
 

@@ -25,13 +25,13 @@ class Terminal:
         os.close(self._ours)
 
     def read(self, until: str) -> str:
-        """Read what is written there up to these words."""
+        """Read until this text has been written; return everything written so far."""
         while until not in self.written:
             self.written += os.read(self._ours, 65536).decode()
         return self.written
 
     def read_to_the_end(self) -> str:
-        """All, when every program is gone; Linux says so by an error."""
+        """Read until every writer has closed the terminal, which Linux reports as an error."""
         self.stream.close()
         while True:
             try:
@@ -44,7 +44,7 @@ class Terminal:
 
 
 def screen(written: str) -> list[str]:
-    """The lines that are seen when all of this has been written to a wide terminal."""
+    """Return the lines that a wide terminal shows after this output."""
     lines, column = [""], 0
     for piece in re.findall(r"\x1b\[K|\r|\n|[^\x1b\r\n]+|\x1b", written):
         if piece == "\n":
@@ -54,7 +54,7 @@ def screen(written: str) -> list[str]:
         elif piece == "\x1b[K":
             lines[-1] = lines[-1][:column]
         else:
-            assert not piece.startswith("\x1b"), "a code that this terminal does not know"
+            assert not piece.startswith("\x1b"), "an escape code that this terminal does not know"
             kept = lines[-1].ljust(column)
             lines[-1] = kept[:column] + piece + kept[column + len(piece) :]
             column += len(piece)

@@ -22,14 +22,14 @@ BATCH = 64
 
 def life(arguments: list[str], dies_after: int | None) -> None:
     """The training command in this process; SIGKILL as soon as a step's progress was shown."""
-    training = ProgressLog.training
+    training = ProgressLog.log_training
 
     def show_and_die(log: ProgressLog, position: object, *rest: object) -> None:
         training(log, position, *rest)  # type: ignore[arg-type]
         if position.total_steps == dies_after:  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGKILL)
 
-    ProgressLog.training = show_and_die  # type: ignore[assignment]
+    ProgressLog.log_training = show_and_die  # type: ignore[assignment]
     leave(train.main(arguments))
 
 

@@ -73,7 +73,7 @@ def test_a_refusal_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_p
     output, _ = process.communicate()
     assert process.returncode == 1  # torchrun's answer to any failure
     assert f"error: --output {tmp_path / 'run'}: holds a run, but no checkpoint" in output
-    assert "passed over" in output and "[rank" not in output
+    assert "skipped" in output and "[rank" not in output
     assert "exitcode  : 2" in output  # torchrun may end the other rank before it says so, too
     assert f"traceback : error: --output {tmp_path / 'run'}" in output  # among the last lines
 
