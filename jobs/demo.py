@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _step("1/3 draw and shard", "-m", "jobs.shard", "--source", SOURCE, *config)
     _step(
         f"2/3 train on {ranks} processes",
-        *("-m", "torch.distributed.run", f"--nproc_per_node={ranks}"),
+        # One node never needs its own name, which a laptop may not know.
+        *("-m", "torch.distributed.run", "--local-addr=127.0.0.1", f"--nproc_per_node={ranks}"),
         *("-m", "quickdraw_dist.train", *config),
     )
     output = _step("3/3 evaluate", "-m", "jobs.evaluate", *config, capture=True)

@@ -21,13 +21,14 @@ from types import FrameType
 
 from quickdraw_dist.base.process import PARENT_VARIABLE
 from quickdraw_dist.distributed.exits import EXIT_FILE, SAVED
-from quickdraw_dist.distributed.signals import SIGNALS
+from quickdraw_dist.distributed.signals import signals_to_answer
 
 EPILOG = """\
 All other arguments are torchrun's (torchrun --help), with --max-restarts 0 and a
 --shutdown-timeout that follows --train.shutdown_seconds.
 
-TERM, INT and USR1 make the ranks save and leave; a second INT ends everything at once.
+TERM, INT, HUP, QUIT, USR1, USR2 and XCPU make the ranks save and leave; a second INT ends
+everything at once. Under nohup HUP is ignored.
 Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved (requeue it),
 otherwise 1. The same command again resumes.
 """
@@ -62,7 +63,7 @@ class Launcher:
         """Take signals from now on."""
         self.signals: list[int] = []
         self._torchrun: subprocess.Popen[bytes] | None = None
-        for number in SIGNALS:
+        for number in signals_to_answer():
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
@@ -99,6 +100,12 @@ class Launcher:
         return outcome(torchrun.returncode, codes, ranks, bool(self.signals))
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run torchrun, restart it after a crash up to --restarts times, and return the exit code."""
     launcher = Launcher()
@@ -111,9 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     restarts_help = "restart a crashed run up to N times; on one node only [0]"
-    parser.add_argument("--restarts", type=int, default=0, metavar="N", help=restarts_help)
+    parser.add_argument("--restarts", type=_count, default=0, metavar="N", help=restarts_help)
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     known, options = parser.parse_known_args(argv)
+    if not known.command and not options:
+        parser.error("nothing to run. Add: --nproc_per_node=8 -m quickdraw_dist.train")
     for again in range(known.restarts + 1):
         if again:
             print(f"crashed; restart {again} of {known.restarts}", file=sys.stderr, flush=True)

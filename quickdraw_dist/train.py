@@ -45,8 +45,8 @@ def _train(argv: Sequence[str] | None, stop: StopSignal, phases: Phases) -> int:
     from quickdraw_dist.training.trainer import Trainer, check_settings
 
     settings = read_settings(argv)
-    dataset = open_dataset(settings)
     world = ranks.World.from_environment(settings.train)
+    dataset = open_dataset(settings)
     check_settings(settings, dataset, world.size)
     if world.device.type == "cuda":
         watchdog.record_collectives(settings.output)

@@ -54,6 +54,8 @@ def test_outcome(torchrun: int, codes: list[int], signalled: bool, code: int) ->
         (["--max-restarts=3"], ["--max-restarts 3", "Use --restarts 3"]),
         (["--restarts=2", "--nnodes=4"], ["--restarts 2", "4 nodes", "the scheduler"]),
         (["--restarts=2", "--nnodes=1:4"], ["--restarts 2"]),
+        (["--nproc_per_node=abc"], ["torchrun's arguments", "abc"]),
+        (["--nnodes=many"], ["torchrun's arguments", "many"]),
     ],
 )
 def test_refused(arguments: list[str], parts: list[str]) -> None:
@@ -62,7 +64,7 @@ def test_refused(arguments: list[str], parts: list[str]) -> None:
     parser.add_argument("--restarts", type=int, default=0)
     parsed = parser.parse_args([*arguments, "script.py"])
     with pytest.raises(RefusedError) as refused:
-        agent._check(parsed, torchrun.parse_min_max_nnodes(parsed.nnodes)[1])
+        agent._check(parsed)
     assert all(part in str(refused.value) for part in parts)
 
 
@@ -72,7 +74,7 @@ def test_torchrun_waits_a_little_longer_than_the_ranks(monkeypatch: pytest.Monke
     for given, seconds in (([], 13), (["--shutdown-timeout=3"], 3)):
         parsed = torchrun.parse_args([*given, "-m", "quickdraw_dist.train"])
         parsed.restarts = 0
-        agent._check(parsed, 1)
+        agent._check(parsed)
         assert parsed.shutdown_timeout == seconds
 
 

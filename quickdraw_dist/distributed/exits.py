@@ -88,7 +88,7 @@ def _tell(problem: object, code: int, rank_specific: bool = False) -> int:
     """
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # of this rank: FOLDER/LOCAL_RANK/error.json
     first = os.environ.get("LOCAL_RANK", "0") == "0"
-    if rank_specific or first or (file and not _first_rank_told(Path(file))):
+    if rank_specific or first or not file or not _first_rank_told(Path(file)):
         print(f"error: {problem}", file=sys.stderr, flush=True)
     if file:
         told = {"message": f"error: {problem}", "timestamp": int(time.time())}

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from quickdraw_dist.base.errors import RefusedError, StorageError
 from quickdraw_dist.base.process import processors
 from quickdraw_dist.base.settings import Train
+from quickdraw_dist.distributed.environment import check_network, read_numbers
 
 T = TypeVar("T")
 
@@ -38,15 +39,14 @@ class World:
         """Read torchrun's environment, or return a world of one rank without it; joins nothing.
 
         Raises:
-            RefusedError: the device asked for is missing, or cannot serve so many ranks.
+            RefusedError: a variable cannot be right, or the device asked for is missing or cannot
+                serve so many ranks.
         """
-        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        own = read_numbers(os.environ)
         mps = torch.backends.mps.is_available()
         gpus = torch.cuda.device_count()
-        name = choose_device(train.device, local_rank, local_size, gpus, mps)
-        return cls(rank, size, local_rank, local_size, torch.device(name))
+        name = choose_device(train.device, own.local_rank, own.local_size, gpus, mps)
+        return cls(own.rank, own.size, own.local_rank, own.local_size, torch.device(name))
 
 
 def choose_device(setting: str, local_rank: int, local_size: int, gpus: int, mps: bool) -> str:
@@ -84,6 +84,7 @@ def join(world: World, timeout_seconds: float) -> None:
     """Select the device, divide the CPU cores among the node's ranks, and meet the other ranks.
 
     Raises:
+        RefusedError: the ranks cannot meet at the address that the environment names.
         RuntimeError: another rank did not come within the timeout.
     """
     if world.device.type == "cuda":
@@ -91,6 +92,11 @@ def join(world: World, timeout_seconds: float) -> None:
     # torchrun gives every rank one thread.
     torch.set_num_threads(max(1, processors() // world.local_size))
     if world.size > 1:
+        check_network(os.environ)
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's ranks come together
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            others = f"{world.size - 1} other ranks"
+            print(f"rank {world.rank} waits for {others} at {address}", flush=True)
         dist.init_process_group(
             "nccl" if world.device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout_seconds),

@@ -11,7 +11,7 @@
     in any state, a peer gone   TERM, torchrun's before the first step 85 if the peer had a
                                   answer           signal; later 1, and nothing is saved
 
-The signals are TERM, INT and USR1.
+The signals are those of SIGNALS.
 
 Nothing heavy is imported here: torch alone takes seconds to load, and a rank watches from its
 first lines on.
@@ -28,10 +28,24 @@ from collections.abc import Callable
 
 from quickdraw_dist.distributed.exits import SAVED, leave
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""Signals that ask a process to end: TERM; INT, HUP and QUIT of a terminal (Ctrl-C, a closed window
+or connection, Ctrl-\\); USR1, USR2 and XCPU of batch systems that reach a limit."""
 
 _TORCHRUN_ANSWER_SECONDS = 2.0
 """torchrun looks ten times per second whether a rank has left, and then sends the others TERM."""
+
+
+def signals_to_answer() -> tuple[signal.Signals, ...]:
+    """Return SIGNALS, without HUP if this process was started to ignore it (nohup)."""
+    ignored = {
+        number
+        for number in SIGNALS
+        if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
+    }
+    return tuple(number for number in SIGNALS if number not in ignored)
 
 
 class StopSignal:
@@ -64,7 +78,7 @@ class StopSignal:
         writer.setblocking(False)
         # Written to by the C handler, also while the main thread is inside C++.
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        for number in SIGNALS:
+        for number in signals_to_answer():
             signal.signal(number, lambda *_: None)
         keep = (reader, writer)
         threading.Thread(target=self._watch, args=keep, daemon=True, name="signals").start()

@@ -13,6 +13,7 @@ from typing import Any
 
 from quickdraw_dist.base.process import PARENT_VARIABLE, die_with_parent
 from quickdraw_dist.distributed.exits import report
+from quickdraw_dist.distributed.signals import signals_to_answer
 
 _SPARE_SECONDS = 5
 """Time between a rank's own end after `train.shutdown_seconds` and torchrun's SIGKILL."""
@@ -33,9 +34,9 @@ def main() -> int:
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.ERROR)  # 40 lines for an exit code; the ranks say what is wrong
     try:
-        _check(arguments, nodes=run.parse_min_max_nnodes(arguments.nnodes)[1])
+        _check(arguments)
         _answer_once()
-        arguments.signals_to_handle = "SIGHUP,SIGQUIT"  # the others are ours
+        arguments.signals_to_handle = "SIGALRM"  # one is needed; all that ask to end are ours
         run.run(arguments)  # type: ignore[no-untyped-call]
     except RefusedError as error:
         return report(error)
@@ -51,7 +52,7 @@ def main() -> int:
 
 
 def _answer_once() -> None:
-    """Obey the first TERM or INT, which is the launcher's, and ignore all later signals.
+    """Obey the first TERM or INT, which is the launcher's, and ignore all other signals.
 
     Slurm without cgroups signals a whole process tree: USR1, which would kill torchrun, and a TERM
     of its own, at which torchrun would drop its ranks in their last seconds. Before there are ranks
@@ -66,7 +67,8 @@ def _answer_once() -> None:
         raise SignalException("asked to stop", signal.SIGTERM)
 
     def leave_early(woken: socket.socket, _writer: socket.socket) -> None:
-        woken.recv(1)
+        while woken.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
+            pass
         if not _has_children():
             os._exit(1)
 
@@ -74,9 +76,9 @@ def _answer_once() -> None:
 
     signal.set_wakeup_fd(writer.fileno())
     threading.Thread(target=leave_early, args=(reader, writer), daemon=True).start()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, stop)
+    for each in signals_to_answer():
+        # Not SIG_IGN, which the ranks would inherit.
+        signal.signal(each, stop if each in (signal.SIGTERM, signal.SIGINT) else lambda *_: None)
 
 
 def _has_children() -> bool:
@@ -91,15 +93,25 @@ def _has_children() -> bool:
     return True
 
 
-def _check(arguments: Any, nodes: int) -> None:
+def _check(arguments: Any) -> None:
     """Check the arguments before ranks are started, and fill in how long they may take to stop.
 
     Raises:
         RefusedError: torchrun's arguments or the training's settings cannot work.
     """
+    from torch.distributed import run
+
     from quickdraw_dist.base.command_line import read_settings
     from quickdraw_dist.base.errors import RefusedError
 
+    try:
+        run.config_from_args(arguments)
+        nodes = run.parse_min_max_nnodes(arguments.nnodes)[1]
+    except (ValueError, RuntimeError) as error:
+        problem = str(error).rstrip(".")
+        raise RefusedError("torchrun's arguments", None, problem, "See torchrun --help") from None
+    if nodes == 1 and arguments.local_addr is None:
+        arguments.local_addr = "127.0.0.1"  # a machine need not know its own name
     if arguments.max_restarts:
         raise RefusedError(
             "--max-restarts",

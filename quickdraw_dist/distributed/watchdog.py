@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,8 @@ from quickdraw_dist.base.settings import Train
 from quickdraw_dist.base.telemetry.phases import PHASES, Current, Phases, RunPoint
 from quickdraw_dist.distributed.exits import leave
 from quickdraw_dist.distributed.ranks import World
+
+T = TypeVar("T")
 
 _SLOW_PHASES = {PHASES.index(name) for name in ("start", "compile", "checkpoint")}
 """Phases that may take `slow_phase_seconds`; requests to a store have limits of their own."""
@@ -85,11 +88,18 @@ def blame(before: Mapping[int, Report | None], now: Mapping[int, Report | None])
 
 
 class Board:
-    """The reports of all ranks, in the store where they met."""
+    """The reports of all ranks, in the store where they met.
+
+    A store whose host is gone does not fail: its requests block until the kernel gives up, after
+    minutes, whatever timeout they were given. So every request runs in a thread of its own, which
+    nobody waits for beyond a deadline.
+    """
 
     def __init__(self, size: int, timeout_seconds: float) -> None:
         """Open a connection to the store. Without a process group nothing is published."""
-        self._size, self._store = size, None
+        self._size, self._timeout_seconds = size, timeout_seconds
+        self._store: distributed_c10d.Store | None = None
+        self._putting: threading.Thread | None = None
         if dist.is_initialized():
             # A connection of its own: the main thread may wait on the other one for long.
             mine = distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
@@ -97,23 +107,41 @@ class Board:
             self._store = distributed_c10d.PrefixStore("watchdog", mine)
 
     def put(self, rank: int, report: Report) -> None:
-        """Publish this rank's report in place of its last one."""
-        if self._store is not None:
-            with contextlib.suppress(RuntimeError):  # the store is gone: other threads notice it
-                self._store.set(str(rank), json.dumps(asdict(report)))
+        """Publish this rank's report in place of its last one, without waiting for the store."""
+        store = self._store
+        if store is not None and not (self._putting and self._putting.is_alive()):
+            text = json.dumps(asdict(report))
+            self._putting, _ = _in_thread(lambda: store.set(str(rank), text))
 
     def read(self) -> dict[int, Report | None] | None:
         """Return every rank's report, None for a rank without one; None if the store is gone."""
-        assert self._store is not None, "a single rank has no peers to read"
-        found: dict[int, Report | None] = {}
-        try:
+        store = self._store
+        assert store is not None, "a single rank has no peers to read"
+
+        def ask() -> dict[int, Report | None]:
+            found: dict[int, Report | None] = {}
             for rank in range(self._size):
-                there = self._store.check([str(rank)])
-                text = self._store.get(str(rank)) if there else None
+                there = store.check([str(rank)])
+                text = store.get(str(rank)) if there else None
                 found[rank] = Report(**json.loads(text)) if text is not None else None
-        except RuntimeError:
-            return None
-        return found
+            return found
+
+        asking, answer = _in_thread(ask)
+        asking.join(self._timeout_seconds)
+        return answer[0] if answer else None
+
+
+def _in_thread(request: Callable[[], T]) -> tuple[threading.Thread, list[T]]:
+    """Start a request to the store; its answer is appended to the list, unless the store fails."""
+    answer: list[T] = []
+
+    def run() -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone: the reader sees no answer
+            answer.append(request())
+
+    thread = threading.Thread(target=run, daemon=True, name="watchdog store")
+    thread.start()
+    return thread, answer
 
 
 class Watchdog:

@@ -101,7 +101,7 @@ def test_while_nodes_meet(dataset: Path, tmp_path: Path) -> None:
         meeting = ["--nnodes=2", "--node-rank=1", *address]
         process = runs.start(runs.launcher(2, *meeting), runs.settings(dataset, tmp_path / "run"))
         with first_node.accept()[0]:
-            stop(process)
+            stop(process, signal.SIGHUP)
 
 
 def test_while_the_dataset_is_opened(dataset: Path, tmp_path: Path) -> None:
@@ -177,15 +177,21 @@ def test_in_evaluation(
     runs.assert_equal_runs(whole(2), tmp_path)
 
 
-def test_one_of_three_ranks_under_bare_torchrun(
-    dataset: Path, tmp_path: Path, whole: Reference, processes: ForkServerContext
+@pytest.mark.parametrize("to", ["one rank", "torchrun"])
+def test_three_ranks_under_bare_torchrun(
+    to: str, dataset: Path, tmp_path: Path, whole: Reference, processes: ForkServerContext
 ) -> None:
-    """Any rank's signal is every rank's; torchrun itself can only say 1."""
+    """Any rank's signal is every rank's, and a terminal that closes hangs up torchrun, which tells
+    its ranks. torchrun itself can only return 1."""
     process = evaluate_slowly(runs.torchrun(3), dataset, tmp_path)
-    os.kill(children(process.pid)[1], signal.SIGUSR1)
+    if to == "torchrun":
+        process.send_signal(signal.SIGHUP)
+    else:
+        os.kill(children(process.pid)[1], signal.SIGUSR1)
     said, _ = process.communicate()
     assert process.returncode == 1
-    assert said.count("exitcode  : 85") >= 1 and "stopped by a signal and saved" in said
+    assert "stopped by a signal and saved" in said
+    assert to == "torchrun" or said.count("exitcode  : 85") >= 1
     assert_stopped_in_evaluation(tmp_path, said)
     runs.run_here(processes, 3, runs.settings(dataset, tmp_path, *EXTRA))
     runs.assert_equal_runs(whole(3), tmp_path)

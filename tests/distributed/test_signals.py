@@ -22,7 +22,10 @@ stop = StopSignal()
 stop.watch()
 """
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+SIGNALS = [
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+    signal.SIGXCPU,
+]  # fmt: skip
 
 
 def start(said: Path, *lines: str, **variables: str) -> subprocess.Popen[str]:
@@ -58,6 +61,13 @@ def test_before_the_first_step_it_leaves_at_once(number: signal.Signals, tmp_pat
     assert process.returncode == 85
     assert "before the first step: nothing to save" in said
     assert (tmp_path / "exit").read_text() == "85 1\n"
+
+
+def test_nohup_keeps_its_meaning(tmp_path: Path) -> None:
+    """A process that was started to ignore HUP ignores it."""
+    check = BEGIN + "import os; os.kill(os.getpid(), signal.SIGHUP); time.sleep(0.2); leave(7)"
+    done = subprocess.run(["nohup", sys.executable, "-c", check], capture_output=True)
+    assert done.returncode == 7
 
 
 def test_from_the_first_step_on_it_is_only_noted(tmp_path: Path) -> None:

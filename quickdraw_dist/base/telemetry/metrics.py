@@ -7,7 +7,13 @@ whole run, the same on every rank; all others are the rank's own.
 
 from __future__ import annotations
 
+import os
 import sys
+
+# Another program's, which would make every command read and write its folder: the metrics here are
+# this process's own. prometheus_client looks at it when it is imported.
+os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
+os.environ.pop("prometheus_multiproc_dir", None)
 
 from prometheus_client import (
     CollectorRegistry,
