@@ -28,24 +28,24 @@ Dataset = Manifest | ForeignShards
 """What is known of a dataset before any drawing is read: classes and digest at least."""
 
 
-class Facts(Protocol):
-    """What a run has to know of its dataset."""
+class DatasetInfo(Protocol):
+    """Classes, contents digest and normalisation of a dataset, whatever its format."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names; a label is an index into them."""
+        """Class names; a label is an index into them."""
 
     @property
     def digest(self) -> str:
-        """Names the contents."""
+        """Digest of the contents, which a checkpoint stores."""
 
     @property
     def pixel_mean(self) -> float:
-        """Of the training drawings, on a scale of 0 to 1."""
+        """Mean of the training drawings' pixels, on a scale of 0 to 1."""
 
     @property
     def pixel_std(self) -> float:
-        """Of the same."""
+        """Standard deviation of the same pixels, on the same scale."""
 
 
 class Feed(Protocol):
@@ -57,7 +57,7 @@ class Feed(Protocol):
     part: tuple[int, int]  # [start, stop) of every global batch, this rank's
 
     @property
-    def dataset(self) -> Facts:
+    def dataset(self) -> DatasetInfo:
         """Where the drawings are from."""
 
     def describe(self, first_step: int) -> list[str]:
@@ -101,8 +101,9 @@ def _has_only_tars(data: str) -> bool:
     return not ours and bool(find_splits(data)[0])
 
 
-def refuse_misfit(settings: Settings, dataset: Dataset, world_size: int) -> None:
-    """Check dataset, batch and ranks, without reading a drawing or meeting another rank.
+def check_dataset(settings: Settings, dataset: Dataset, world_size: int) -> None:
+    """Check that dataset, batch and ranks fit together, before any drawing is read or any other
+    rank waited for.
 
     Raises:
         RefusedError: they do not fit together.

@@ -16,7 +16,7 @@ from quickdraw_dist import models
 from quickdraw_dist.base.hashing import key64
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry.phases import phase
-from quickdraw_dist.data.feed import Facts
+from quickdraw_dist.data.feed import DatasetInfo
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.distributed.stragglers import WorkClock
 from quickdraw_dist.run.checkpoint.files import Checkpoint
@@ -41,7 +41,7 @@ class Learner:
     """Model, optimizer, scaler and average of one rank."""
 
     def __init__(
-        self, settings: Settings, world: World, dataset: Facts, total_drawings: int
+        self, settings: Settings, world: World, dataset: DatasetInfo, total_drawings: int
     ) -> None:
         """`total_drawings` of the whole run is the length of the learning-rate schedule."""
         self.settings, self.world, self.dataset = settings, world, dataset

@@ -13,7 +13,7 @@ from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.base.telemetry import phases as whereabouts
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
 from quickdraw_dist.base.telemetry.metrics import Goodput
-from quickdraw_dist.data.feed import Dataset, open_feed, refuse_misfit
+from quickdraw_dist.data.feed import Dataset, check_dataset, open_feed
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.distributed import ranks as distributed
@@ -44,7 +44,7 @@ def refuse_impossible(settings: Settings, dataset: Dataset, world_size: int) -> 
     """
     models.check(settings.model)
     tensorboard.check(settings)
-    refuse_misfit(settings, dataset, world_size)
+    check_dataset(settings, dataset, world_size)
 
 
 class Trainer:
