@@ -16,7 +16,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.data.order.memory import processor_share
+from quickdraw_dist.data.order.memory import default_threads
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import SPLITS
 from quickdraw_dist.data.stream.batch import Batch
@@ -84,7 +84,7 @@ def _measure(
         rank=0,
         world_size=1,
         batch=settings.evaluation.batch,
-        threads=settings.stream.threads or processor_share(1),
+        threads=settings.stream.threads or default_threads(1),
     )
     with tqdm(total=dataset.drawings(split), unit=" drawings", unit_scale=True) as bar:
         return evaluate(

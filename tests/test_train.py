@@ -62,7 +62,7 @@ def test_says_what_a_person_wants_to_know(run: tuple[Path, str, str]) -> None:
     line = next(line for line in said.splitlines() if line.startswith("epoch"))
     for word in ("epoch 1/2", "step 2/5", "drawings/s", "loss", "accuracy", "data wait", "left"):
         assert word in line
-    assert "leaves out 40, other ones each time" in said
+    assert "drops 40, other ones in every epoch" in said
     assert not (output / "profile").exists() and not (output / "skipped").exists()
     assert str(output) in said
 

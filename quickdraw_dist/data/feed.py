@@ -11,7 +11,7 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.external.feed import ForeignFeed
 from quickdraw_dist.data.external.shards import ForeignShards, check_fit, find_splits, open_shards
-from quickdraw_dist.data.order.memory import LoaderMemory, plan_memory, processor_share
+from quickdraw_dist.data.order.memory import LoaderMemory, default_threads, plan_memory
 from quickdraw_dist.data.order.order import Order, rank_part, resolve_lanes
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.manifest import Manifest
@@ -60,7 +60,7 @@ class Feed(Protocol):
     def dataset(self) -> DatasetInfo:
         """Where the drawings are from."""
 
-    def describe(self, first_step: int) -> list[str]:
+    def start_lines(self, first_step: int) -> list[str]:
         """Lines for whoever starts a run at this step of an epoch."""
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
@@ -175,7 +175,7 @@ class ShardFeed:
         self.drawings, self.steps = self.order.drawings, self.order.steps
         self.lanes = self.order.lanes
         self.part = rank_part(self.order.global_batch, world.rank, world.size)
-        self._threads = stream.threads or processor_share(world.local_size)
+        self._threads = stream.threads or default_threads(world.local_size)
         self._validation: SplitReader | None = None
         self._loader = self._resident() if stream.resident else self._streamed()
 
@@ -228,12 +228,12 @@ class ShardFeed:
             pin=self._world.device.type == "cuda",
         )
 
-    def describe(self, first_step: int) -> list[str]:
+    def start_lines(self, first_step: int) -> list[str]:
         """Lines for whoever starts a run."""
         return [
             f"{self.drawings:,} drawings; an epoch is {self.steps:,} steps of "
-            f"{self.order.global_batch:,} and leaves out {self.order.left_out:,}, other ones each "
-            "time"
+            f"{self.order.global_batch:,} and drops {self.order.dropped_drawings:,}, other ones "
+            "in every epoch"
         ]
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:

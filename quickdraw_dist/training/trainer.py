@@ -154,7 +154,7 @@ class Trainer:
         }
         shown = "{model} of {parameters:,} parameters, {classes} classes, {ranks} x {device}, "
         self.log.say((shown + "{precision}").format(**facts))
-        for line in self.feed.describe(self.step):
+        for line in self.feed.start_lines(self.step):
             self.log.say(line)
         if self.resumed is not None:
             place = f"epoch {self.epoch + 1}, step {self.step:,} of {self.feed.steps:,}"

@@ -28,7 +28,7 @@ def test_the_official_drawings_on_two_nodes(capsys: pytest.CaptureFixture[str]) 
     assert needs["drawings"] == {"train": 45_383_650, "val": 2_521_308, "test": 2_521_308}
     assert needs["shards"] == {"train": 776, "val": 97, "test": 97}
     epoch = needs["epoch"]
-    assert (epoch["steps"], epoch["left_out_drawings"]) == divmod(45_383_650, 4096)
+    assert (epoch["steps"], epoch["dropped_drawings"]) == divmod(45_383_650, 4096)
     assert (epoch["lanes"], epoch["most_lane_drawings"]) == (64, 709_120)
     assert needs["rank"]["resident_drawings"] == -(-45_383_650 // 16)
     assert needs["resident_fits"] is True

@@ -19,7 +19,7 @@ from quickdraw_dist.base.settings import Stream
 from quickdraw_dist.data.order.digest import OrderDigest, mix_identities
 from quickdraw_dist.data.order.memory import LoaderMemory, least_batches
 from quickdraw_dist.data.order.order import Order, rank_part
-from quickdraw_dist.data.order.schedule import longest_need
+from quickdraw_dist.data.order.schedule import steps_per_window
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.loader import TrainLoader
@@ -168,7 +168,7 @@ def make_loader(
     more_batches: int | None = None, shards_ahead: int = 2, pin: bool = False,
 ) -> TrainLoader:  # fmt: skip
     """A loader with room for that many batches more than the least; None: for all it can use."""
-    more = longest_need(order) if more_batches is None else more_batches
+    more = steps_per_window(order) if more_batches is None else more_batches
     memory, ahead = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0), None
     if reader.cache is not None:
         ahead = partial(ShardsAhead, reader, reader.cache, fetchers=2, ahead=shards_ahead)

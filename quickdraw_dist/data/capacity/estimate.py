@@ -17,7 +17,7 @@ from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.order.memory import (
     MOST_THREADS,
     RESIDENT_BYTES,
-    RESIDENT_SHARE,
+    RESIDENT_FRACTION,
     plan_memory,
     resident_drawings,
 )
@@ -87,7 +87,7 @@ class Epoch:
 
     global_batch: int
     steps: int
-    left_out_drawings: int
+    dropped_drawings: int
     lanes: int
     least_lane_drawings: int
     most_lane_drawings: int
@@ -193,7 +193,7 @@ def _epoch(order: Order, validations: int, nodes: Sequence[Node]) -> Epoch:
     return Epoch(
         global_batch=order.global_batch,
         steps=order.steps,
-        left_out_drawings=order.left_out,
+        dropped_drawings=order.dropped_drawings,
         lanes=order.lanes,
         least_lane_drawings=min(lengths),
         most_lane_drawings=max(lengths),
@@ -269,7 +269,7 @@ def _rank(order: Order, cluster: Cluster, stream: Stream, shard_bytes: int, rank
 
 def _resident_room(cluster: Cluster) -> int | None:
     """Bytes of a GPU that drawings may take, None where that is not known."""
-    return None if cluster.gpu_bytes is None else int(cluster.gpu_bytes * RESIDENT_SHARE)
+    return None if cluster.gpu_bytes is None else int(cluster.gpu_bytes * RESIDENT_FRACTION)
 
 
 def _refuse_resident(order: Order, cluster: Cluster, count: int) -> None:
@@ -279,6 +279,6 @@ def _refuse_resident(order: Order, cluster: Cluster, count: int) -> None:
         ranks = -(-order.drawings * RESIDENT_BYTES // max(room, 1))
         raise RefusedError(
             f"--stream.resident true: a rank's lanes hold {count:,} drawings = {needed:,} bytes, "
-            f"and {RESIDENT_SHARE:.0%} of --gpu-bytes {cluster.gpu_bytes} are {room:,}; "
+            f"and {RESIDENT_FRACTION:.0%} of --gpu-bytes {cluster.gpu_bytes} are {room:,}; "
             f"--world-size {ranks} or a little more, or --stream.resident false, is right"
         )

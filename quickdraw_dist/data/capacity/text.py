@@ -42,7 +42,7 @@ def _training(needs: Capacity) -> Iterator[tuple[str, str]]:
         f"{cluster.world_size:,}, on every node {cluster.ranks_a_node:,}; a step is "
         f"{epoch.global_batch:,} drawings, {rank.batch_drawings:,} a rank",
     )
-    yield "epoch", f"{epoch.steps:,} steps; {epoch.left_out_drawings:,} drawings are left out"
+    yield "epoch", f"{epoch.steps:,} steps; {epoch.dropped_drawings:,} drawings are left out"
     yield (
         "lanes",
         f"{epoch.lanes:,} of {epoch.most_lane_drawings:,} drawings; {rank.lanes:,} a rank",

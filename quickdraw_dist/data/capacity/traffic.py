@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.capacity.requests import Requests
-from quickdraw_dist.data.order.order import Order, rank_part, sequential
+from quickdraw_dist.data.order.order import Order, evaluation_pieces, rank_part
 from quickdraw_dist.data.shards.blocks import BYTES_A_DRAWING
 
 
@@ -33,7 +33,9 @@ def node_reads(dataset: Outline, order: Order, ranks: range, world_size: int) ->
     pieces = {
         "train": [piece for lane in lanes for piece in order.lane_pieces(lane)],
         "val": [
-            piece for rank in ranks for piece in sequential(dataset.blocks["val"], rank, world_size)
+            piece
+            for rank in ranks
+            for piece in evaluation_pieces(dataset.blocks["val"], rank, world_size)
         ],
     }
     by_block, by_shard, decoded = {}, {}, {}

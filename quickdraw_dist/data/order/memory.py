@@ -7,21 +7,21 @@ from dataclasses import dataclass
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.process import processors
+from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.order.order import Order
-from quickdraw_dist.data.order.schedule import longest_need
+from quickdraw_dist.data.order.schedule import steps_per_window
 from quickdraw_dist.data.shards.blocks import BYTES_A_DRAWING
-from quickdraw_dist.data.stream.ring import ring_bytes
 
-BATCHES = 4
+PREFETCHED_BATCHES = 4
 """Batches made ahead where nothing else decides, the one in use included."""
 
-HELD = 2
+BATCHES_IN_USE = 2
 """Batches in use at once: one in the step, and one on its way to the device."""
 
 RESIDENT_BYTES = BYTES_A_DRAWING + 2 * 8
 """Of a drawing in resident mode: pixels, label, row, and its place in this epoch and the next."""
 
-RESIDENT_SHARE = 0.8
+RESIDENT_FRACTION = 0.8
 """Of the memory there is, what resident drawings may take: the model and the rest need some."""
 
 MOST_THREADS = 8
@@ -49,15 +49,33 @@ class LoaderMemory:
     bytes: int  # of all of it, at most
 
 
-def processor_share(local_world_size: int) -> int:
+def default_threads(local_world_size: int) -> int:
     """Threads that decode where the setting does not say: the rank's share of the processors."""
     return max(1, min(MOST_THREADS, processors() // local_world_size))
+
+
+def batch_bytes(drawings: int, pin: bool) -> int:
+    """Return the bytes of a batch: pixels, int64 labels and uint32 rows of its drawings.
+
+    Args:
+        drawings: in the batch.
+        pin: pixels and labels lie in pinned memory, which torch rounds up to a power of two.
+    """
+    sizes = [drawings * PIXELS, drawings * 8]
+    if pin:
+        sizes = [1 << (size - 1).bit_length() for size in sizes]
+    return sum(sizes) + drawings * 4
+
+
+def ring_bytes(steps: int, drawings: int, pin: bool) -> int:
+    """Return the bytes of a ring buffer of `steps` batches and its spare slot."""
+    return batch_bytes(steps * drawings + 1, pin)
 
 
 def least_batches(order: Order) -> int:
     """With fewer a loader could not go on: all that one window is spread over, the first of which
     is in use, and the others in use."""
-    return longest_need(order) + HELD - 1
+    return steps_per_window(order) + BATCHES_IN_USE - 1
 
 
 def plan_memory(
@@ -82,7 +100,7 @@ def plan_memory(
     Raises:
         RefusedError: not even the least fits.
     """
-    window, least = longest_need(order), least_batches(order)
+    window, least = steps_per_window(order), least_batches(order)
     scratch = _SCRATCH_BLOCKS * order.longest_block * BYTES_A_DRAWING
     scratch += _SCRATCH_PLACES * order.longest_window
 

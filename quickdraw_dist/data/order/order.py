@@ -142,7 +142,7 @@ class Order:
         return self.drawings // self.global_batch
 
     @property
-    def left_out(self) -> int:
+    def dropped_drawings(self) -> int:
         """Drawings that an epoch leaves out, other ones each time."""
         return self.drawings % self.global_batch
 
@@ -243,7 +243,7 @@ def _lane_epoch(
     return windows, np.array([window.start for window in windows])
 
 
-def sequential(shards: Sequence[Sequence[int]], rank: int, world_size: int) -> list[Piece]:
+def evaluation_pieces(shards: Sequence[Sequence[int]], rank: int, world_size: int) -> list[Piece]:
     """A rank's contiguous part of a split for evaluation: every drawing on exactly one rank."""
     total = sum(map(sum, shards))
     start, stop = rank * total // world_size, (rank + 1) * total // world_size

@@ -11,7 +11,7 @@ from quickdraw_dist.data.order.order import Order, Window
 
 
 @dataclass(frozen=True)
-class Need:
+class ScheduledWindow:
     """A window of a lane, and the steps in which a rank delivers from it."""
 
     first_step: int
@@ -20,7 +20,9 @@ class Need:
     window: Window
 
 
-def schedule(order: Order, epoch: int, first_step: int, start: int, stop: int) -> list[Need]:
+def schedule(
+    order: Order, epoch: int, first_step: int, start: int, stop: int
+) -> list[ScheduledWindow]:
     """Windows that a rank delivers from, by the first step that needs them.
 
     Args:
@@ -37,7 +39,7 @@ def schedule(order: Order, epoch: int, first_step: int, start: int, stop: int) -
             at = _first_delivery(order, window, first_step, low, high)
             step, last_step = at // order.lane_batch, (end - 1) // order.lane_batch
             if at < end and step < order.steps:
-                needs.append(Need(step, min(last_step, order.steps - 1), lane, window))
+                needs.append(ScheduledWindow(step, min(last_step, order.steps - 1), lane, window))
     return sorted(needs, key=lambda need: (need.first_step, need.lane, need.window.start))
 
 
@@ -53,7 +55,7 @@ def _first_delivery(order: Order, window: Window, first_step: int, low: int, hig
     return at
 
 
-def longest_need(order: Order) -> int:
+def steps_per_window(order: Order) -> int:
     """Most steps that deliver from one window."""
     return min(order.steps, -(-(order.longest_window - 1) // order.lane_batch) + 1)
 
@@ -72,7 +74,7 @@ class Places:
         # Of a lane's positions from any on, until they come round: twice the round.
         self._round, self._line = len(positions), np.tile(steps * (stop - start) + places, 2)
 
-    def of(self, need: Need, first_step: int) -> NDArray[np.int64]:
+    def of(self, need: ScheduledWindow, first_step: int) -> NDArray[np.int64]:
         """The numbers of a window's drawings, its pieces laid end to end, (count,); `nowhere` for
         those that are delivered by another rank, before `first_step`, or not in this epoch."""
         window, each = need.window, self._order.lane_batch

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
+from quickdraw_dist.data.drawings.drawing import SIDE
 
 
 @dataclass
@@ -23,15 +23,7 @@ class Batch:
     copied: torch.cuda.Event | None = None  # set by who copies asynchronously: done reading
 
 
-def batch_bytes(count: int, pin: bool) -> int:
-    """What drawings, labels and rows of a batch of `count` take."""
-    sizes = [count * PIXELS, count * 8]
-    if pin:  # torch rounds each array up to a power of two
-        sizes = [1 << (size - 1).bit_length() for size in sizes]
-    return sum(sizes) + count * 4
-
-
-def room(count: int, pin: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def allocate(count: int, pin: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Tensors for `count` drawings and their labels."""
     if not pin:  # numpy asks the system for huge pages, which rows all over the place profit from
         drawings = torch.from_numpy(np.empty((count, SIDE, SIDE), np.uint8))

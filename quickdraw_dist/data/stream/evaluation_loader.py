@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quickdraw_dist.data.order.order import Piece, sequential
+from quickdraw_dist.data.order.order import Piece, evaluation_pieces
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream.batch import Batch, room
+from quickdraw_dist.data.stream.batch import Batch, allocate
 from quickdraw_dist.data.stream.reader import SplitReader
 
 
@@ -24,10 +24,10 @@ def evaluation_batches(
     Raises:
         CorruptError, StorageError: from a block that could not be read; never skipped.
     """
-    pieces = sequential(reader.block_counts, rank, world_size)
+    pieces = evaluation_pieces(reader.block_counts, rank, world_size)
     left = sum(len(piece) for piece in pieces)
     number, filled = 0, 0
-    drawings, labels, rows = _room(min(batch, left))
+    drawings, labels, rows = _allocate(min(batch, left))
     for block in _decoded(reader, pieces, threads):
         done = 0
         while done < len(block.labels):
@@ -40,11 +40,11 @@ def evaluation_batches(
             if filled == len(labels):
                 yield Batch(number, drawings, labels, rows)
                 number, filled = number + 1, 0
-                drawings, labels, rows = _room(min(batch, left))
+                drawings, labels, rows = _allocate(min(batch, left))
 
 
-def _room(count: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
-    return *room(count, pin=False), np.empty(count, np.uint32)
+def _allocate(count: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
+    return *allocate(count, pin=False), np.empty(count, np.uint32)
 
 
 def _decoded(reader: SplitReader, pieces: list[Piece], threads: int) -> Iterator[Block]:

@@ -14,9 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from quickdraw_dist.base.storage import Scratch
-from quickdraw_dist.data.order.memory import HELD, LoaderMemory
+from quickdraw_dist.data.order.memory import BATCHES_IN_USE, LoaderMemory
 from quickdraw_dist.data.order.order import Order, Piece
-from quickdraw_dist.data.order.schedule import Need, Places, schedule
+from quickdraw_dist.data.order.schedule import Places, ScheduledWindow, schedule
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.prefetch import ShardsAhead
@@ -53,8 +53,8 @@ class TrainLoader:
         filling: deque[tuple[int, Future[None]]] = deque()
         with self._threads(waiting, first_step) as begin:
             for step in range(first_step, self.order.steps):
-                self._let_go(keep=HELD - 1)
-                last = step - HELD + self._ring.steps  # lies where no batch in use does
+                self._let_go(keep=BATCHES_IN_USE - 1)
+                last = step - BATCHES_IN_USE + self._ring.steps  # lies where no batch in use does
                 while waiting and waiting[0].last_step <= last:
                     need = waiting.popleft()
                     filling.append((need.first_step, begin(need)))
@@ -71,8 +71,8 @@ class TrainLoader:
 
     @contextlib.contextmanager
     def _threads(
-        self, needs: Collection[Need], first_step: int
-    ) -> Iterator[Callable[[Need], Future[None]]]:
+        self, needs: Collection[ScheduledWindow], first_step: int
+    ) -> Iterator[Callable[[ScheduledWindow], Future[None]]]:
         """What has a window decoded by a thread; all threads have ended when this is left, and
         nothing writes into the ring any more."""
         ahead = None
@@ -80,7 +80,7 @@ class TrainLoader:
             ahead = self._ahead(piece.shard for need in needs for piece in need.window.pieces)
         pool = ThreadPoolExecutor(self._memory.threads, thread_name_prefix="decode")
 
-        def begin(need: Need) -> Future[None]:
+        def begin(need: ScheduledWindow) -> Future[None]:
             if ahead is not None:
                 for piece in need.window.pieces:
                     ahead.reach(piece.shard)
@@ -93,7 +93,7 @@ class TrainLoader:
                 ahead.close()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fill(self, need: Need, first_step: int, ahead: ShardsAhead | None) -> None:
+    def _fill(self, need: ScheduledWindow, first_step: int, ahead: ShardsAhead | None) -> None:
         """Decode a window into its batches, a task of its own: one a block wakes threads four
         times as often. A lane that begins or ends inside a block decodes all of it."""
         places, at = self._places.of(need, first_step), 0

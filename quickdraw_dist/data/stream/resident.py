@@ -17,13 +17,13 @@ from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.drawings.drawing import SIDE
 from quickdraw_dist.data.order.memory import (
     RESIDENT_BYTES,
-    RESIDENT_SHARE,
+    RESIDENT_FRACTION,
     LoaderMemory,
     resident_drawings,
 )
 from quickdraw_dist.data.order.order import Order, Piece
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream.batch import room
+from quickdraw_dist.data.stream.batch import allocate
 from quickdraw_dist.data.stream.prefetch import ShardsAhead
 from quickdraw_dist.data.stream.reader import SplitReader
 
@@ -53,7 +53,7 @@ class ResidentDrawings:
                 f"--stream.resident true: this rank's lanes hold {self._count:,} drawings = "
                 f"{needed / 1e9:.2f} GB, batches in the making {ahead / 1e9:.2f} GB "
                 f"(--stream.memory_bytes), and {usable / 1e9:.2f} GB may be used "
-                f"({RESIDENT_SHARE:.0%} of what a rank has on {device.type}); more ranks, or "
+                f"({RESIDENT_FRACTION:.0%} of what a rank has on {device.type}); more ranks, or "
                 "--stream.resident false, is right"
             )
         self.first: dict[tuple[int, int], int] = {}
@@ -133,7 +133,7 @@ class ResidentDrawings:
 def _memory(count: int, device: torch.device) -> torch.Tensor:
     """Room for drawings, (count, 28, 28) uint8."""
     if device.type == "cpu":
-        return room(count, pin=False)[0]
+        return allocate(count, pin=False)[0]
     return torch.empty((count, SIDE, SIDE), dtype=torch.uint8, device=device)
 
 
@@ -141,9 +141,9 @@ def _room_bytes(device: torch.device, local_world_size: int) -> int:
     """Memory that a rank's drawings may take."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free * RESIDENT_SHARE)
+        return int(free * RESIDENT_FRACTION)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")  # a container's; where there is one
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         there = min(there, int(text))
-    return int(there * RESIDENT_SHARE) // local_world_size
+    return int(there * RESIDENT_FRACTION) // local_world_size

@@ -7,12 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from quickdraw_dist.data.drawings.drawing import PIXELS
-from quickdraw_dist.data.stream.batch import batch_bytes, room
-
-
-def ring_bytes(steps: int, count: int, pin: bool) -> int:
-    """What a `Ring` of these sizes takes."""
-    return batch_bytes(steps * count + 1, pin)
+from quickdraw_dist.data.stream.batch import allocate
 
 
 class Ring:
@@ -27,7 +22,7 @@ class Ring:
         or at once where they are pinned."""
         self.steps, whole = steps, steps * count
         # What belongs to no batch goes to one more place at the end: cheaper than leaving it out.
-        drawings, labels = room(whole + 1, pin)
+        drawings, labels = allocate(whole + 1, pin)
         rows = np.empty(whole + 1, np.uint32)
         parts = [slice(first, first + count) for first in range(0, whole, count)]
         self._batches = [(drawings[part], labels[part], rows[part]) for part in parts]

@@ -48,7 +48,7 @@ def test_by_hand() -> None:
     assert needs.shards == {"train": 4, "val": 1, "test": 0}
     assert needs.shard_bytes == {"train": 4000, "val": 1000, "test": 0}
     epoch, node, rank = needs.epoch, needs.node, needs.rank
-    assert (epoch.steps, epoch.left_out_drawings, epoch.validations) == (6, 4, 1)
+    assert (epoch.steps, epoch.dropped_drawings, epoch.validations) == (6, 4, 1)
     assert (epoch.lanes, epoch.least_lane_drawings, epoch.most_lane_drawings) == (2, 20, 20)
     assert (rank.batch_drawings, rank.lanes) == (3, 1)
     assert (rank.resident_drawings, rank.resident_bytes) == (20, 20 * RESIDENT_BYTES)
@@ -139,7 +139,7 @@ def test_resident() -> None:
     with pytest.raises(RefusedError, match=r"--stream.resident true: .* 20 drawings.*--gpu-bytes"):
         capacity(by_hand(), less, settings(resident=True))
     assert capacity(by_hand(), Cluster(2), settings(resident=True)).resident_fits is None
-    assert module.RESIDENT_SHARE == resident.RESIDENT_SHARE
+    assert module.RESIDENT_FRACTION == resident.RESIDENT_FRACTION
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_an_epoch_is_all_there_is(dataset: Outline, lanes: int, batch: int, worl
     assume(world <= lanes and lanes * batch <= train)
     needs = capacity(dataset, Cluster(world), settings(lanes * batch, lanes, cache_bytes=10**9))
     epoch = needs.epoch
-    assert epoch.steps * epoch.global_batch + epoch.left_out_drawings == train
+    assert epoch.steps * epoch.global_batch + epoch.dropped_drawings == train
     assert epoch.least_lane_drawings <= train / lanes <= epoch.most_lane_drawings
     assert needs.node.decoded_bytes >= train * 790
     shards, sizes = needs.shards, needs.shard_bytes

@@ -100,5 +100,5 @@ def test_real_ranks_ask_for_that(
             assert validated == 50
         asked = store.media_reads(".tar")
         # An epoch leaves out at most a drawing of a lane; that may be a block of its own.
-        spared = order.lanes if order.left_out and not cache_bytes else 0
+        spared = order.lanes if order.dropped_drawings and not cache_bytes else 0
         assert requests.class_b - spared <= asked <= requests.class_b

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.data.order.order import rank_part, resolve_lanes, sequential
+from quickdraw_dist.data.order.order import evaluation_pieces, rank_part, resolve_lanes
 from tests.support.orders import Place
 
 
@@ -127,7 +127,7 @@ def test_evaluation_parts_cover_the_split_once(shards: list[list[int]], world_si
     places: list[Place] = []
     sizes = []
     for rank in range(world_size):
-        pieces = sequential(shards, rank, world_size)
+        pieces = evaluation_pieces(shards, rank, world_size)
         assert all(len(piece) > 0 for piece in pieces)
         sizes.append(sum(map(len, pieces)))
         places += [(p.shard, p.block, at) for p in pieces for at in range(p.start, p.stop)]

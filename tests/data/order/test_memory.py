@@ -21,15 +21,15 @@ from quickdraw_dist.data.order import memory
 from quickdraw_dist.data.order.memory import (
     RESIDENT_BYTES,
     LoaderMemory,
+    default_threads,
     least_batches,
     plan_memory,
-    processor_share,
     resident_drawings,
+    ring_bytes,
 )
 from quickdraw_dist.data.order.order import Order, rank_part
-from quickdraw_dist.data.order.schedule import longest_need
+from quickdraw_dist.data.order.schedule import steps_per_window
 from quickdraw_dist.data.shards import manifest
-from quickdraw_dist.data.stream.ring import ring_bytes
 from quickdraw_dist.distributed.ranks import World
 from tests.conftest import Dataset, DatasetMaker, Store, use_store
 from tests.support.delivery import least_bytes
@@ -59,7 +59,7 @@ def test_what_is_granted_stays_within_the_setting(
             shard_bytes=shard_bytes, pin=pin,
         )  # fmt: skip
 
-    least, most = least_batches(order), least_batches(order) + longest_need(order)
+    least, most = least_batches(order), least_batches(order) + steps_per_window(order)
     try:
         granted = plan(allowed)
     except RefusedError as error:
@@ -119,7 +119,7 @@ def test_threads_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight ranks with a thread a processor each would be eight times too many."""
     for processors, ranks, threads in ((16, 1, 8), (16, 4, 4), (2, 1, 2), (2, 8, 1), (96, 8, 8)):
         monkeypatch.setattr(memory, "processors", lambda processors=processors: processors)
-        assert processor_share(ranks) == threads
+        assert default_threads(ranks) == threads
 
 
 # -- as the kernel counts it -----------------------------------------------------------------------

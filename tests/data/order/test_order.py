@@ -71,7 +71,7 @@ def test_an_epoch_delivers_each_drawing_at_most_once(order: Order, epoch: int) -
     assert all(len(batch) == order.global_batch for batch in batches(order, epoch, 1))
     assert delivered.total() == len(delivered) == total // order.global_batch * order.global_batch
     assert not delivered - everything(order)
-    assert order.left_out == total % order.global_batch == total - len(delivered)
+    assert order.dropped_drawings == total % order.global_batch == total - len(delivered)
 
 
 @given(orders())
@@ -151,7 +151,7 @@ def test_epochs_and_seeds_differ() -> None:
 def test_other_drawings_are_left_out_in_other_epochs() -> None:
     """What one epoch leaves out, another must train on, or the run never sees it."""
     order = Order(((16,) * 4,) * 5, global_batch=84, lanes=4, window_blocks=2, seed=1)
-    assert order.left_out == 68
+    assert order.dropped_drawings == 68
     missing = []
     for epoch in range(8):
         delivered = Counter(place for batch in batches(order, epoch, 1) for place in batch)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickdraw_dist.data.order.memory import HELD, least_batches
+from quickdraw_dist.data.order.memory import BATCHES_IN_USE, least_batches
 from quickdraw_dist.data.order.order import Order, rank_part
-from quickdraw_dist.data.order.schedule import Places, longest_need, schedule
+from quickdraw_dist.data.order.schedule import Places, schedule, steps_per_window
 from tests.support.orders import Place, orders
 
 Key = tuple[int, int]
@@ -47,7 +47,7 @@ def test_what_is_delivered_from_is_scheduled_and_nothing_else(
         steps = needed[need.lane, need.window.start]
         assert need.first_step == min(steps)
         assert max(steps) <= need.last_step <= min(max(steps) + 1, order.steps - 1)
-        assert need.last_step - need.first_step < longest_need(order)
+        assert need.last_step - need.first_step < steps_per_window(order)
     firsts = [need.first_step for need in needs]
     assert firsts == sorted(firsts)
 
@@ -101,11 +101,11 @@ def test_every_place_is_filled_once_with_the_drawing_that_locate_names(
 def fill_on_paper(
     order: Order, epoch: int, first_step: int, part: tuple[int, int], batches: int
 ) -> None:
-    """An epoch with a ring of that many batches, in which `HELD` are in use at every step: a
-    window is filled in when its last batch has a place."""
+    """An epoch with a ring of that many batches, of which `BATCHES_IN_USE` are in use at every
+    step: a window is filled in when its last batch has a place."""
     needs = deque(schedule(order, epoch, first_step, *part))
     for step in range(first_step, order.steps):
-        while needs and needs[0].last_step <= step - HELD + batches:
+        while needs and needs[0].last_step <= step - BATCHES_IN_USE + batches:
             needs.popleft()
         assert not needs or needs[0].first_step > step, f"step {step} waits for itself"
 
@@ -123,7 +123,7 @@ def test_less_is_not_enough() -> None:
     assert [(need.first_step, need.last_step) for need in schedule(order, 0, 0, 0, 6)[::2]] == [
         (0, 1), (1, 3), (3, 4), (5, 6), (6, 8), (8, 9)
     ]  # fmt: skip
-    assert (longest_need(order), least_batches(order)) == (3, 4)
+    assert (steps_per_window(order), least_batches(order)) == (3, 4)
     fill_on_paper(order, 0, 0, (0, 6), 4)
     with pytest.raises(AssertionError, match="step 1 waits for itself"):
         fill_on_paper(order, 0, 0, (0, 6), 3)

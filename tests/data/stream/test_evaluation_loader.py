@@ -10,7 +10,7 @@ import pytest
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.storage import Scratch
-from quickdraw_dist.data.order.order import sequential
+from quickdraw_dist.data.order.order import evaluation_pieces
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from tests.conftest import Dataset
@@ -97,5 +97,5 @@ def test_a_rank_reads_its_own_blocks_only(
         asked.clear()
         for _ in evaluation_batches(reader, rank=rank, world_size=3, batch=16, threads=1):
             pass
-        pieces = sequential(reader.block_counts, rank, 3)
+        pieces = evaluation_pieces(reader.block_counts, rank, 3)
         assert asked == [(piece.shard, piece.block) for piece in pieces]

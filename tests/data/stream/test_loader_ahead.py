@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.settings import Stream
 from quickdraw_dist.base.storage import Scratch
-from quickdraw_dist.data.order.memory import HELD, least_batches
+from quickdraw_dist.data.order.memory import BATCHES_IN_USE, least_batches
 from quickdraw_dist.data.order.order import Order
-from quickdraw_dist.data.order.schedule import Need, schedule
+from quickdraw_dist.data.order.schedule import ScheduledWindow, schedule
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.reader import SplitReader
@@ -45,7 +45,7 @@ class Recording(Numbered):
         return super().read(shard, number)
 
 
-def blocks_of(needs: list[Need]) -> list[tuple[int, int]]:
+def blocks_of(needs: list[ScheduledWindow]) -> list[tuple[int, int]]:
     return [(piece.shard, piece.block) for need in needs for piece in need.window.pieces]
 
 
@@ -74,7 +74,7 @@ def test_batches_in_use_stay_as_they_are(
     first_step = data.draw(st.integers(0, order.steps))
     loader, in_use = make_loader(Numbered(order), order, more_batches=more_batches), list[Batch]()
     for batch in loader.epoch(1, first_step):
-        in_use = [*in_use, batch][-HELD:]
+        in_use = [*in_use, batch][-BATCHES_IN_USE:]
         for held in in_use:
             first = held.step * order.global_batch
             want = [order.locate(1, first + at) for at in range(order.global_batch)]

@@ -14,7 +14,7 @@ import torch
 from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.order.memory import (
-    HELD,
+    BATCHES_IN_USE,
     RESIDENT_BYTES,
     LoaderMemory,
     least_batches,
@@ -127,7 +127,7 @@ def test_batches_in_use_stay_as_they_are(
     reader = open_local(dataset)
     in_use: list[Batch] = []
     for batch in make_resident(reader, USUAL.order(reader.block_counts), way=way).epoch(0):
-        in_use = [*in_use, batch][-HELD:]
+        in_use = [*in_use, batch][-BATCHES_IN_USE:]
         for held in in_use:
             labels = held.labels.numpy()
             assert np.array_equal(held.drawings.numpy(), dataset.pixels(labels, held.rows))

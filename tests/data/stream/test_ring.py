@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quickdraw_dist.data.order.memory import batch_bytes, ring_bytes
 from quickdraw_dist.data.shards import blocks
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream.batch import batch_bytes
-from quickdraw_dist.data.stream.ring import Ring, ring_bytes
+from quickdraw_dist.data.stream.ring import Ring
 
 ELSEWHERE = 7777
 """Row of drawings that belong to no batch."""
