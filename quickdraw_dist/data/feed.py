@@ -12,7 +12,8 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.external.feed import ForeignFeed
 from quickdraw_dist.data.external.shards import ForeignShards, check_fit, find_splits, open_shards
 from quickdraw_dist.data.order.memory import LoaderMemory, default_threads, plan_memory
-from quickdraw_dist.data.order.order import Order, rank_part, resolve_lanes
+from quickdraw_dist.data.order.order import Order, resolve_lanes
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.stream.batch import Batch
@@ -54,7 +55,7 @@ class Feed(Protocol):
     drawings: int  # that count as an epoch
     steps: int  # in an epoch
     lanes: int  # 0: it has none
-    part: tuple[int, int]  # [start, stop) of every global batch, this rank's
+    share: Share  # this rank's, of every global batch
 
     @property
     def dataset(self) -> DatasetInfo:
@@ -174,7 +175,7 @@ class ShardFeed:
         self.order = make_order(settings, dataset, lanes, world.size)
         self.drawings, self.steps = self.order.drawings, self.order.steps
         self.lanes = self.order.lanes
-        self.part = rank_part(self.order.global_batch, world.rank, world.size)
+        self.share = self.order.share(world.rank, world.size)
         self._threads = stream.threads or default_threads(world.local_size)
         self._validation: SplitReader | None = None
         self._loader = self._resident() if stream.resident else self._streamed()
@@ -185,7 +186,7 @@ class ShardFeed:
 
     def _streamed(self) -> TrainLoader:
         world = self._world
-        lanes = len(self.order.segments(0, *self.part))
+        lanes = len(self.share.lanes)
         node_lanes = lanes * world.local_size
         reader = self._reader("train", node_lanes)
         shard_bytes = reader.largest_shard_bytes if reader.cache is not None else 0
@@ -198,7 +199,7 @@ class ShardFeed:
         return TrainLoader(
             reader.piece,
             self.order,
-            self.part,
+            self.share,
             memory,
             pin=world.device.type == "cuda",
             ahead=ahead,
@@ -209,7 +210,7 @@ class ShardFeed:
         held = ResidentDrawings(
             self._reader("train", world.local_size),
             self.order,
-            self.part,
+            self.share,
             self._memory(shard_bytes=0),
             local_world_size=world.local_size,
             device=world.device,
@@ -221,7 +222,7 @@ class ShardFeed:
     def _memory(self, shard_bytes: int) -> LoaderMemory:
         return plan_memory(
             self.order,
-            *self.part,
+            self.share,
             memory_bytes=self._settings.stream.memory_bytes,
             threads=self._threads,
             shard_bytes=shard_bytes,

@@ -120,8 +120,7 @@ class Trainer:
             return 0
         whereabouts.at("compile", 0)
         with self.goodput.during("compile"):
-            start, stop = self.feed.part
-            self.learner.warm_up(stop - start)
+            self.learner.warm_up(self.feed.share.drawings)
         if self.resumed is not None:
             self._go_on_from(self.resumed)
         meta = self.resumed.meta if self.resumed is not None else None
@@ -173,7 +172,7 @@ class Trainer:
                 before = self.drawings
                 with self.step_timer:
                     self.learner.step(batch.drawings, batch.labels, self.total_steps)
-                first = self.step * self.settings.train.global_batch + self.feed.part[0]
+                first = self.feed.share.position(self.step)
                 self.saver.order_digest.add(self.epoch, first, batch.host.labels, batch.host.rows)
                 self.faults.remember(batch.host)
                 self.step += 1

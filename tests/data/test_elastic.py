@@ -223,8 +223,7 @@ def stream_one_rank(
         for batch in feed.epoch(epoch, begin):
             if (epoch, batch.step) == last:
                 break
-            at = batch.step * chosen.train.global_batch + feed.part[0]
-            digest.add(epoch, at, batch.labels, batch.rows)
+            digest.add(epoch, feed.share.position(batch.step), batch.labels, batch.rows)
     return int(digest.total()(), 16)
 
 

@@ -18,8 +18,9 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Stream
 from quickdraw_dist.data.order.digest import OrderDigest, mix_identities
 from quickdraw_dist.data.order.memory import LoaderMemory, least_batches
-from quickdraw_dist.data.order.order import Order, rank_part
+from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import steps_per_window
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.loader import TrainLoader
@@ -88,7 +89,7 @@ class Loader(Protocol):
     """One rank's: streamed, resident, or a feed of either."""
 
     @property
-    def part(self) -> tuple[int, int]: ...
+    def share(self) -> Share: ...
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]: ...
 
@@ -127,20 +128,19 @@ def deliver(
     result = Delivered()
     for rank in range(world_size):
         loader = make(rank)
-        start, stop = rank_part(order.global_batch, rank, world_size)
-        assert loader.part == (start, stop)
+        share = order.share(rank, world_size)
+        assert loader.share == share
         step = first_step
         batches = loader.epoch(epoch, first_step)
         while step != last_step and (batch := next(batches, None)) is not None:
             assert batch.step == step
-            assert batch.drawings.shape == (stop - start, 28, 28)
+            assert batch.drawings.shape == (share.drawings, 28, 28)
             assert batch.drawings.dtype == torch.uint8
-            assert batch.labels.shape == (stop - start,)
+            assert batch.labels.shape == (share.drawings,)
             assert batch.labels.dtype == torch.int64
             result.identities[step, rank] = pairs(batch)
             result.pixels[step, rank] = batch.drawings.cpu().numpy().copy()
-            first = step * order.global_batch + start
-            result.order_digest.add(epoch, first, batch.labels, batch.rows)
+            result.order_digest.add(epoch, share.position(step), batch.labels, batch.rows)
             step += 1
         batches.close()
         assert step == (order.steps if last_step is None else last_step)
@@ -172,8 +172,8 @@ def make_loader(
     memory, ahead = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0), None
     if reader.cache is not None:
         ahead = partial(ShardsAhead, reader, reader.cache, fetchers=2, ahead=shards_ahead)
-    part = rank_part(order.global_batch, rank, world_size)
-    return TrainLoader(reader.piece, order, part, memory, pin=pin, ahead=ahead)
+    share = order.share(rank, world_size)
+    return TrainLoader(reader.piece, order, share, memory, pin=pin, ahead=ahead)
 
 
 class InTurn(ThreadPoolExecutor):

@@ -21,7 +21,7 @@ from quickdraw_dist.data.order.memory import (
     plan_memory,
     resident_drawings,
 )
-from quickdraw_dist.data.order.order import Order, rank_part, resolve_lanes
+from quickdraw_dist.data.order.order import Order, resolve_lanes
 from quickdraw_dist.data.shards.plan import SPLITS
 
 SHARD_DRAWINGS_PER_SECOND = 200_000.0
@@ -227,11 +227,8 @@ def _most(needs: Sequence[_Need]) -> _Need:
 
 def _shards_at_once(order: Order, cluster: Cluster, stream: Stream) -> int:
     """Shards that the ranks of a node read from in turns: one of every lane of each rank."""
-    parts = [
-        rank_part(order.global_batch, rank, cluster.world_size)
-        for rank in range(cluster.world_size)
-    ]
-    lanes = 1 if stream.resident else max(len(order.segments(0, *part)) for part in parts)
+    shares = (order.share(rank, cluster.world_size) for rank in range(cluster.world_size))
+    lanes = 1 if stream.resident else max(len(share.lanes) for share in shares)
     return min(lanes * cluster.ranks_a_node, len(order.shards))
 
 
@@ -248,23 +245,21 @@ def _cache_bytes(cluster: Cluster, stream: Stream, least_bytes: int) -> int:
 
 def _rank(order: Order, cluster: Cluster, stream: Stream, shard_bytes: int, rank: int) -> Rank:
     """One rank; `shard_bytes` are held while a shard is fetched into the cache."""
-    start, stop = rank_part(order.global_batch, rank, cluster.world_size)
-    count = resident_drawings(order, start, stop)
+    share = order.share(rank, cluster.world_size)
+    count = resident_drawings(order, share)
     if stream.resident:
         _refuse_resident(order, cluster, count)
         loader_bytes = count * (RESIDENT_BYTES - PIXELS)
     else:
         loader_bytes = plan_memory(
             order,
-            start,
-            stop,
+            share,
             memory_bytes=stream.memory_bytes,
             threads=stream.threads or MOST_THREADS,
             shard_bytes=shard_bytes,
             pin=cluster.gpu_bytes is not None,
         ).bytes
-    lanes = len(order.segments(0, start, stop))
-    return Rank(stop - start, lanes, loader_bytes, count, count * RESIDENT_BYTES)
+    return Rank(share.drawings, len(share.lanes), loader_bytes, count, count * RESIDENT_BYTES)
 
 
 def _resident_room(cluster: Cluster) -> int | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.capacity.requests import Requests
-from quickdraw_dist.data.order.order import Order, evaluation_pieces, rank_part
+from quickdraw_dist.data.order.order import Order, evaluation_pieces
 from quickdraw_dist.data.shards.blocks import BYTES_A_DRAWING
 
 
@@ -28,8 +28,7 @@ class NodeReads:
 def node_reads(dataset: Outline, order: Order, ranks: range, world_size: int) -> NodeReads:
     """What the node with these ranks reads. A rank reads its lanes from end to end, and decodes
     all of a block in which a lane begins or ends."""
-    parts = [rank_part(order.global_batch, rank, world_size) for rank in ranks]
-    lanes = [lane for part in parts for lane, _, _ in order.segments(0, *part)]
+    lanes = [lane for rank in ranks for lane in order.share(rank, world_size).lanes]
     pieces = {
         "train": [piece for lane in lanes for piece in order.lane_pieces(lane)],
         "val": [

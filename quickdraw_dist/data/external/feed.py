@@ -29,7 +29,7 @@ from quickdraw_dist.data.external.shards import (
 )
 from quickdraw_dist.data.external.shuffle import ShuffledPasses, Supply
 from quickdraw_dist.data.order.memory import PREFETCHED_BATCHES, batch_bytes
-from quickdraw_dist.data.order.order import rank_part
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards import blocks
 from quickdraw_dist.data.stream.batch import Batch, allocate
 from quickdraw_dist.distributed import ranks as distributed
@@ -59,7 +59,7 @@ class ForeignFeed:
         # A listing that changes while a job starts must not divide its ranks.
         self._shards = distributed.from_first_rank(lambda: shards)
         global_batch = settings.train.global_batch
-        self.part = rank_part(global_batch, world.rank, world.size)
+        self.share = Share.of_rank(global_batch, world.rank, world.size)
         self._pin = world.device.type == "cuda"
         self._capacity = self._drawings_in_memory()
         self.drawings = settings.stream.epoch_drawings or self._counted(saved)
@@ -88,7 +88,7 @@ class ForeignFeed:
     def _drawings_in_memory(self) -> int:
         """How many are shuffled together: what batches and a remote shard leave room for."""
         memory_bytes, shards = self._settings.stream.memory_bytes, self._shards.train
-        part = self.part[1] - self.part[0]
+        part = self.share.drawings
         taken = PREFETCHED_BATCHES * batch_bytes(part, self._pin)
         taken += max(shard.bytes for shard in shards) if is_remote(shards[0].url) else 0
         if (needed := taken + part * blocks.BYTES_A_DRAWING) > memory_bytes:
@@ -133,13 +133,13 @@ class ForeignFeed:
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
         train, world = self._settings.train, self._world
-        start, stop = self.part
+        count = self.share.drawings
         urls = [shard.url for shard in self._shards.train[world.rank :: world.size]]
         key = key64(train.seed, "webdataset", epoch, first_step, world.rank)
         passes = ShuffledPasses(urls, len(self._shards.classes), self._capacity, key)
         for step in range(first_step, self.steps):
-            drawings, labels = allocate(stop - start, self._pin)
-            classes, rows = _identities(stop - start)
+            drawings, labels = allocate(count, self._pin)
+            classes, rows = _identities(count)
             passes.draw(drawings.numpy(), classes, rows)
             labels.numpy()[:] = classes
             yield Batch(step, drawings, labels, rows)

@@ -10,6 +10,7 @@ from quickdraw_dist.base.process import processors
 from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import steps_per_window
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import BYTES_A_DRAWING
 
 PREFETCHED_BATCHES = 4
@@ -79,7 +80,7 @@ def least_batches(order: Order) -> int:
 
 
 def plan_memory(
-    order: Order, start: int, stop: int, *, memory_bytes: int, threads: int, shard_bytes: int,
+    order: Order, share: Share, *, memory_bytes: int, threads: int, shard_bytes: int,
     pin: bool,
 ) -> LoaderMemory:  # fmt: skip
     """Depth and threads of a loader that stays within `memory_bytes`.
@@ -90,8 +91,7 @@ def plan_memory(
 
     Args:
         order: of the split.
-        start: of the rank's part [start, stop) of every global batch.
-        stop: of the same.
+        share: the rank's.
         memory_bytes: the setting.
         threads: wanted.
         shard_bytes: largest shard of a remote dataset, held while it is fetched; 0 for a local one.
@@ -106,7 +106,7 @@ def plan_memory(
 
     def taken(batches: int, threads: int, fetchers: int) -> int:
         shards = fetchers + _JOINING if fetchers else 0
-        return ring_bytes(batches, stop - start, pin) + threads * scratch + shards * shard_bytes
+        return ring_bytes(batches, share.drawings, pin) + threads * scratch + shards * shard_bytes
 
     fetchers = 1 if shard_bytes else 0
     if (needed := taken(least, 1, fetchers)) > memory_bytes:
@@ -114,7 +114,7 @@ def plan_memory(
         raise RefusedError(
             f"--stream.memory_bytes {memory_bytes}: a window of {order.window_blocks} blocks of "
             f"{order.longest_block:,} drawings is spread over {window:,} batches of "
-            f"{stop - start:,}, which with the one before them{shard} take {needed:,} bytes at "
+            f"{share.drawings:,}, which with the one before them{shard} take {needed:,} bytes at "
             "least; that much, a smaller --stream.window_blocks, or more ranks (fewer drawings "
             "each) are right"
         )
@@ -129,7 +129,7 @@ def plan_memory(
     return LoaderMemory(batches, threads, fetchers, taken(batches, threads, fetchers))
 
 
-def resident_drawings(order: Order, start: int, stop: int) -> int:
+def resident_drawings(order: Order, share: Share) -> int:
     """Drawings of all lanes that a rank reads from, whole."""
-    ranges = [order.lane_range(lane) for lane, _, _ in order.segments(0, start, stop)]
+    ranges = map(order.lane_range, share.lanes)
     return sum(last - first for first, last in ranges)

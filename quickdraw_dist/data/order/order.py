@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.hashing import key64, permutation
+from quickdraw_dist.data.order.share import Share
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,6 @@ def resolve_lanes(lanes: int | str, global_batch: int, world_size: int) -> int:
     if lanes < world_size:
         raise RefusedError(f"--stream.lanes {lanes}: fewer than the {world_size} ranks; {advice}")
     return lanes
-
-
-def rank_part(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The part [start, stop) of every global batch that a rank trains on; sizes differ by <= 1."""
-    return rank * global_batch // world_size, (rank + 1) * global_batch // world_size
 
 
 @dataclass(frozen=True, eq=False)  # one of 45,000 blocks takes a millisecond to hash or compare
@@ -211,23 +207,18 @@ class Order:
             start += windows[-1].count
         return tuple(windows)
 
-    def segments(self, step: int, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Part [start, stop) of global batch `step` as (lane, first, last) positions in lanes."""
-        each = self.lane_batch
-        found = []
-        for lane in range(start // each, -(-stop // each)):
-            first = max(start - lane * each, 0)
-            last = min(stop - lane * each, each)
-            found.append((lane, step * each + first, step * each + last))
-        return found
+    def share(self, rank: int, world_size: int) -> Share:
+        """Return a rank's share of every global batch."""
+        return Share.of_rank(self.global_batch, rank, world_size, self.lanes)
 
     def locate(self, epoch: int, position: int) -> tuple[int, int, int]:
         """(shard, block, index in the block) of the drawing at a position of an epoch, O(1)."""
         step, within = divmod(position, self.global_batch)
-        ((lane, first, _),) = self.segments(step, within, within + 1)
+        lane, offset = divmod(within, self.lane_batch)
+        at = step * self.lane_batch + offset
         windows, starts = _lane_epoch(self, epoch, lane)
-        window = windows[int(np.searchsorted(starts, first, "right")) - 1]
-        index = int(window.shuffled()[first - window.start])
+        window = windows[int(np.searchsorted(starts, at, "right")) - 1]
+        index = int(window.shuffled()[at - window.start])
         for piece in window.pieces:
             if index < len(piece):
                 return piece.shard, piece.block, piece.start + index

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraw_dist.data.order.order import Order, Window
+from quickdraw_dist.data.order.share import Share
 
 
 @dataclass(frozen=True)
@@ -20,20 +21,18 @@ class ScheduledWindow:
     window: Window
 
 
-def schedule(
-    order: Order, epoch: int, first_step: int, start: int, stop: int
-) -> list[ScheduledWindow]:
+def schedule(order: Order, share: Share, epoch: int, first_step: int) -> list[ScheduledWindow]:
     """Windows that a rank delivers from, by the first step that needs them.
 
     Args:
         order: of the split.
+        share: the rank's.
         epoch: which pass.
         first_step: where in the epoch the rank begins.
-        start: of the rank's part [start, stop) of every global batch.
-        stop: of the same.
     """
     needs = []
-    for lane, low, high in order.segments(0, start, stop):
+    for lane in share.lanes:
+        low, high = share.cut(lane)
         for window in order.windows(epoch, lane):
             end = window.start + window.count
             at = _first_delivery(order, window, first_step, low, high)
@@ -64,26 +63,25 @@ class Places:
     """Where the drawings of a window go in a ring of batches: place p of step t is number
     (t modulo the ring's steps) * (drawings of the rank in a batch) + p."""
 
-    def __init__(self, order: Order, start: int, stop: int, ring_steps: int) -> None:
-        """`start` and `stop` are the rank's part of every global batch; the ring holds at least
-        the steps that one window is spread over."""
-        self._order, self._start, self._stop = order, start, stop
-        self.nowhere = ring_steps * (stop - start)  # the first number that is no place
+    def __init__(self, order: Order, share: Share, ring_steps: int) -> None:
+        """The ring holds at least the steps that one window is spread over."""
+        self._order, self._share = order, share
+        self.nowhere = ring_steps * share.drawings  # the first number that is no place
         positions = np.arange(ring_steps * order.lane_batch)
         steps, places = np.divmod(positions, order.lane_batch)
         # Of a lane's positions from any on, until they come round: twice the round.
-        self._round, self._line = len(positions), np.tile(steps * (stop - start) + places, 2)
+        self._round, self._line = len(positions), np.tile(steps * share.drawings + places, 2)
 
     def of(self, need: ScheduledWindow, first_step: int) -> NDArray[np.int64]:
         """The numbers of a window's drawings, its pieces laid end to end, (count,); `nowhere` for
         those that are delivered by another rank, before `first_step`, or not in this epoch."""
         window, each = need.window, self._order.lane_batch
         begin = window.start % self._round
-        line = self._line[begin : begin + window.count] + (need.lane * each - self._start)
+        line = self._line[begin : begin + window.count] + (need.lane * each - self._share.start)
         line[: max(0, first_step * each - window.start)] = self.nowhere
         line[max(0, self._order.steps * each - window.start) :] = self.nowhere
-        low, high = self._start - need.lane * each, self._stop - need.lane * each
-        if low > 0 or high < each:  # the lane's share of a batch is cut
+        low, high = self._share.cut(need.lane)
+        if (low, high) != (0, each):  # the lane's share of a batch is cut
             offsets = np.arange(window.start, window.start + window.count) % each
             line[(offsets < low) | (offsets >= high)] = self.nowhere
         places = np.empty_like(line)

@@ -17,6 +17,7 @@ from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.order.memory import BATCHES_IN_USE, LoaderMemory
 from quickdraw_dist.data.order.order import Order, Piece
 from quickdraw_dist.data.order.schedule import Places, ScheduledWindow, schedule
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.prefetch import ShardsAhead
@@ -27,18 +28,16 @@ class TrainLoader:
     """A rank's batches of any epoch, from any step on, made of pieces that `read` gives."""
 
     def __init__(
-        self, read: Callable[[Piece, Scratch], Block], order: Order, part: tuple[int, int],
+        self, read: Callable[[Piece, Scratch], Block], order: Order, share: Share,
         memory: LoaderMemory, *, pin: bool,
         ahead: Callable[[Iterable[int]], ShardsAhead] | None = None,
     ) -> None:  # fmt: skip
-        """`part` is the rank's of every global batch, `pin` is for CUDA; `ahead`, if shards are
-        fetched, what fetches those of an epoch."""
-        self.order, self.part = order, part
+        """`pin` is for CUDA; `ahead`, if shards are fetched, what fetches those of an epoch."""
+        self.order, self.share = order, share
         self._read, self._memory, self._ahead = read, memory, ahead
-        start, stop = part
         # Kept from epoch to epoch.
-        self._ring = Ring(memory.batches, stop - start, pin)
-        self._places = Places(order, start, stop, memory.batches)
+        self._ring = Ring(memory.batches, share.drawings, pin)
+        self._places = Places(order, share, memory.batches)
         self._scratch = Scratch()
         self._in_use: deque[Batch] = deque()  # handed out, and maybe on their way to the device
 
@@ -49,7 +48,7 @@ class TrainLoader:
             CorruptError, StorageError: from the shard that could not be read; never skipped.
         """
         self._let_go(keep=0)  # of the epoch before
-        waiting = deque(schedule(self.order, epoch, first_step, *self.part))
+        waiting = deque(schedule(self.order, self.share, epoch, first_step))
         filling: deque[tuple[int, Future[None]]] = deque()
         with self._threads(waiting, first_step) as begin:
             for step in range(first_step, self.order.steps):

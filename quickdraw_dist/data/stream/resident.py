@@ -22,6 +22,7 @@ from quickdraw_dist.data.order.memory import (
     resident_drawings,
 )
 from quickdraw_dist.data.order.order import Order, Piece
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.batch import allocate
 from quickdraw_dist.data.stream.prefetch import ShardsAhead
@@ -34,18 +35,18 @@ class ResidentDrawings:
     """All drawings of a rank's lanes, lane after lane in the order of the line."""
 
     def __init__(
-        self, reader: SplitReader, order: Order, part: tuple[int, int], memory: LoaderMemory, *,
+        self, reader: SplitReader, order: Order, share: Share, memory: LoaderMemory, *,
         local_world_size: int, device: torch.device,
     ) -> None:  # fmt: skip
-        """Nothing is read yet. `part` is the rank's of every global batch; `memory` is for batches
+        """Nothing is read yet. `memory` is for batches
         that are made on the host.
 
         Raises:
             RefusedError: the rank's lanes do not fit, with the arithmetic.
         """
-        self.order, self.part, self.memory, self.device = order, part, memory, device
+        self.order, self.share, self.memory, self.device = order, share, memory, device
         self._reader = reader
-        self._count = resident_drawings(order, *part)
+        self._count = resident_drawings(order, share)
         needed, usable = self._count * RESIDENT_BYTES, _room_bytes(device, local_world_size)
         ahead = memory.bytes if device.type == "cpu" else 0
         if needed + ahead > usable:
@@ -81,11 +82,10 @@ class ResidentDrawings:
         self.drawings = _memory(self._count, self.device)
         self.labels = np.empty(self._count, np.uint16)
         self.rows = np.empty(self._count, np.uint32)
-        lanes = [lane for lane, _, _ in self.order.segments(0, *self.part)]
-        pieces = [piece for lane in lanes for piece in self.order.lane_pieces(lane)]
+        pieces = [piece for lane in self.share.lanes for piece in self.order.lane_pieces(lane)]
         bar = tqdm(
             total=self._count, unit=" drawings", unit_scale=True, desc="resident",
-            disable=True if self.part[0] else None, leave=False,  # the first rank's is shown
+            disable=True if self.share.start else None, leave=False,  # the first rank's is shown
         )  # fmt: skip
         with bar:
             for piece in self._read(pieces):

@@ -23,7 +23,7 @@ class HostLoader(TrainLoader):
 
     def __init__(self, held: ResidentDrawings) -> None:
         """Nothing is read yet."""
-        super().__init__(held.piece, held.order, held.part, held.memory, pin=False)
+        super().__init__(held.piece, held.order, held.share, held.memory, pin=False)
         self._held = held
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
@@ -41,7 +41,7 @@ class DeviceLoader:
 
     def __init__(self, held: ResidentDrawings) -> None:
         """Nothing is read yet."""
-        self.order, self.part, self._held = held.order, held.part, held
+        self.order, self.share, self._held = held.order, held.share, held
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="plan")
         self._plans: dict[int, Future[NDArray[np.int64]]] = {}
 
@@ -66,10 +66,11 @@ class DeviceLoader:
 
     def _places(self, epoch: int) -> NDArray[np.int64]:
         """Of an epoch's drawings, (steps, drawings of this rank in a batch)."""
-        order, (start, stop) = self.order, self.part
-        places = np.empty((order.steps, stop - start), np.int64)
+        order, share = self.order, self.share
+        places = np.empty((order.steps, share.drawings), np.int64)
         at = 0
-        for lane, low, high in order.segments(0, start, stop):
+        for lane in share.lanes:
+            low, high = share.cut(lane)
             line = np.concatenate(
                 [
                     window.places(self._held.first[p.shard, p.block] for p in window.pieces)

@@ -92,17 +92,16 @@ def test_memory_is_that_of_the_loader() -> None:
             Cluster(2, remote=remote),
             settings(threads=threads, cache_bytes=cache_bytes, memory_bytes=10**8),
         )
-        parts = [(0, 3), (3, 6)]
         loaders = [
             plan_memory(
                 order,
-                *part,
+                order.share(rank, 2),
                 memory_bytes=10**8,
                 threads=threads or 8,
                 shard_bytes=shard_bytes,
                 pin=False,
             ).bytes
-            for part in parts
+            for rank in range(2)
         ]
         assert needs.rank.loader_bytes == max(loaders)
         assert needs.node.loader_bytes == sum(loaders)

@@ -95,7 +95,7 @@ def test_real_ranks_ask_for_that(
         store.requests.clear()
         for feed in feeds:
             delivered = sum(len(batch.labels) for batch in feed.epoch(epoch))
-            assert delivered == feed.steps * (feed.part[1] - feed.part[0])
+            assert delivered == feed.steps * feed.share.drawings
             validated = sum(len(batch.labels) for batch in feed.validation() or ())
             assert validated == 50
         asked = store.media_reads(".tar")

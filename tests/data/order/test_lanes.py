@@ -12,7 +12,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.data.order.order import evaluation_pieces, rank_part, resolve_lanes
+from quickdraw_dist.data.order.order import evaluation_pieces, resolve_lanes
+from quickdraw_dist.data.order.share import Share
 from tests.support.orders import Place
 
 
@@ -109,11 +110,11 @@ def test_what_a_refusal_suggests_works_where_it_is_hard(
 def test_parts_tile_the_batch_and_differ_by_one(global_batch: int, world_size: int) -> None:
     """The mean over ranks is the mean over the batch only for parts this even."""
     assume(world_size <= global_batch)
-    parts = [rank_part(global_batch, rank, world_size) for rank in range(world_size)]
-    assert parts[0][0] == 0
-    assert parts[-1][1] == global_batch
-    assert all(a[1] == b[0] for a, b in pairwise(parts))
-    sizes = {stop - start for start, stop in parts}
+    shares = [Share.of_rank(global_batch, rank, world_size) for rank in range(world_size)]
+    assert shares[0].start == 0
+    assert shares[-1].stop == global_batch
+    assert all(a.stop == b.start for a, b in pairwise(shares))
+    sizes = {share.drawings for share in shares}
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
 

@@ -27,7 +27,7 @@ from quickdraw_dist.data.order.memory import (
     resident_drawings,
     ring_bytes,
 )
-from quickdraw_dist.data.order.order import Order, rank_part
+from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import steps_per_window
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.distributed.ranks import World
@@ -48,14 +48,12 @@ def test_what_is_granted_stays_within_the_setting(
     """For any part, threads and shards: never more than was allowed, never less than is needed to
     go on; and what a refusal calls enough is, to the byte."""
     world_size = data.draw(st.integers(1, min(8, order.global_batch)))
-    start, stop = rank_part(
-        order.global_batch, data.draw(st.integers(0, world_size - 1)), world_size
-    )
+    share = order.share(data.draw(st.integers(0, world_size - 1)), world_size)
     allowed = data.draw(st.integers(1, 10**6) | st.integers(1, 10**10))
 
     def plan(memory_bytes: int) -> LoaderMemory:
         return plan_memory(
-            order, start, stop, memory_bytes=memory_bytes, threads=threads,
+            order, share, memory_bytes=memory_bytes, threads=threads,
             shard_bytes=shard_bytes, pin=pin,
         )  # fmt: skip
 
@@ -75,11 +73,11 @@ def test_what_is_granted_stays_within_the_setting(
     assert least <= granted.batches <= most
     assert 1 <= granted.threads <= threads
     assert (granted.fetchers > 0) == (shard_bytes > 0)
-    held = ring_bytes(granted.batches, stop - start, pin) + granted.fetchers * shard_bytes
+    held = ring_bytes(granted.batches, share.drawings, pin) + granted.fetchers * shard_bytes
     assert held + granted.threads * order.longest_block * (784 + 2 + 4) < granted.bytes
     if granted.batches < most:  # all that there is room for
-        one_more = ring_bytes(granted.batches + 1, stop - start, pin)
-        assert granted.bytes - ring_bytes(granted.batches, stop - start, pin) + one_more > allowed
+        one_more = ring_bytes(granted.batches + 1, share.drawings, pin)
+        assert granted.bytes - ring_bytes(granted.batches, share.drawings, pin) + one_more > allowed
 
 
 def test_memory_goes_to_threads_batches_and_shards_under_way() -> None:
@@ -89,8 +87,8 @@ def test_memory_goes_to_threads_batches_and_shards_under_way() -> None:
 
     def plan(memory_bytes: float, shard_bytes: int = 0) -> LoaderMemory:
         return plan_memory(
-            order, 0, 4096, memory_bytes=int(memory_bytes), threads=8, shard_bytes=shard_bytes,
-            pin=False,
+            order, order.share(0, 1), memory_bytes=int(memory_bytes), threads=8,
+            shard_bytes=shard_bytes, pin=False,
         )  # fmt: skip
 
     plenty = plan(1e12)
@@ -107,9 +105,13 @@ def test_what_a_refusal_suggests_needs_less() -> None:
     order = Order(((1024,) * 60,) * 64, global_batch=4096, lanes=64, window_blocks=4, seed=1)
     other = Order(order.shards, 4096, lanes=64, window_blocks=2, seed=1)
     needs = []
-    for of, part in ((order, (0, 4096)), (other, (0, 4096)), (order, rank_part(4096, 1, 8))):
+    for of, share in (
+        (order, order.share(0, 1)),
+        (other, other.share(0, 1)),
+        (order, order.share(1, 8)),
+    ):
         with pytest.raises(RefusedError) as refused:
-            plan_memory(of, *part, memory_bytes=1000, threads=4, shard_bytes=0, pin=False)
+            plan_memory(of, share, memory_bytes=1000, threads=4, shard_bytes=0, pin=False)
         needs.append(least_bytes(refused.value))
     assert needs[1] < 0.6 * needs[0]
     assert needs[2] < 0.2 * needs[0]
@@ -208,6 +210,6 @@ def test_peak_memory_is_within_the_setting(
     allowed = ALLOWED
     if source == "resident":
         order = Order(large.manifest.block_counts("train"), 1024, 8, 6, 1)
-        assert resident_drawings(order, 0, 1024) == order.drawings
+        assert resident_drawings(order, order.share(0, 1)) == order.drawings
         allowed = ALLOWED + order.drawings * RESIDENT_BYTES
     assert 0.7 * allowed < peak < allowed + SLACK[source]

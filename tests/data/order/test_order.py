@@ -16,7 +16,6 @@ from quickdraw_dist.base.hashing import random64
 from quickdraw_dist.data.order.order import (
     Order,
     Piece,
-    rank_part,
     resolve_lanes,
 )
 from tests.support.orders import Place, lane_places, orders
@@ -31,8 +30,9 @@ def batches(order: Order, epoch: int, world_size: int) -> list[list[Place]]:
     for step in range(order.steps):
         batch = []
         for rank in range(world_size):
-            part = rank_part(order.global_batch, rank, world_size)
-            for lane, first, last in order.segments(step, *part):
+            share = order.share(rank, world_size)
+            for lane in share.lanes:
+                first, last = (step * order.lane_batch + offset for offset in share.cut(lane))
                 assert 0 <= first < last <= len(lanes[lane])
                 batch.extend(lanes[lane][first:last])
         found.append(batch)
@@ -87,7 +87,7 @@ def test_lanes_own_the_same_drawings_in_every_epoch(order: Order) -> None:
 
 
 @given(orders(), st.integers(0, 5))
-def test_locate_agrees_with_windows_and_segments(order: Order, epoch: int) -> None:
+def test_locate_agrees_with_windows_and_shares(order: Order, epoch: int) -> None:
     """The random access of reports and tests must be the order that the loader delivers."""
     flat = [place for batch in batches(order, epoch, 1) for place in batch]
     assert [order.locate(epoch, position) for position in range(len(flat))] == flat

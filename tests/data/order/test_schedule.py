@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quickdraw_dist.data.order.memory import BATCHES_IN_USE, least_batches
-from quickdraw_dist.data.order.order import Order, rank_part
+from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import Places, schedule, steps_per_window
+from quickdraw_dist.data.order.share import Share
 from tests.support.orders import Place, orders
 
 Key = tuple[int, int]
@@ -20,27 +21,28 @@ Key = tuple[int, int]
 
 
 @st.composite
-def positions(draw: st.DrawFn) -> tuple[Order, int, int, tuple[int, int]]:
-    """An order, an epoch, a step to begin with, and the part of any rank of any world."""
+def cases(draw: st.DrawFn) -> tuple[Order, Share, int, int]:
+    """An order, the share of any rank of any world, an epoch, and a step to begin with."""
     order = draw(orders())
     world_size = draw(st.integers(1, min(8, order.global_batch)))
-    part = rank_part(order.global_batch, draw(st.integers(0, world_size - 1)), world_size)
-    return order, draw(st.integers(0, 3)), draw(st.integers(0, order.steps)), part
+    share = order.share(draw(st.integers(0, world_size - 1)), world_size)
+    return order, share, draw(st.integers(0, 3)), draw(st.integers(0, order.steps))
 
 
-@given(positions())
+@given(cases())
 def test_what_is_delivered_from_is_scheduled_and_nothing_else(
-    position: tuple[Order, int, int, tuple[int, int]],
+    case: tuple[Order, Share, int, int],
 ) -> None:
     """A window too many is read for nothing; one that is missing is a batch with holes."""
-    order, epoch, first_step, part = position
+    order, share, epoch, first_step = case
     needed: dict[Key, list[int]] = {}
     for step in range(first_step, order.steps):
-        for lane, first, last in order.segments(step, *part):
+        for lane in share.lanes:
+            first, last = (step * order.lane_batch + offset for offset in share.cut(lane))
             for window in order.windows(epoch, lane):
                 if max(first, window.start) < min(last, window.start + window.count):
                     needed.setdefault((lane, window.start), []).append(step)
-    needs = schedule(order, epoch, first_step, *part)
+    needs = schedule(order, share, epoch, first_step)
     assert len(needs) == len(needed)
     for need in needs:
         assert need.window in order.windows(epoch, need.lane)
@@ -52,15 +54,15 @@ def test_what_is_delivered_from_is_scheduled_and_nothing_else(
     assert firsts == sorted(firsts)
 
 
-@given(positions())
+@given(cases())
 def test_a_ring_of_fewer_steps_is_gone_round(
-    position: tuple[Order, int, int, tuple[int, int]],
+    case: tuple[Order, Share, int, int],
 ) -> None:
     """A place is that of a ring for the whole epoch, with its step taken modulo the ring's."""
-    order, epoch, first_step, part = position
-    count, steps = part[1] - part[0], least_batches(order)
-    whole, ring = Places(order, *part, order.steps), Places(order, *part, steps)
-    for need in schedule(order, epoch, first_step, *part):
+    order, share, epoch, first_step = case
+    count, steps = share.drawings, least_batches(order)
+    whole, ring = Places(order, share, order.steps), Places(order, share, steps)
+    for need in schedule(order, share, epoch, first_step):
         numbers = whole.of(need, first_step)
         elsewhere = numbers == whole.nowhere
         numbers = numbers // count % steps * count + numbers % count
@@ -77,9 +79,9 @@ def test_every_place_is_filled_once_with_the_drawing_that_locate_names(
     first_step = data.draw(st.integers(0, order.steps))
     filled: dict[int, Place] = {}
     for rank in range(world_size):
-        part = rank_part(order.global_batch, rank, world_size)
-        places = Places(order, *part, order.steps)
-        for need in schedule(order, epoch, first_step, *part):
+        share = order.share(rank, world_size)
+        places = Places(order, share, order.steps)
+        for need in schedule(order, share, epoch, first_step):
             numbers = places.of(need, first_step)
             assert numbers.shape == (need.window.count,)
             lying = [
@@ -89,41 +91,41 @@ def test_every_place_is_filled_once_with_the_drawing_that_locate_names(
             mine = [(drawing, number) for drawing, number in came if number != places.nowhere]
             assert mine, "read for nothing"
             for drawing, number in mine:
-                step, place = divmod(number, part[1] - part[0])
+                step, place = divmod(number, share.drawings)
                 assert need.first_step <= step <= need.last_step
-                position = step * order.global_batch + part[0] + place
+                position = share.position(step) + place
                 assert position not in filled
                 filled[position] = drawing
     want = range(first_step * order.global_batch, order.steps * order.global_batch)
     assert filled == {position: order.locate(epoch, position) for position in want}
 
 
-def fill_on_paper(
-    order: Order, epoch: int, first_step: int, part: tuple[int, int], batches: int
-) -> None:
+def fill_on_paper(order: Order, share: Share, epoch: int, first_step: int, batches: int) -> None:
     """An epoch with a ring of that many batches, of which `BATCHES_IN_USE` are in use at every
     step: a window is filled in when its last batch has a place."""
-    needs = deque(schedule(order, epoch, first_step, *part))
+    needs = deque(schedule(order, share, epoch, first_step))
     for step in range(first_step, order.steps):
         while needs and needs[0].last_step <= step - BATCHES_IN_USE + batches:
             needs.popleft()
         assert not needs or needs[0].first_step > step, f"step {step} waits for itself"
 
 
-@given(positions())
-def test_the_least_ring_is_always_enough(position: tuple[Order, int, int, tuple[int, int]]) -> None:
+@given(cases())
+def test_the_least_ring_is_always_enough(case: tuple[Order, Share, int, int]) -> None:
     """The least memory that is granted must never make a run wait for itself."""
-    fill_on_paper(*position, least_batches(position[0]))
+    fill_on_paper(*case, least_batches(case[0]))
 
 
 def test_less_is_not_enough() -> None:
     """What the test above is worth: with a batch less the same loader stands still. Of windows of
     5 over shares of 3, one that begins at the end of a share is spread over three."""
     order = Order(((5,) * 6,) * 2, global_batch=6, lanes=2, window_blocks=1, seed=1)
-    assert [(need.first_step, need.last_step) for need in schedule(order, 0, 0, 0, 6)[::2]] == [
+    share = order.share(0, 1)
+    needs = schedule(order, share, 0, 0)
+    assert [(need.first_step, need.last_step) for need in needs[::2]] == [
         (0, 1), (1, 3), (3, 4), (5, 6), (6, 8), (8, 9)
     ]  # fmt: skip
     assert (steps_per_window(order), least_batches(order)) == (3, 4)
-    fill_on_paper(order, 0, 0, (0, 6), 4)
+    fill_on_paper(order, share, 0, 0, 4)
     with pytest.raises(AssertionError, match="step 1 waits for itself"):
-        fill_on_paper(order, 0, 0, (0, 6), 3)
+        fill_on_paper(order, share, 0, 0, 3)

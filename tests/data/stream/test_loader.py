@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.order.order import Order, rank_part
+from quickdraw_dist.data.order.order import Order
 from tests.conftest import Dataset, DatasetMaker
 from tests.support.delivery import (
     SHAPES,
@@ -74,11 +74,11 @@ def test_the_least_memory_delivers_the_same(order: Order, epoch: int, data: st.D
     world_size = data.draw(st.integers(1, min(8, order.global_batch)))
     rank = data.draw(st.integers(0, world_size - 1))
     first_step = data.draw(st.integers(0, order.steps))
-    start, stop = rank_part(order.global_batch, rank, world_size)
+    share = order.share(rank, world_size)
     want = [
-        order.locate(epoch, step * order.global_batch + at)
+        order.locate(epoch, share.position(step) + at)
         for step in range(first_step, order.steps)
-        for at in range(start, stop)
+        for at in range(share.drawings)
     ]
     for more_batches in (0, 1, None):
         loader = make_loader(
@@ -175,11 +175,10 @@ def test_a_damaged_shard_is_an_error_that_names_it(
         reader = open_local(copy)
         order = USUAL.order(reader.block_counts)
         loader = make_loader(reader, order, rank, world_size, threads=threads)
-        start, stop = loader.part
         try:
             for batch in loader.epoch(0):
-                first = batch.step * 96
-                assert pairs(batch) == want[first + start : first + stop]
+                first = loader.share.position(batch.step)
+                assert pairs(batch) == want[first : first + loader.share.drawings]
         except CorruptError as raised:
             assert entry.name in str(raised)
             failed += 1

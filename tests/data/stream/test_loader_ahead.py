@@ -58,7 +58,7 @@ def test_as_far_ahead_as_there_is_room(more_batches: int, windows: list[int]) ->
     """Two lanes' windows of two steps each, by hand: one is begun when its last batch lies where
     nothing is in use any more; before that it would destroy what the device reads."""
     order = Order(((4,) * 8,) * 2, global_batch=8, lanes=2, window_blocks=2, seed=1)
-    needs, reader = schedule(order, 0, 0, 0, 8), Recording(order)
+    needs, reader = schedule(order, order.share(0, 1), 0, 0), Recording(order)
     assert least_batches(order) == 4
     for batch in make_loader(reader, order, more_batches=more_batches).epoch(0):
         assert reader.asked == blocks_of(needs[: windows[batch.step]])
@@ -121,7 +121,7 @@ def test_no_batch_is_written_before_its_copy_is_done(
 def test_a_damaged_block_is_an_error_of_its_window_alone(damaged: int) -> None:
     """What comes before it is trained on; its own window never is, nor what would follow."""
     order = Order(((4,) * 8,), global_batch=2, lanes=1, window_blocks=2, seed=1)
-    needs = schedule(order, 0, 0, 0, 2)
+    needs = schedule(order, order.share(0, 1), 0, 0)
     bad = blocks_of(needs)[damaged]
     batches = make_loader(Recording(order, bad), order).epoch(0)
     for step in range(needs[damaged // 2].first_step):
@@ -160,8 +160,8 @@ def test_a_slow_block_is_waited_for(dataset: Dataset, held: int, until: int) -> 
     shape = Shape(global_batch=900, lanes=3, window_blocks=1)
     order = shape.order(reader.block_counts)
     loader = make_loader(reader, order, rank=0, world_size=2, threads=4, more_batches=20)
-    needs = schedule(order, 0, 0, *loader.part)
+    needs = schedule(order, loader.share, 0, 0)
     blocks = [(piece.shard, piece.block) for need in needs for piece in need.window.pieces]
     reader.held, reader.until, reader.released = blocks[held], blocks[until], threading.Event()
-    want, half = line(dataset, shape, 0), loader.part[1]
+    want, half = line(dataset, shape, 0), loader.share.stop
     assert identities_of(loader) == want[:half] + want[900 : 900 + half]

@@ -20,7 +20,8 @@ from quickdraw_dist.data.order.memory import (
     least_batches,
     resident_drawings,
 )
-from quickdraw_dist.data.order.order import Order, rank_part
+from quickdraw_dist.data.order.order import Order
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream import loader, resident
 from quickdraw_dist.data.stream.batch import Batch
@@ -54,7 +55,7 @@ def hold(
     memory_bytes: int = 0, local_size: int = 1,
 ) -> ResidentDrawings:  # fmt: skip
     return ResidentDrawings(
-        reader, order, rank_part(order.global_batch, rank, world_size),
+        reader, order, order.share(rank, world_size),
         LoaderMemory(least_batches(order), 3, fetchers=0, bytes=memory_bytes),
         local_world_size=local_size, device=torch.device(device),
     )  # fmt: skip
@@ -110,7 +111,7 @@ def test_drawings_are_read_once(
     deliver(loaders.__getitem__, order, world_size)
     pieces: list[tuple[int, int]] = []
     for made in loaders:
-        for lane, _, _ in order.segments(0, *made.part):
+        for lane in made.share.lanes:
             pieces += ((piece.shard, piece.block) for piece in order.lane_pieces(lane))
     assert Counter(asked) == Counter(pieces)
     shutil.rmtree(folder)
@@ -158,7 +159,7 @@ def test_what_does_not_fit_is_refused(
     """With the arithmetic, before a drawing is read; the ranks of a node share its memory."""
     reader = open_local(dataset)
     order = USUAL.order(reader.block_counts)
-    count = resident_drawings(order, 0, 96)
+    count = resident_drawings(order, order.share(0, 1))
     assert count == 1800
     enough = -(-count * RESIDENT_BYTES * local_size * 10 // 8) + 8
     limit = tmp_path / "memory.max"
@@ -188,7 +189,8 @@ def test_what_does_not_fit_is_refused(
 def test_more_ranks_hold_less() -> None:
     """What the refusal suggests: a rank holds the lanes that it reads from, and only those."""
     order = Order(((40,) * 10,), global_batch=40, lanes=8, window_blocks=2, seed=1)
-    assert resident_drawings(order, 0, 40) == 400
-    assert resident_drawings(order, 0, 5) == 50
-    assert resident_drawings(order, 4, 11) == 150  # the end of one, all of the next, and some
-    assert sum(resident_drawings(order, at, at + 10) for at in range(0, 40, 10)) == 400
+    assert resident_drawings(order, order.share(0, 1)) == 400
+    assert resident_drawings(order, order.share(0, 8)) == 50
+    cut = Share(4, 11, global_batch=40, lane_batch=5)  # the end of one, all of the next, and some
+    assert resident_drawings(order, cut) == 150
+    assert sum(resident_drawings(order, order.share(rank, 4)) for rank in range(4)) == 400
