@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.loader import TrainLoader
-from quickdraw_dist.data.stream.prefetch import ShardsAhead
+from quickdraw_dist.data.stream.prefetch import ShardPrefetch
 from quickdraw_dist.data.stream.reader import SplitReader
 from tests.conftest import Dataset
 
@@ -60,8 +59,7 @@ SHAPES = {"usual": USUAL, "long": LONG_STEPS, "uneven": UNEVEN}
 
 def least_bytes(error: RefusedError) -> int:
     """The memory that a refusal says is enough."""
-    (number,) = re.findall(r" ([\d,]+) bytes at least; that much, ", str(error))
-    return int(number.replace(",", ""))
+    return int(str(error.needed_bytes))
 
 
 # -- what has to come ----------------------------------------------------------------------------
@@ -169,11 +167,11 @@ def make_loader(
 ) -> TrainLoader:  # fmt: skip
     """A loader with room for that many batches more than the least; None: for all it can use."""
     more = steps_per_window(order) if more_batches is None else more_batches
-    memory, ahead = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0), None
+    memory, prefetch = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0), None
     if reader.cache is not None:
-        ahead = partial(ShardsAhead, reader, reader.cache, fetchers=2, ahead=shards_ahead)
+        prefetch = partial(ShardPrefetch, reader, reader.cache, fetchers=2, ahead=shards_ahead)
     share = order.share(rank, world_size)
-    return TrainLoader(reader.piece, order, share, memory, pin=pin, ahead=ahead)
+    return TrainLoader(reader.piece, order, share, memory, pin=pin, prefetch=prefetch)
 
 
 class InTurn(ThreadPoolExecutor):

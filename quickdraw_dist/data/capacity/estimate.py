@@ -14,6 +14,7 @@ from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.capacity.requests import Requests, Sharding, sharding
 from quickdraw_dist.data.capacity.traffic import NodeReads, epoch_requests, node_reads
 from quickdraw_dist.data.drawings.drawing import PIXELS
+from quickdraw_dist.data.order.lanes import resolve_lanes
 from quickdraw_dist.data.order.memory import (
     MOST_THREADS,
     RESIDENT_BYTES,
@@ -21,7 +22,7 @@ from quickdraw_dist.data.order.memory import (
     plan_memory,
     resident_drawings,
 )
-from quickdraw_dist.data.order.order import Order, resolve_lanes
+from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import SPLITS
 
 SHARD_DRAWINGS_PER_SECOND = 200_000.0

@@ -18,10 +18,10 @@ from quickdraw_dist.data.capacity.estimate import Capacity, Cluster, capacity
 from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.capacity.requests import Requests
 from quickdraw_dist.data.capacity.text import describe
+from quickdraw_dist.data.order import memory
 from quickdraw_dist.data.order.memory import RESIDENT_BYTES, plan_memory
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import Plan
-from quickdraw_dist.data.stream import resident
 from quickdraw_dist.data.stream.reader import SplitReader
 from tests.conftest import Dataset, Store
 
@@ -138,16 +138,16 @@ def test_resident() -> None:
     with pytest.raises(RefusedError, match=r"--stream.resident true: .* 20 drawings.*--gpu-bytes"):
         capacity(by_hand(), less, settings(resident=True))
     assert capacity(by_hand(), Cluster(2), settings(resident=True)).resident_fits is None
-    assert module.RESIDENT_FRACTION == resident.RESIDENT_FRACTION
+    assert module.RESIDENT_FRACTION == memory.RESIDENT_FRACTION
 
 
 @pytest.mark.parametrize(
     ("cluster", "changed", "told"),
     [
-        (Cluster(8), {}, r"--train.global_batch 6: smaller than the 8 ranks"),
+        (Cluster(8), {}, r"--train.global_batch 6: smaller than the world size 8"),
         (Cluster(4), {}, r"--stream.lanes 2: fewer than the 4 ranks"),
         (Cluster(1), {"lanes": 4}, r"--stream.lanes 4: does not divide --train.global_batch 6"),
-        (Cluster(1), {"global_batch": 50}, r"--train.global_batch 50: .* only 40 drawings"),
+        (Cluster(1), {"global_batch": 50}, r"--train.global_batch 50: .* has only 40 drawings"),
         (Cluster(1), {"memory_bytes": 9000}, r"--stream.memory_bytes 9000: .*window_blocks"),
         (Cluster(1), {"cache_bytes": 1999}, r"--stream.cache_bytes 1999: .* at least 2000 is rig"),
     ],

@@ -21,6 +21,7 @@ from quickdraw_dist.data.order import memory
 from quickdraw_dist.data.order.memory import (
     RESIDENT_BYTES,
     LoaderMemory,
+    batch_bytes,
     default_threads,
     least_batches,
     plan_memory,
@@ -61,8 +62,9 @@ def test_what_is_granted_stays_within_the_setting(
     try:
         granted = plan(allowed)
     except RefusedError as error:
-        for word in (f"--stream.memory_bytes {allowed}: ", "--stream.window_blocks", "more ranks"):
-            assert word in str(error)
+        assert (error.subject, error.value) == ("--stream.memory_bytes", allowed)
+        for way_out in ("--stream.window_blocks", "more ranks"):
+            assert way_out in error.remedy
         needed = least_bytes(error)
         assert needed > allowed
         granted, allowed = plan(needed), needed
@@ -115,6 +117,15 @@ def test_what_a_refusal_suggests_needs_less() -> None:
         needs.append(least_bytes(refused.value))
     assert needs[1] < 0.6 * needs[0]
     assert needs[2] < 0.2 * needs[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "pinned"), [(1, 1024 + 8 + 4), (100, 2**17 + 1024 + 400), (1024, 2**20 + 8192 + 4096)]
+)
+def test_pinned_memory_is_rounded_up(count: int, pinned: int) -> None:
+    """By torch, array by array, to a power of two: up to twice as much."""
+    assert batch_bytes(count, pin=True) == pinned
+    assert batch_bytes(count, pin=False) == count * (784 + 8 + 4)
 
 
 def test_threads_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,19 +13,16 @@ from hypothesis import strategies as st
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.hashing import random64
-from quickdraw_dist.data.order.order import (
-    Order,
-    Piece,
-    resolve_lanes,
-)
-from tests.support.orders import Place, lane_places, orders
+from quickdraw_dist.data.order.lanes import resolve_lanes
+from quickdraw_dist.data.order.order import Order, Piece, evaluation_pieces
+from tests.support.orders import Location, lane_locations, orders
 
 WORLDS = (1, 2, 3, 4, 7, 8)
 
 
-def batches(order: Order, epoch: int, world_size: int) -> list[list[Place]]:
+def batches(order: Order, epoch: int, world_size: int) -> list[list[Location]]:
     """Every global batch of an epoch, put together from the parts of that many ranks."""
-    lanes = [lane_places(order, epoch, lane) for lane in range(order.lanes)]
+    lanes = [lane_locations(order, epoch, lane) for lane in range(order.lanes)]
     found = []
     for step in range(order.steps):
         batch = []
@@ -39,7 +36,7 @@ def batches(order: Order, epoch: int, world_size: int) -> list[list[Place]]:
     return found
 
 
-def everything(order: Order) -> Counter[Place]:
+def everything(order: Order) -> Counter[Location]:
     return Counter(
         (shard, block, at)
         for shard, blocks in enumerate(order.shards)
@@ -77,9 +74,9 @@ def test_an_epoch_delivers_each_drawing_at_most_once(order: Order, epoch: int) -
 @given(orders())
 def test_lanes_own_the_same_drawings_in_every_epoch(order: Order) -> None:
     """A node's cache stays warm only if a lane never changes; together they are the split."""
-    owned = [Counter(lane_places(order, 0, lane)) for lane in range(order.lanes)]
+    owned = [Counter(lane_locations(order, 0, lane)) for lane in range(order.lanes)]
     for epoch in (1, 2, 17):
-        assert owned == [Counter(lane_places(order, epoch, lane)) for lane in range(order.lanes)]
+        assert owned == [Counter(lane_locations(order, epoch, lane)) for lane in range(order.lanes)]
     assert sum(owned, Counter()) == everything(order)
     sizes = [drawings.total() for drawings in owned]
     assert max(sizes) - min(sizes) <= 1
@@ -181,7 +178,7 @@ def test_the_order_is_frozen() -> None:
 
 
 # fmt: off
-GOLDEN: list[Place] = [
+GOLDEN: list[Location] = [
     (2, 0, 3), (2, 0, 5), (0, 0, 1), (0, 0, 2), (1, 0, 0), (0, 0, 4), (1, 0, 2), (1, 0, 5),
     (2, 0, 0), (2, 0, 1), (2, 0, 6), (0, 0, 3), (1, 0, 1), (0, 1, 0), (1, 0, 4), (1, 0, 3),
     (2, 0, 4), (2, 0, 2), (0, 0, 0), (2, 1, 1), (0, 1, 1), (0, 1, 3), (1, 1, 0), (1, 1, 2),
@@ -193,13 +190,40 @@ GOLDEN: list[Place] = [
 # fmt: on
 
 
+# -- evaluation ----------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=5), min_size=1, max_size=6),
+    st.integers(1, 40),
+)
+def test_evaluation_ranges_cover_the_split_once(shards: list[list[int]], world_size: int) -> None:
+    """A metric over a split counts every drawing once, whatever the number of ranks."""
+    places: list[Location] = []
+    sizes = []
+    for rank in range(world_size):
+        pieces = evaluation_pieces(shards, rank, world_size)
+        assert all(len(piece) > 0 for piece in pieces)
+        sizes.append(sum(map(len, pieces)))
+        places += [(p.shard, p.block, at) for p in pieces for at in range(p.start, p.stop)]
+    assert places == [
+        (shard, block, at)
+        for shard, blocks in enumerate(shards)
+        for block, count in enumerate(blocks)
+        for at in range(count)
+    ]
+    assert max(sizes) - min(sizes) <= 1
+
+
 # -- refusals ---------------------------------------------------------------------------------
 
 
 def test_a_split_smaller_than_a_batch_is_refused() -> None:
     """It would be an epoch of no steps; the message must say what fits."""
-    with pytest.raises(RefusedError, match=r"--train.global_batch 28.*27 drawings.*at most 27"):
+    with pytest.raises(RefusedError, match="27 drawings") as refused:
         small_order(global_batch=28)
+    assert (refused.value.subject, refused.value.value) == ("--train.global_batch", 28)
+    assert "--train.global_batch 27" in refused.value.remedy
     assert Order(small_order().shards, 27, 1, 2, 1).steps == 1
 
 

@@ -30,7 +30,7 @@ from tests.support.delivery import (
     open_local,
     pairs,
 )
-from tests.support.orders import Numbered, orders, place_of
+from tests.support.orders import Numbered, location_of, orders
 
 
 def run(
@@ -88,7 +88,7 @@ def test_the_least_memory_delivers_the_same(order: Order, epoch: int, data: st.D
         got = []
         for batch in loader.epoch(epoch, first_step):
             assert batch.drawings[:, 3, 4].tolist() == [row & 255 for row in batch.rows.tolist()]
-            got += [place_of(*pair) for pair in pairs(batch)]
+            got += [location_of(*pair) for pair in pairs(batch)]
         assert got == want
 
 

@@ -22,12 +22,12 @@ from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.reader import SplitReader
 from tests.conftest import Dataset
 from tests.support.delivery import InTurn, Shape, identities_of, line, make_loader, pairs
-from tests.support.orders import Numbered, orders, place_of
+from tests.support.orders import Numbered, location_of, orders
 
 
 @pytest.fixture
 def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quickdraw_dist.data.stream.loader.ThreadPoolExecutor", InTurn)
+    monkeypatch.setattr("quickdraw_dist.data.stream.prefetch.ThreadPoolExecutor", InTurn)
 
 
 class Recording(Numbered):
@@ -78,7 +78,7 @@ def test_batches_in_use_stay_as_they_are(
         for held in in_use:
             first = held.step * order.global_batch
             want = [order.locate(1, first + at) for at in range(order.global_batch)]
-            assert [place_of(*pair) for pair in pairs(held)] == want
+            assert [location_of(*pair) for pair in pairs(held)] == want
             assert held.drawings[:, 3, 4].tolist() == [place[2] for place in want]
 
 
@@ -126,7 +126,7 @@ def test_a_damaged_block_is_an_error_of_its_window_alone(damaged: int) -> None:
     batches = make_loader(Recording(order, bad), order).epoch(0)
     for step in range(needs[damaged // 2].first_step):
         want = [order.locate(0, 2 * step), order.locate(0, 2 * step + 1)]
-        assert [place_of(*pair) for pair in pairs(next(batches))] == want
+        assert [location_of(*pair) for pair in pairs(next(batches))] == want
     with pytest.raises(CorruptError, match=f"shard 0: block {bad[1]}"):
         next(batches)
     assert next(batches, None) is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.stream.prefetch import ShardsAhead
+from quickdraw_dist.data.stream.prefetch import ShardPrefetch
 from tests.conftest import Dataset, Store
 from tests.support.caching import base, downloads, held, open_cached, shards_of
 from tests.support.gcs.server import Request, Response
@@ -25,10 +25,10 @@ ORDER = [2, 0, 4, 1, 3]
 @contextmanager
 def opened(
     dataset: Dataset, cache: Path, fetchers: int, ahead: int, order: list[int] = ORDER
-) -> Iterator[ShardsAhead]:
+) -> Iterator[ShardPrefetch]:
     reader = open_cached(dataset, cache)
     assert reader.cache is not None
-    shards = ShardsAhead(reader, reader.cache, order, fetchers, ahead)
+    shards = ShardPrefetch(reader, reader.cache, order, fetchers, ahead)
     try:
         yield shards
     finally:

@@ -23,11 +23,10 @@ from quickdraw_dist.data.order.memory import (
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream import loader, resident
+from quickdraw_dist.data.stream import prefetch, resident
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.reader import SplitReader
-from quickdraw_dist.data.stream.resident import ResidentDrawings
-from quickdraw_dist.data.stream.resident_loaders import DeviceLoader, HostLoader
+from quickdraw_dist.data.stream.resident import DeviceLoader, HostLoader, ResidentDrawings
 from tests.conftest import Dataset
 from tests.support.delivery import (
     SHAPES,
@@ -124,7 +123,7 @@ def test_batches_in_use_stay_as_they_are(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """The next one is made while a step still reads this one."""
-    monkeypatch.setattr(loader, "ThreadPoolExecutor", InTurn)
+    monkeypatch.setattr(prefetch, "ThreadPoolExecutor", InTurn)
     reader = open_local(dataset)
     in_use: list[Batch] = []
     for batch in make_resident(reader, USUAL.order(reader.block_counts), way=way).epoch(0):
@@ -175,15 +174,14 @@ def test_what_does_not_fit_is_refused(
 
     room(enough)
     make()
-    with pytest.raises(RefusedError, match=r"batches in the making 0\.01 GB \(--stream\.memory_b"):
+    with pytest.raises(RefusedError, match=r"10,000,000 for batches \(--stream\.memory_bytes\)"):
         make(memory_bytes=10**7)
     room(enough * 99 // 100)
     with pytest.raises(RefusedError) as refused:
         make()
-    message = str(refused.value)
-    assert message.startswith("--stream.resident true: ")
-    for word in (f"{count:,} drawings", "80%", "more ranks", "--stream.resident false"):
-        assert word in message
+    assert (refused.value.subject, refused.value.value) == ("--stream.resident", True)
+    assert (refused.value.needed_bytes, refused.value.ranks) == (count * RESIDENT_BYTES, 2)
+    assert "80%" in refused.value.problem
 
 
 def test_more_ranks_hold_less() -> None:
