@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Dataset, Store
-from tests.data.test_feed import make_settings, open_feed
 from tests.support.caching import URL
 from tests.support.delivery import USUAL
+from tests.support.feeds import make_settings, open_feed
 
 SELF = Path("/proc/self")
 

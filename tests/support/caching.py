@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.shards.manifest import ShardEntry
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.reader import SplitReader
@@ -53,4 +53,4 @@ def held(cache: Path) -> dict[str, int]:
 
 
 def metric(name: str) -> float:
-    return telemetry.REGISTRY.get_sample_value(f"quickdraw_{name}") or 0.0
+    return metrics.REGISTRY.get_sample_value(f"quickdraw_{name}") or 0.0

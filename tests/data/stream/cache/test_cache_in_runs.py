@@ -286,7 +286,7 @@ def test_the_disk_fills_at_a_moment(
     assert train.main(arguments(dataset, tmp_path)) == 0
     assert Result.of(tmp_path / "run") == undisturbed
     said = capsys.readouterr().err
-    assert "No space left on device; streaming without it from here on" in said
+    assert "No space left on device; streaming without it from now on" in said
     assert held(tmp_path / "cache") == {}
 
 

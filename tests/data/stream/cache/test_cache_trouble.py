@@ -15,7 +15,7 @@ import pytest
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.storage import StorageError
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.manifest import ShardEntry
 from quickdraw_dist.data.stream.cache import ShardCache
@@ -270,10 +270,10 @@ def test_a_transfer_that_went_wrong_once(remote: Store, dataset: Dataset, tmp_pa
         return None
 
     remote.intercept = intercept
-    retries = telemetry.STORE_RETRIES.labels("checksum")._value.get()
+    retries = metrics.STORE_RETRIES.labels("checksum")._value.get()
     assert read_all(open_cached(dataset, tmp_path)) == all_of(dataset)
     assert downloads(remote, dataset)[1] == 2
-    assert telemetry.STORE_RETRIES.labels("checksum")._value.get() == retries + 1
+    assert metrics.STORE_RETRIES.labels("checksum")._value.get() == retries + 1
 
 
 def test_a_shard_that_is_gone(remote: Store, dataset: Dataset, tmp_path: Path) -> None:
