@@ -1,4 +1,4 @@
-"""What the settings make of a feed: its cache, its memory, its share of the validation split."""
+"""How a feed follows the settings: cache, memory, and its range of the validation split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANY_LANES = Shape(global_batch=96, lanes=32, window_blocks=2)
 def test_more_lanes_than_shards_in_a_cache_that_just_holds_the_shards(
     remote: Store, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """Lanes that meet in a shard need it once: there is room, though not for one of each lane."""
+    """Lanes that meet in a shard need it once: the cache is used without room for one per lane."""
     limit = len(shards_of(dataset)) * max(shard.bytes for shard in shards_of(dataset))
     feed = open_feed(make_settings(URL, tmp_path, MANY_LANES, cache_bytes=limit), dataset)
     for epoch in (0, 1):
@@ -33,7 +33,7 @@ def test_more_lanes_than_shards_in_a_cache_that_just_holds_the_shards(
 def test_a_cache_is_for_the_lanes_of_all_ranks_of_the_node(
     remote: Store, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Room for one rank's lanes only, and two ranks would throw out each other's shards."""
+    """With room for one rank's lanes only, two ranks would evict each other's shards."""
     shape = Shape(global_batch=96, lanes=8, window_blocks=2)
     limit = 4 * max(shard.bytes for shard in shards_of(dataset))
     settings = make_settings(URL, tmp_path, shape, cache_bytes=limit)
@@ -45,7 +45,7 @@ def test_a_cache_is_for_the_lanes_of_all_ranks_of_the_node(
 
 
 def test_memory_that_is_too_little_is_refused_at_once(dataset: Dataset, tmp_path: Path) -> None:
-    """Before anything is read or any rank waits; resident drawings are made batches of, too."""
+    """Before anything is read or any rank waits; resident mode makes batches, too."""
     for resident in (False, True):
         settings = make_settings(
             dataset.folder, tmp_path, MANY_LANES, memory_bytes=1000, resident=resident
@@ -59,7 +59,7 @@ def test_memory_that_is_too_little_is_refused_at_once(dataset: Dataset, tmp_path
 def test_ranks_share_the_validation_split(
     remote: Store, dataset: Dataset, tmp_path: Path, world_size: int
 ) -> None:
-    """Each time from its beginning, in batches of the size that was set, and out of the cache."""
+    """Each time from its beginning, in batches of the size set, and from the cache."""
     settings = make_settings(URL, tmp_path, MANY_LANES)
     feeds = [open_feed(settings, dataset, rank, world_size) for rank in range(world_size)]
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What the tests of the node cache share: a dataset in a store, and what is fetched and held."""
+"""A dataset in a store behind a node cache: what was fetched, and what the cache holds."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def shards_of(dataset: Dataset) -> tuple[ShardEntry, ...]:
 
 
 def base(shard: ShardEntry) -> str:
-    """Its name without the folder."""
+    """A shard's name without its folder."""
     return Path(shard.name).name
 
 
 def downloads(store: Store, dataset: Dataset) -> list[int]:
-    """Requests for bytes of every training shard."""
+    """For every training shard, the requests for its bytes."""
     return [store.media_reads(base(shard)) for shard in shards_of(dataset)]
 
 
 def held(cache: Path) -> dict[str, int]:
-    """Every byte below a cache folder: names of shards (or of what else lies there) and sizes."""
+    """Names and sizes of all files below a cache folder but locks."""
     files = (path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
     return {path.name: path.stat().st_size for path in files}
 

@@ -1,4 +1,4 @@
-"""What the tests of the stream share: ways to cut an epoch, and what ranks are given of one."""
+"""Epochs of the small dataset: the expected order, and what the ranks' loaders deliver."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ class Shape:
 
 
 USUAL = Shape(global_batch=96, lanes=8, window_blocks=2)
-"""A step is a small part of a window of 64; the epoch leaves 72 drawings out."""
+"""A step is a small part of a window of 64; the epoch drops 72 drawings."""
 
 LONG_STEPS = Shape(global_batch=800, lanes=8, window_blocks=1)
 """A step takes 100 drawings of a lane, over several windows of at most 32."""
 
 UNEVEN = Shape(global_batch=133, lanes=19, window_blocks=3)
-"""Nothing divides: parts differ in size, and ranks share lanes."""
+"""Nothing divides: shares differ in size, and ranks share lanes."""
 
 SHAPES = {"usual": USUAL, "long": LONG_STEPS, "uneven": UNEVEN}
 
 
 def least_bytes(error: RefusedError) -> int:
-    """The memory that a refusal says is enough."""
+    """The memory that a refusal calls enough."""
     return int(str(error.needed_bytes))
 
 
-# -- what has to come ----------------------------------------------------------------------------
+# -- expected ----------------------------------------------------------------------------
 
 
 @cache
@@ -74,17 +74,17 @@ def line(dataset: Dataset, shape: Shape, epoch: int) -> list[Identity]:
 
 
 def digest_of(identities: list[Identity], epoch: int, first: int = 0) -> int:
-    """Of drawings delivered from a position on."""
+    """Digest of drawings delivered from a position on."""
     labels, rows = zip(*identities, strict=True) if identities else ((), ())
     positions = np.arange(first, first + len(rows), dtype=np.uint64)
     return mix_identities(epoch, positions, np.array(labels, np.uint16), np.array(rows, np.uint32))
 
 
-# -- what comes ----------------------------------------------------------------------------------
+# -- delivered ----------------------------------------------------------------------------------
 
 
 class Loader(Protocol):
-    """One rank's: streamed, resident, or a feed of either."""
+    """A rank's loader: streamed, resident, or a feed of either."""
 
     @property
     def share(self) -> Share: ...
@@ -99,7 +99,7 @@ def pairs(batch: Batch) -> list[Identity]:
 
 @dataclass
 class Delivered:
-    """What ranks got in some steps of an epoch, copied out."""
+    """What ranks were delivered in some steps of an epoch, copied."""
 
     order_digest: OrderDigest = field(default_factory=OrderDigest)
     identities: dict[tuple[int, int], list[Identity]] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class Delivered:
         return int(self.order_digest.total()(), 16)
 
     def in_order(self) -> list[Identity]:
-        """Step after step, in each one rank after rank."""
+        """Identities step by step, and rank by rank in each."""
         return [identity for key in sorted(self.identities) for identity in self.identities[key]]
 
     def pixels_in_order(self) -> NDArray[np.uint8]:
@@ -152,7 +152,7 @@ def open_reader(
     folder: str, dataset: Manifest, split: str = "train", cache: Path | None = None,
     cache_bytes: int = 10**9,
 ) -> SplitReader:  # fmt: skip
-    """A split of a dataset, through a node cache of that size where one is named."""
+    """A split of a dataset, through a node cache of `cache_bytes` where a folder is given."""
     stream = Stream() if cache is None else Stream(cache_folder=str(cache), cache_bytes=cache_bytes)
     return SplitReader(folder, dataset, split, stream)
 
@@ -165,7 +165,7 @@ def make_loader(
     reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, *, threads: int = 2,
     more_batches: int | None = None, shards_ahead: int = 2, pin: bool = False,
 ) -> TrainLoader:  # fmt: skip
-    """A loader with room for that many batches more than the least; None: for all it can use."""
+    """A loader with `more_batches` slots beyond the least; None for all that it can use."""
     more = steps_per_window(order) if more_batches is None else more_batches
     memory, prefetch = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0), None
     if reader.cache is not None:
@@ -175,7 +175,7 @@ def make_loader(
 
 
 class InTurn(ThreadPoolExecutor):
-    """Threads that have done a task before the next one is given: what may be written, is."""
+    """A pool that finishes each task before `submit` returns: all that may be written has been."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = super().submit(fn, *args, **kwargs)
@@ -184,12 +184,12 @@ class InTurn(ThreadPoolExecutor):
 
 
 def identities_of(loader: Loader, epoch: int = 0, first_step: int = 0) -> list[Identity]:
-    """All that one rank gets of the rest of an epoch."""
+    """What one rank is delivered of the rest of an epoch."""
     return [pair for batch in loader.epoch(epoch, first_step) for pair in pairs(batch)]
 
 
 def flip_a_byte(path: Path) -> None:
-    """One bit of it, in the middle of some block's pixels."""
+    """Flip one bit in the middle of a block's pixels."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x10
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""What a run will need: by hand, by invariants over any dataset, and what is refused."""
+"""Capacity by hand, by invariants over any dataset, and what is refused."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_resident() -> None:
     assert needs.resident_fits is True
     assert needs.rank.loader_bytes == 20 * (RESIDENT_BYTES - 784)  # pixels are in the GPU
     less = replace(tight, gpu_bytes=exact - 10)
-    assert capacity(by_hand(), less, settings()).resident_fits is False  # nobody asked for it
+    assert capacity(by_hand(), less, settings()).resident_fits is False  # not set, so not refused
     with pytest.raises(RefusedError, match="20 drawings") as refused:
         capacity(by_hand(), less, settings(resident=True))
     assert (refused.value.subject, refused.value.value) == ("--stream.resident", True)

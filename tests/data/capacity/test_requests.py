@@ -194,6 +194,6 @@ def test_real_ranks_ask_for_that(
             validated = sum(len(batch.labels) for batch in feed.validation() or ())
             assert validated == 50
         asked = store.media_reads(".tar")
-        # An epoch leaves out at most a drawing of a lane; that may be a block of its own.
+        # An epoch drops at most one drawing per lane; that may be a block of its own.
         spared = order.lanes if order.dropped_drawings and not cache_bytes else 0
         assert requests.reads - spared <= asked <= requests.reads

@@ -40,20 +40,20 @@ def test_only_windows_to_deliver_from_are_scheduled(case: RankEpoch) -> None:
     assert firsts == sorted(firsts)
 
 
-def fill_on_paper(order: Order, share: Share, epoch: int, first_step: int, batches: int) -> None:
-    """An epoch with a ring of that many batches, of which `BATCHES_IN_USE` are in use at every
-    step: a window is filled in when its last batch has a place."""
+def simulate_ring(order: Order, share: Share, epoch: int, first_step: int, batches: int) -> None:
+    """Simulate an epoch with a ring of `batches` slots, of which `BATCHES_IN_USE` are in use at
+    every step: a window is decoded when its last batch has a slot."""
     scheduled = deque(schedule(order, share, epoch, first_step))
     for step in range(first_step, order.steps):
         while scheduled and scheduled[0].last_step <= step - BATCHES_IN_USE + batches:
             scheduled.popleft()
-        assert not scheduled or scheduled[0].first_step > step, f"step {step} waits for itself"
+        assert not scheduled or scheduled[0].first_step > step, f"step {step} deadlocks"
 
 
 @given(rank_epochs())
 def test_the_least_ring_is_always_enough(case: RankEpoch) -> None:
-    """The least memory that is granted must never make a run wait for itself."""
-    fill_on_paper(*case, least_batches(case[0]))
+    """The least memory that is granted must never make a run deadlock."""
+    simulate_ring(*case, least_batches(case[0]))
 
 
 def test_less_is_not_enough() -> None:
@@ -66,6 +66,6 @@ def test_less_is_not_enough() -> None:
         (0, 1), (1, 3), (3, 4), (5, 6), (6, 8), (8, 9)
     ]  # fmt: skip
     assert (steps_per_window(order), least_batches(order)) == (3, 4)
-    fill_on_paper(order, share, 0, 0, 4)
-    with pytest.raises(AssertionError, match="step 1 waits for itself"):
-        fill_on_paper(order, share, 0, 0, 3)
+    simulate_ring(order, share, 0, 0, 4)
+    with pytest.raises(AssertionError, match="step 1 deadlocks"):
+        simulate_ring(order, share, 0, 0, 3)

@@ -49,7 +49,7 @@ def run(
 def test_every_world_delivers_what_locate_says(
     dataset: Dataset, world_size: int, shape: Shape
 ) -> None:
-    """The promise of the design: the same drawings at the same steps, whoever delivers them."""
+    """The promise of the design: the same drawings at the same steps, for any number of ranks."""
     for epoch in (0, 1):
         want = line(dataset, shape, epoch)
         got = run(dataset, shape, world_size, epoch, threads=1 + world_size % 3)
@@ -59,7 +59,7 @@ def test_every_world_delivers_what_locate_says(
 
 
 def test_pixels_are_the_sources(dataset: Dataset) -> None:
-    """A drawing that arrives under another's label or row would be trained on in silence."""
+    """A drawing that arrives under another's label or row would be trained on unnoticed."""
     for world_size, shape in ((1, USUAL), (3, SHAPES["long"]), (7, UNEVEN)):
         got = run(dataset, shape, world_size, epoch=2)
         labels, rows = np.array(got.in_order()).T
@@ -69,7 +69,7 @@ def test_pixels_are_the_sources(dataset: Dataset) -> None:
 @settings(max_examples=60)
 @given(orders(), st.integers(0, 3), st.data())
 def test_the_least_memory_delivers_the_same(order: Order, epoch: int, data: st.DataObject) -> None:
-    """The batches of one window, also where a lane's share of a batch is longer than a whole
+    """The batches of one window, also where a lane's slice of a batch is longer than a whole
     window, and with more ranks than divide the lanes: never a drawing of another block, or step."""
     world_size = data.draw(st.integers(1, min(8, order.global_batch)))
     rank = data.draw(st.integers(0, world_size - 1))
@@ -117,7 +117,7 @@ def test_one_loader_serves_epoch_after_epoch(dataset: Dataset) -> None:
 @pytest.mark.parametrize("taken", [0, 1, 5, 18])
 @pytest.mark.parametrize("how", ["close", "drop", "throw"])
 def test_an_epoch_left_early_leaves_no_thread(dataset: Dataset, taken: int, how: str) -> None:
-    """A signal ends an epoch in its middle; the process must be able to leave."""
+    """A signal ends an epoch at any step; the process must be able to exit."""
     reader = open_local(dataset)
     loader = make_loader(reader, USUAL.order(reader.block_counts), threads=4)
     batches = loader.epoch(0)
@@ -133,7 +133,7 @@ def test_an_epoch_left_early_leaves_no_thread(dataset: Dataset, taken: int, how:
 
 @pytest.mark.usefixtures("no_thread_left")
 def test_an_epoch_can_start_again_after_one_left_early(dataset: Dataset) -> None:
-    """The ring is kept over epochs: nothing of the one given up may show."""
+    """The ring is kept from epoch to epoch: nothing of an abandoned one may show."""
     reader = open_local(dataset)
     loader = make_loader(reader, UNEVEN.order(reader.block_counts), threads=4)
     for taken in (1, 2, 3, 8):
@@ -163,7 +163,7 @@ def test_a_damaged_shard_is_an_error_that_names_it(
     dataset: Dataset, tmp_path: Path, damage: Callable[[Path], None], threads: int,
     world_size: int,
 ) -> None:  # fmt: skip
-    """Never trained on, never skipped in silence, and never a hang."""
+    """Never trained on, never skipped unnoticed, and never a hang."""
     folder = tmp_path / "copy"
     shutil.copytree(dataset.folder, folder)
     entry = dataset.manifest.splits["train"][2]

@@ -1,4 +1,4 @@
-"""Resident drawings come in the streamed order, are read once, and are refused when too many."""
+"""Resident drawings are delivered in the streamed order, read once, and refused if too many."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("no_thread_left")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 WAYS = ["host", "device", pytest.param("cuda", marks=cuda)]
-"""How batches are made. The device's way is tried with the processor as the device, too."""
+"""How batches are made. The device's way is also tested with the processor as the device."""
 
 
 def hold(
@@ -73,8 +73,7 @@ def make_resident(
 def test_the_order_is_the_streamed_one(
     dataset: Dataset, shape: Shape, world_size: int, way: str
 ) -> None:
-    """Epoch after epoch, from any step on, pixels and all: resident or not is no setting of the
-    order."""
+    """Epoch after epoch, from any step on, pixels included: resident mode keeps the order."""
     reader = open_local(dataset)
     order = shape.order(reader.block_counts)
     loaders = [make_resident(reader, order, rank, world_size, way) for rank in range(world_size)]
@@ -92,37 +91,37 @@ def test_the_order_is_the_streamed_one(
 def test_drawings_are_read_once(
     dataset: Dataset, tmp_path: Path, world_size: int, way: str
 ) -> None:
-    """That is what the mode is for: after the first pass the disk may be gone."""
+    """After the first epoch the dataset may be deleted."""
     folder = tmp_path / "copy"
     shutil.copytree(dataset.folder, folder)
     reader = open_local(Dataset(str(folder), dataset.manifest, dataset.source))
     order = USUAL.order(reader.block_counts)
-    asked: list[tuple[int, int]] = []
+    requested: list[tuple[int, int]] = []
     plain = reader.read
 
-    def noted(shard: int, number: int, scratch: Scratch | None = None) -> Block:
-        asked.append((shard, number))
+    def recorded(shard: int, number: int, scratch: Scratch | None = None) -> Block:
+        requested.append((shard, number))
         return plain(shard, number, scratch)
 
-    reader.read = noted  # type: ignore[method-assign]
+    reader.read = recorded  # type: ignore[method-assign]
     loaders = [make_resident(reader, order, rank, world_size, way) for rank in range(world_size)]
-    assert asked == []
+    assert requested == []
     deliver(loaders.__getitem__, order, world_size)
     pieces: list[tuple[int, int]] = []
     for made in loaders:
         for lane in made.share.lanes:
             pieces += ((piece.shard, piece.block) for piece in order.lane_pieces(lane))
-    assert Counter(asked) == Counter(pieces)
+    assert Counter(requested) == Counter(pieces)
     shutil.rmtree(folder)
     assert deliver(loaders.__getitem__, order, world_size, 1).in_order() == line(dataset, USUAL, 1)
-    assert len(asked) == len(pieces)
+    assert len(requested) == len(pieces)
 
 
 @pytest.mark.parametrize("way", ["host", "device"])
 def test_batches_in_use_stay_as_they_are(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """The next one is made while a step still reads this one."""
+    """The next batch is made while a step still reads this one."""
     monkeypatch.setattr(prefetch, "ThreadPoolExecutor", InTurn)
     reader = open_local(dataset)
     in_use: list[Batch] = []
@@ -133,8 +132,8 @@ def test_batches_in_use_stay_as_they_are(
             assert np.array_equal(held.drawings.numpy(), dataset.pixels(labels, held.rows))
 
 
-def test_a_pass_that_failed_is_made_again(dataset: Dataset, tmp_path: Path) -> None:
-    """Half of the drawings read are not all of them: what is missing must never be delivered."""
+def test_a_failed_fill_is_repeated(dataset: Dataset, tmp_path: Path) -> None:
+    """After an error some drawings are missing: they must never be delivered."""
     folder = tmp_path / "copy"
     shutil.copytree(dataset.folder, folder)
     path = folder / dataset.manifest.splits["train"][3].name
@@ -155,7 +154,7 @@ def test_what_does_not_fit_is_refused(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_size: int,
     limited: bool,
 ) -> None:  # fmt: skip
-    """With the arithmetic, before a drawing is read; the ranks of a node share its memory."""
+    """With the arithmetic, before a drawing is read; the ranks of a node divide its memory."""
     reader = open_local(dataset)
     order = USUAL.order(reader.block_counts)
     count = resident_drawings(order, order.share(0, 1))
@@ -185,7 +184,7 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_more_ranks_hold_less() -> None:
-    """What the refusal suggests: a rank holds the lanes that it reads from, and only those."""
+    """As the refusal suggests: a rank holds only the lanes that it reads from."""
     order = Order(((40,) * 10,), global_batch=40, lanes=8, window_blocks=2, seed=1)
     assert resident_drawings(order, order.share(0, 1)) == 400
     assert resident_drawings(order, order.share(0, 8)) == 50
