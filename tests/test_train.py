@@ -210,11 +210,14 @@ def test_unknown_setting_suggests(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (
             ["--train.global_batch", "1"],
-            ["global_batch 1:", "2 ranks", "--train.global_batch 64 is right"],
+            ["global_batch 1:", "world size 2", "--train.global_batch 64"],
         ),
-        (["--train.global_batch", "63"], ["gcd(63, 64) = 1", "global_batch 64 is right"]),
+        (["--train.global_batch", "63"], ["gcd(63, 64) = 1", "global_batch 64"]),
         (["--train.global_batch", "64", "--stream.lanes", "24"], ["24", "does not divide", "64"]),
-        (["--train.global_batch", "4096"], ["only 360 drawings", "at most 360"]),
+        (
+            ["--train.global_batch", "4096"],
+            ["only 360 drawings", "--train.global_batch 360 or less"],
+        ),
         (["--train.device", "cuda"], ["no CUDA device", "--train.device cpu"]),
         (["--model.name", "sketchcn"], ["sketchcn", "Did you mean 'sketchcnn'"]),
     ],

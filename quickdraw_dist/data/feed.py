@@ -121,13 +121,8 @@ def check_dataset(settings: Settings, dataset: Dataset, world_size: int) -> None
 def open_feed(
     settings: Settings, dataset: Dataset, world: World, saved: Mapping[str, Any] | None
 ) -> Feed:
-    """Open this rank's batches; all ranks call it at the same time.
-
-    Args:
-        settings: of the run.
-        dataset: from `open_dataset`.
-        world: the ranks.
-        saved: meta of the checkpoint that is resumed, if any.
+    """Open this rank's batches; all ranks call it at the same time. `saved` is the meta of the
+    checkpoint that is resumed, if any.
 
     Raises:
         RefusedError: settings, dataset, ranks and memory do not fit together.
@@ -172,13 +167,7 @@ class ShardFeed:
     def __init__(
         self, settings: Settings, dataset: Manifest, world: World, lanes: int | str
     ) -> None:
-        """Allocate the loader.
-
-        Args:
-            settings: of the run.
-            dataset: its manifest.
-            world: the ranks.
-            lanes: the setting, or the number that the run was started with.
+        """Allocate the loader; `lanes` is the setting, or the number the run was started with.
 
         Raises:
             RefusedError: the settings do not fit together, or into memory.

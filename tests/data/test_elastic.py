@@ -10,7 +10,6 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,10 +18,10 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.feed import ShardFeed
 from quickdraw_dist.data.order.digest import OrderDigest
 from quickdraw_dist.data.order.order import Order
-from quickdraw_dist.data.shards import manifest
-from quickdraw_dist.distributed.ranks import World, processor_group
+from quickdraw_dist.distributed.ranks import processor_group
 from tests.conftest import Dataset, DatasetMaker, Store, use_store
 from tests.support.delivery import (
+    LAYOUTS,
     SHAPES,
     WORLDS,
     Identity,
@@ -32,14 +31,10 @@ from tests.support.delivery import (
     least_bytes,
     line,
 )
+from tests.support.feeds import make_settings, open_feed
 from tests.support.gcs.server import GcsServer
 from tests.support.ranks import run_ranks
 
-LAYOUTS = {
-    "gzip": {"compression": "gzip"},
-    "none": {"compression": "none"},
-    "per_drawing": {"layout": "per_drawing"},
-}
 SOURCES = ("local", "cold cache", "warm cache", "ranges")
 STOPS = ("start", "in a window", "last step", "epoch boundary", "second epoch")
 
@@ -107,20 +102,11 @@ class Datasets:
         remote, cache = f"gs://bucket/{cut.layout}", self.caches / cut.layout
         if cut.source == "cold cache":
             shutil.rmtree(cache, ignore_errors=True)
-        return Settings.model_validate(
-            {
-                "data": self.layouts[cut.layout].folder if cut.source == "local" else remote,
-                "train": {"global_batch": shape.global_batch, "seed": 5, "device": "cpu"},
-                "stream": {
-                    "lanes": shape.lanes,
-                    "window_blocks": shape.window_blocks,
-                    "threads": cut.threads,
-                    "resident": cut.resident,
-                    "cache_folder": str(cache),
-                    "cache_bytes": 0 if cut.source == "ranges" else 10**9,
-                },
-            }
-        )
+        return make_settings(
+            self.layouts[cut.layout].folder if cut.source == "local" else remote, cache, shape,
+            threads=cut.threads, resident=cut.resident,
+            cache_bytes=0 if cut.source == "ranges" else 10**9,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +122,15 @@ def datasets(
         yield Datasets(layouts, server, tmp_path_factory.mktemp("caches"))
 
 
-def open_feed(settings: Settings, rank: int, world_size: int, least: bool) -> ShardFeed:
-    """Open a rank's feed as the trainer does; with the least memory that a refusal names."""
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    dataset = manifest.read(settings.data)
+def open_least(settings: Settings, rank: int, world_size: int, least: bool = True) -> ShardFeed:
+    """Open a rank's feed; with the least memory that a refusal names, if `least`."""
     if least and not settings.stream.resident:
         stream = settings.stream.model_copy(update={"memory_bytes": 1})
         with pytest.raises(RefusedError) as refused:
-            open_feed(settings.model_copy(update={"stream": stream}), rank, world_size, False)
-        enough = least_bytes(refused.value)
-        stream = settings.stream.model_copy(update={"memory_bytes": enough})
+            open_feed(settings.model_copy(update={"stream": stream}), rank, world_size)
+        stream = stream.model_copy(update={"memory_bytes": least_bytes(refused.value)})
         settings = settings.model_copy(update={"stream": stream})
-    return ShardFeed(settings, dataset, world, settings.stream.lanes)
+    return open_feed(settings, rank, world_size)
 
 
 def run(
@@ -155,7 +138,7 @@ def run(
     last: tuple[int, int],
 ) -> tuple[list[Identity], int]:  # fmt: skip
     """What a world delivers from one (epoch, step) to another, and its order digest."""
-    feeds = [open_feed(settings, rank, world_size, least) for rank in range(world_size)]
+    feeds = [open_least(settings, rank, world_size, least) for rank in range(world_size)]
     identities, digest = list[Identity](), 0
     for epoch in (0, 1):
         begin = first[1] if epoch == first[0] else 0
@@ -216,7 +199,7 @@ def stream_one_rank(
 ) -> int:  # fmt: skip
     """A rank as in training: its own process, its own reader, digests added up over gloo."""
     use_store(store)
-    feed = open_feed(chosen, rank, world_size, least=True)
+    feed = open_least(chosen, rank, world_size)
     digest = OrderDigest(processor_group(60))
     for epoch in range(first[0], last[0] + 1):
         begin = first[1] if epoch == first[0] else 0

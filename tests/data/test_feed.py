@@ -23,7 +23,7 @@ def test_more_lanes_than_shards_in_a_cache_that_just_holds_the_shards(
 ) -> None:
     """Lanes that meet in a shard need it once: the cache is used without room for one per lane."""
     limit = len(shards_of(dataset)) * max(shard.bytes for shard in shards_of(dataset))
-    feed = open_feed(make_settings(URL, tmp_path, MANY_LANES, cache_bytes=limit), dataset)
+    feed = open_feed(make_settings(URL, tmp_path, MANY_LANES, cache_bytes=limit))
     for epoch in (0, 1):
         got = deliver(lambda _: feed, feed.order, 1, epoch)
         assert got.in_order() == line(dataset, MANY_LANES, epoch)
@@ -37,7 +37,7 @@ def test_a_cache_is_for_the_lanes_of_all_ranks_of_the_node(
     shape = Shape(global_batch=96, lanes=8, window_blocks=2)
     limit = 4 * max(shard.bytes for shard in shards_of(dataset))
     settings = make_settings(URL, tmp_path, shape, cache_bytes=limit)
-    feeds = [open_feed(settings, dataset, rank, 2) for rank in range(2)]
+    feeds = [open_feed(settings, rank, 2) for rank in range(2)]
     assert f"{limit:,} does not hold the 8 shards" in capsys.readouterr().err
     got = deliver(feeds.__getitem__, feeds[0].order, 2)
     assert got.in_order() == line(dataset, shape, 0)
@@ -51,7 +51,7 @@ def test_memory_that_is_too_little_is_refused_at_once(dataset: Dataset, tmp_path
             dataset.folder, tmp_path, MANY_LANES, memory_bytes=1000, resident=resident
         )
         with pytest.raises(RefusedError) as refused:
-            open_feed(settings, dataset)
+            open_feed(settings)
         assert (refused.value.subject, refused.value.value) == ("--stream.memory_bytes", 1000)
 
 
@@ -61,7 +61,7 @@ def test_ranks_share_the_validation_split(
 ) -> None:
     """Each time from its beginning, in batches of the size set, and from the cache."""
     settings = make_settings(URL, tmp_path, MANY_LANES)
-    feeds = [open_feed(settings, dataset, rank, world_size) for rank in range(world_size)]
+    feeds = [open_feed(settings, rank, world_size) for rank in range(world_size)]
     for _ in range(2):
         found: list[Identity] = []
         for feed in feeds:

@@ -49,7 +49,7 @@ def test_three_epochs_leave_no_more_than_one(
         URL if source in ("cache", "ranges") else dataset.folder, tmp_path, USUAL, threads=3,
         resident=source == "resident", cache_bytes=0 if source == "ranges" else 10**9,
     )  # fmt: skip
-    feed = open_feed(settings, dataset)
+    feed = open_feed(settings)
     after: list[dict[str, list[str]]] = []
     for epoch in range(3):
         for batch in feed.epoch(epoch):

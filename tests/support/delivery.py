@@ -54,6 +54,12 @@ LONG_STEPS = Shape(global_batch=800, lanes=8, window_blocks=1)
 UNEVEN = Shape(global_batch=133, lanes=19, window_blocks=3)
 """Nothing divides: shares differ in size, and ranks share lanes."""
 
+LAYOUTS = {
+    "gzip": {"compression": "gzip"},
+    "none": {"compression": "none"},
+    "per_drawing": {"layout": "per_drawing"},
+}
+
 SHAPES = {"usual": USUAL, "long": LONG_STEPS, "uneven": UNEVEN}
 
 

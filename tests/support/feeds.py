@@ -8,8 +8,8 @@ import torch
 
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.feed import ShardFeed
+from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.distributed.ranks import World
-from tests.conftest import Dataset
 from tests.support.delivery import Shape
 
 
@@ -31,6 +31,6 @@ def make_settings(
     )
 
 
-def open_feed(settings: Settings, dataset: Dataset, rank: int = 0, size: int = 1) -> ShardFeed:
+def open_feed(settings: Settings, rank: int = 0, size: int = 1) -> ShardFeed:
     world = World(rank, size, rank, size, torch.device("cpu"))
-    return ShardFeed(settings, dataset.manifest, world, settings.stream.lanes)
+    return ShardFeed(settings, manifest.read(settings.data), world, settings.stream.lanes)

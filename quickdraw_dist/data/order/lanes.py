@@ -23,7 +23,6 @@ def resolve_lanes(lanes: int | str, global_batch: int, world_size: int) -> int:
         lanes: `stream.lanes`. 'auto' takes gcd(global batch, 64), or beyond 64 ranks
             gcd(global batch, 512), or beyond 512 ranks gcd(global batch, next power of two).
         global_batch: drawings per step, over all ranks.
-        world_size: ranks.
 
     Raises:
         RefusedError: batch, lanes and ranks do not fit together; fact `global_batch` is one that

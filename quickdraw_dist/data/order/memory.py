@@ -63,12 +63,8 @@ def default_threads(local_world_size: int) -> int:
 
 
 def batch_bytes(drawings: int, pin: bool) -> int:
-    """Return the bytes of a batch: pixels, int64 labels and uint32 rows of its drawings.
-
-    Args:
-        drawings: in the batch.
-        pin: pixels and labels lie in pinned memory, which torch rounds up to a power of two.
-    """
+    """Return the bytes of a batch: pixels, int64 labels and uint32 rows. torch rounds pinned
+    memory, of pixels and labels, up to a power of two."""
     sizes = [drawings * PIXELS, drawings * 8]
     if pin:
         sizes = [1 << (size - 1).bit_length() for size in sizes]
@@ -96,8 +92,6 @@ def plan_memory(
     windows are decoded while these are delivered, also where all lanes begin theirs at once.
 
     Args:
-        order: of the split.
-        share: the rank's, of every global batch.
         memory_bytes: `stream.memory_bytes`.
         threads: wanted; fewer where they do not fit.
         shard_bytes: largest shard of a remote dataset, held while it is fetched; 0 if local.
@@ -155,14 +149,8 @@ def resident_limit(memory_bytes: int) -> int:
 def check_resident(
     order: Order, share: Share, *, limit_bytes: int, memory: str, batches_bytes: int = 0
 ) -> None:
-    """Check that a rank's resident drawings fit its memory.
-
-    Args:
-        order: of the split.
-        share: the rank's, of every global batch.
-        limit_bytes: `resident_limit` of the memory.
-        memory: what it is the memory of, for the message.
-        batches_bytes: bytes of batches made in the same memory.
+    """Check that a rank's resident drawings, and `batches_bytes` of batches made in the same
+    memory, stay within `limit_bytes`; `memory` names it in the message.
 
     Raises:
         RefusedError: they do not fit; facts `needed_bytes`, `limit_bytes` and `ranks`, about how

@@ -225,7 +225,6 @@ def evaluation_pieces(shards: Sequence[Sequence[int]], rank: int, world_size: in
     Args:
         shards: for every shard, the drawings of each of its blocks.
         rank: of `world_size`; ranges differ in length by one drawing at most.
-        world_size: ranks.
     """
     total = sum(map(sum, shards))
     start, stop = rank * total // world_size, (rank + 1) * total // world_size

@@ -19,14 +19,8 @@ class ScheduledWindow:
 
 
 def schedule(order: Order, share: Share, epoch: int, first_step: int) -> list[ScheduledWindow]:
-    """Return the windows that a rank delivers drawings from, by the first step that needs them.
-
-    Args:
-        order: of the split.
-        share: the rank's, of every global batch.
-        epoch: the pass over the split, from 0.
-        first_step: step of the epoch that the rank starts with; earlier windows are skipped.
-    """
+    """Return the windows that a rank delivers drawings from, from `first_step` of an epoch on, by
+    the first step that needs them."""
     scheduled = []
     for lane in share.lanes:
         low, high = share.cut(lane)

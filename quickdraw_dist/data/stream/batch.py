@@ -27,12 +27,8 @@ class Batch:
 
 
 def allocate(count: int, pin: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return uninitialised drawings (count, 28, 28) uint8 and labels (count,) int64.
-
-    Args:
-        count: drawings.
-        pin: allocate pinned memory, for asynchronous copies to a CUDA device.
-    """
+    """Return uninitialised drawings (count, 28, 28) uint8 and labels (count,) int64, in pinned
+    memory if `pin`, for asynchronous copies to a CUDA device."""
     if not pin:  # numpy requests huge pages, which speed up writes at scattered addresses
         drawings = torch.from_numpy(np.empty((count, SIDE, SIDE), np.uint8))
         return drawings, torch.empty(count, dtype=torch.int64)

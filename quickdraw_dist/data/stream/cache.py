@@ -54,13 +54,8 @@ class ShardCache:
     """A folder of shards with a size limit, shared by all ranks and runs of this node."""
 
     def __init__(self, folder: str, copy: str, limit_bytes: int) -> None:
-        """Open a cache; nothing is created yet.
-
-        Args:
-            folder: `stream.cache_folder`.
-            copy: id of the dataset's bytes; each copy has a folder of its own in the cache.
-            limit_bytes: of all datasets in the cache.
-        """
+        """Open a cache of at most `limit_bytes` over all datasets; `copy` identifies the bytes of
+        this one, which get a folder of their own."""
         # A folder of its own: other files in the folder named by the user are never evicted.
         self.folder = Path(folder).expanduser() / "quickdraw-shards"
         self.home = self.folder / copy[:16]

@@ -31,16 +31,8 @@ class TrainLoader:
         memory: LoaderMemory, *, pin: bool,
         prefetch: Callable[[Iterable[int]], ShardPrefetch] | None = None,
     ) -> None:  # fmt: skip
-        """Allocate the ring.
-
-        Args:
-            read: returns the drawings of a piece, in any thread.
-            order: of the split.
-            share: the rank's, of every global batch.
-            memory: slots, threads and fetchers.
-            pin: make batches in pinned memory, for CUDA.
-            prefetch: opens the prefetch of an epoch's shards; None if nothing is fetched.
-        """
+        """Allocate the ring, pinned for CUDA if `pin`. Any thread calls `read`; `prefetch` opens
+        the prefetch of an epoch's shards, None if nothing is fetched."""
         self.order, self.share = order, share
         self._read, self._memory, self._prefetch = read, memory, prefetch
         # Kept from epoch to epoch.

@@ -23,16 +23,8 @@ class ShardPrefetch:
         self, reader: SplitReader, cache: ShardCache, shards: Iterable[int], fetchers: int,
         ahead: int,
     ) -> None:  # fmt: skip
-        """Start without a fetch.
-
-        Args:
-            reader: of the split.
-            cache: to fetch into.
-            shards: as they are needed, repetitions allowed.
-            fetchers: shards fetched at once.
-            ahead: shards fetched beyond those reached; a negative number (the cache has no room to
-                spare) means 0.
-        """
+        """Take `shards` in order of need, repetitions allowed. `fetchers` fetch at once, up to
+        `ahead` beyond those reached; a negative number (no spare room in the cache) means 0."""
         self._reader, self._cache, self._ahead = reader, cache, max(0, ahead)
         self._order = list(dict.fromkeys(shards))
         self._turn = {shard: turn for turn, shard in enumerate(self._order)}

@@ -19,16 +19,9 @@ class SplitReader:
     def __init__(
         self, folder: str, dataset: Manifest, split: str, stream: Stream, shards_at_once: int = 1
     ) -> None:
-        """Open a split; nothing is read.
-
-        Args:
-            folder: of the manifest.
-            dataset: its manifest.
-            split: train, val or test.
-            stream: cache settings.
-            shards_at_once: shards that this node's ranks read alternately. A cache that does not
-                hold them would fetch the same shard again for every block, so it is not used.
-        """
+        """Open the split of a dataset in `folder`. This node's ranks read `shards_at_once` shards
+        alternately; a cache that does not hold them is not used, as it would fetch a shard again
+        for every block."""
         self.shards = dataset.splits[split]
         self.block_counts = dataset.block_counts(split)
         self.remote = storage.is_remote(folder)
@@ -56,12 +49,8 @@ class SplitReader:
         return self._urls[shard]
 
     def read(self, shard: int, number: int, scratch: storage.Scratch | None = None) -> blocks.Block:
-        """Return a block; it is read again if it differs from the manifest.
-
-        Args:
-            shard: index in the split.
-            number: of the block in the shard.
-            scratch: memory to read into. The block is valid until this thread reads into it again.
+        """Return a block, valid until this thread uses `scratch` again; it is read again if it
+        differs from the manifest.
 
         Raises:
             CorruptError: the block is wrong each time, or its shard is missing.

@@ -42,15 +42,8 @@ class ResidentDrawings:
         self, reader: SplitReader, order: Order, share: Share, memory: LoaderMemory, *,
         local_world_size: int, device: torch.device,
     ) -> None:  # fmt: skip
-        """Check that the drawings fit; nothing is read.
-
-        Args:
-            reader: of the training split.
-            order: of the split.
-            share: the rank's, of every global batch.
-            memory: of batches, which are made on the host if `device` is the processor.
-            local_world_size: ranks of this node, which share the host's memory.
-            device: to keep the drawings on.
+        """Check that the drawings fit on `device`, together with the batches' `memory` if it is the
+        host, whose memory the node's ranks divide. Nothing is read.
 
         Raises:
             RefusedError: the rank's lanes do not fit, with the arithmetic.
@@ -144,12 +137,7 @@ class HostLoader(TrainLoader):
         self._resident = resident
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches from `first_step` to the end of an epoch; the first call reads all
-        drawings.
-
-        Raises:
-            CorruptError, StorageError: a shard could not be read; none is skipped.
-        """
+        """Like `TrainLoader.epoch`; the first call reads all drawings."""
         self._resident.fill()
         yield from super().epoch(epoch, first_step)
 
@@ -164,12 +152,7 @@ class DeviceLoader:
         self._plans: dict[int, Future[NDArray[np.int64]]] = {}
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches from `first_step` to the end of an epoch; the first call reads all
-        drawings.
-
-        Raises:
-            CorruptError, StorageError: a shard could not be read; none is skipped.
-        """
+        """Like `TrainLoader.epoch`; the first call reads all drawings."""
         resident = self._resident
         resident.fill()
         indices = self._plan(epoch).result()

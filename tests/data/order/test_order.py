@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.hashing import random64
 from quickdraw_dist.data.order.lanes import resolve_lanes
-from quickdraw_dist.data.order.order import Order, Piece, evaluation_pieces
+from quickdraw_dist.data.order.order import Order, evaluation_pieces
 from tests.support.orders import Location, lane_locations, orders
 
 WORLDS = (1, 2, 3, 4, 7, 8)
@@ -104,25 +104,17 @@ def test_locate_never_looks_at_all_blocks() -> None:
     assert [order.locate(1, at) for at in range(24)] == [plain.locate(1, at) for at in range(24)]
 
 
-@given(orders())
-def test_windows_fit_the_memory_planned_for_them(order: Order) -> None:
-    """Memory is planned for W blocks of `longest_block`; a longer window would exceed it."""
+@given(orders(), st.integers(0, 3))
+def test_windows_fit_the_memory_planned_for_them(order: Order, epoch: int) -> None:
+    """Memory is planned for W blocks of `longest_block`, and a piece beyond its block would read
+    another drawing's bytes."""
     assert order.longest_block == max(count for blocks in order.shards for count in blocks)
     for lane in range(order.lanes):
-        for window in order.windows(3, lane):
-            assert window.count > 0
-            assert len(window.pieces) <= order.window_blocks
-            assert max(piece.stop for piece in window.pieces) <= order.longest_block
-
-
-@given(orders(), st.integers(0, 3))
-def test_pieces_stay_inside_their_blocks(order: Order, epoch: int) -> None:
-    """A piece beyond its block would read another drawing's bytes."""
-    for lane in range(order.lanes):
         for window in order.windows(epoch, lane):
+            assert 1 <= len(window.pieces) <= order.window_blocks
+            assert window.count <= order.longest_window
             for piece in window.pieces:
-                block = order.shards[piece.shard][piece.block]
-                assert 0 <= piece.start < piece.stop <= block
+                assert 0 <= piece.start < piece.stop <= order.shards[piece.shard][piece.block]
 
 
 def test_a_window_keeps_to_shards() -> None:
@@ -248,8 +240,3 @@ def test_the_official_size_fits_in_memory() -> None:
     for shard, block, index in locations:
         assert index < order.shards[shard][block]
     assert peak < 100e6
-
-
-def test_a_piece_has_a_length() -> None:
-    """A piece's length is the drawings in it."""
-    assert len(Piece(0, 0, 3, 10)) == 7

@@ -92,15 +92,6 @@ def test_the_least_memory_delivers_the_same(order: Order, epoch: int, data: st.D
         assert got == want
 
 
-@pytest.mark.parametrize("threads", range(1, 9))
-def test_threads_and_memory_change_nothing(dataset: Dataset, threads: int) -> None:
-    """The order must not depend on how fast anything is."""
-    for shape in SHAPES.values():
-        for more_batches in (0, 2, 30):
-            got = run(dataset, shape, 1, 3, threads=threads, more_batches=more_batches)
-            assert got.in_order() == line(dataset, shape, 3)
-
-
 def test_one_loader_serves_epoch_after_epoch(dataset: Dataset) -> None:
     """The trainer keeps one loader, and its ring, for the whole run."""
     reader = open_local(dataset)

@@ -17,14 +17,8 @@ from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.reader import SplitReader
 from tests.conftest import Dataset, DatasetMaker, Store
-from tests.support.delivery import Shape, make_loader, open_local, open_reader
+from tests.support.delivery import LAYOUTS, Shape, make_loader, open_local, open_reader
 from tests.support.gcs.server import Request, Response
-
-LAYOUTS = {
-    "gzip": {"compression": "gzip"},
-    "none": {"compression": "none"},
-    "per_drawing": {"layout": "per_drawing"},
-}
 
 
 @pytest.fixture(scope="module")
