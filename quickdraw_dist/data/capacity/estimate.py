@@ -1,5 +1,5 @@
 """What a run will need, before it starts: arithmetic over a dataset's outline, the order and the
-loader's memory. No drawing is read, and nothing is asked of a store.
+loader's memory. No drawing is read, and no store is asked.
 """
 
 from __future__ import annotations
@@ -158,12 +158,12 @@ def capacity(dataset: Outline, cluster: Cluster, settings: Settings) -> Capacity
     for first in range(0, world, cluster.ranks_per_node):
         here = range(first, first + cluster.ranks_per_node)
         reads = node_reads(dataset, order, here, world)
-        asked = epoch_requests(
+        requests = epoch_requests(
             reads, cache_bytes, validations=validations, resident=stream.resident
         )
         if not cluster.remote:
-            asked = Requests(), Requests()
-        nodes.append(_node(reads, asked, (cache_bytes, least), ranks[first : here.stop]))
+            requests = Requests(), Requests()
+        nodes.append(_node(reads, requests, (cache_bytes, least), ranks[first : here.stop]))
     node, rank = _most(nodes), _most(ranks)
     limit = None if cluster.gpu_bytes is None else resident_limit(cluster.gpu_bytes)
     epoch = _epoch(order, validations, nodes)
@@ -183,9 +183,9 @@ def capacity(dataset: Outline, cluster: Cluster, settings: Settings) -> Capacity
 
 
 def _node(
-    reads: NodeReads, asked: tuple[Requests, Requests], cache: tuple[int, int], ranks: list[Rank]
+    reads: NodeReads, requests: tuple[Requests, Requests], cache: tuple[int, int], ranks: list[Rank]
 ) -> Node:
-    cold, warm = asked
+    cold, warm = requests
     cache_bytes, cache_least_bytes = cache
     return Node(
         loader_bytes=sum(rank.loader_bytes for rank in ranks),
@@ -227,13 +227,13 @@ def _rates(cluster: Cluster, epoch: Epoch, node: Node, rank: Rank) -> Rates | No
     )
 
 
-_Need = TypeVar("_Need", Rank, Node)
+_Most = TypeVar("_Most", Rank, Node)
 
 
-def _most(needs: Sequence[_Need]) -> _Need:
+def _most(each: Sequence[_Most]) -> _Most:
     """Return the maximum of every field."""
-    names = [field.name for field in fields(needs[0])]
-    return replace(needs[0], **{n: max(getattr(need, n) for need in needs) for n in names})
+    names = [field.name for field in fields(each[0])]
+    return replace(each[0], **{name: max(getattr(it, name) for it in each) for name in names})
 
 
 def _shards_at_once(order: Order, cluster: Cluster, stream: Stream) -> int:
