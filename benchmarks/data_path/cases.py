@@ -120,7 +120,7 @@ def official_order() -> None:
     blocks = outline.of_plan(outline.official_plan(Shard()), "official").blocks["train"]
     started = time.perf_counter()
     order = Order(blocks, BATCH, 64, Stream().window_blocks, seed=1)
-    needs = schedule(order, 0, 0, 0, BATCH)
+    needs = schedule(order, order.share(0, 1), 0, 0)
     drawings = sum(need.window.count for need in needs)
     report(drawings, time.perf_counter() - started, windows=len(needs))
 

@@ -1,4 +1,4 @@
-"""Fixtures of the stream's tests."""
+"""Fixtures for the tests of data/."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def no_thread_left() -> Iterator[None]:
 
 @pytest.fixture
 def remote(store: Store, dataset: Dataset) -> Store:
-    """A store with the small dataset at `URL`; requests are counted from here on."""
+    """A store with the small dataset at `URL`; requests are counted from now on."""
     store.upload(dataset.folder, URL)
     store.requests.clear()
     return store

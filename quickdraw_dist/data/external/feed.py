@@ -28,10 +28,10 @@ from quickdraw_dist.data.external.shards import (
     estimate_normalisation,
 )
 from quickdraw_dist.data.external.shuffle import ShuffledPasses, Supply
-from quickdraw_dist.data.order.memory import BATCHES
-from quickdraw_dist.data.order.order import rank_part
+from quickdraw_dist.data.order.memory import PREFETCHED_BATCHES, batch_bytes
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards import blocks
-from quickdraw_dist.data.stream.batch import Batch, batch_bytes, room
+from quickdraw_dist.data.stream.batch import Batch, allocate
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.distributed.ranks import World
 
@@ -59,7 +59,7 @@ class ForeignFeed:
         # A listing that changes while a job starts must not divide its ranks.
         self._shards = distributed.from_first_rank(lambda: shards)
         global_batch = settings.train.global_batch
-        self.part = rank_part(global_batch, world.rank, world.size)
+        self.share = Share.of_rank(global_batch, world.rank, world.size)
         self._pin = world.device.type == "cuda"
         self._capacity = self._drawings_in_memory()
         self.drawings = settings.stream.epoch_drawings or self._counted(saved)
@@ -88,18 +88,18 @@ class ForeignFeed:
     def _drawings_in_memory(self) -> int:
         """How many are shuffled together: what batches and a remote shard leave room for."""
         memory_bytes, shards = self._settings.stream.memory_bytes, self._shards.train
-        part = self.part[1] - self.part[0]
-        taken = BATCHES * batch_bytes(part, self._pin)
+        part = self.share.drawings
+        taken = PREFETCHED_BATCHES * batch_bytes(part, self._pin)
         taken += max(shard.bytes for shard in shards) if is_remote(shards[0].url) else 0
         if (needed := taken + part * blocks.BYTES_A_DRAWING) > memory_bytes:
             raise RefusedError(
-                f"--stream.memory_bytes {memory_bytes}: {BATCHES} batches of {part:,} drawings, "
-                f"as many to shuffle, and the largest shard of a remote dataset take {needed:,} "
-                "bytes; that much is right, and more shuffles better"
+                f"--stream.memory_bytes {memory_bytes}: {PREFETCHED_BATCHES} batches of {part:,} "
+                f"drawings, as many to shuffle, and the largest shard of a remote dataset take "
+                f"{needed:,} bytes; that much is right, and more shuffles better"
             )
         return (memory_bytes - taken) // blocks.BYTES_A_DRAWING
 
-    def describe(self, first_step: int) -> list[str]:
+    def start_lines(self, first_step: int) -> list[str]:
         """Lines for whoever starts a run at this step of an epoch."""
         stream, shards = self._settings.stream, self._shards
         said = "as --stream.epoch_drawings says" if stream.epoch_drawings else "all, as counted"
@@ -133,13 +133,13 @@ class ForeignFeed:
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
         train, world = self._settings.train, self._world
-        start, stop = self.part
+        count = self.share.drawings
         urls = [shard.url for shard in self._shards.train[world.rank :: world.size]]
         key = key64(train.seed, "webdataset", epoch, first_step, world.rank)
         passes = ShuffledPasses(urls, len(self._shards.classes), self._capacity, key)
         for step in range(first_step, self.steps):
-            drawings, labels = room(stop - start, self._pin)
-            classes, rows = _identities(stop - start)
+            drawings, labels = allocate(count, self._pin)
+            classes, rows = _identities(count)
             passes.draw(drawings.numpy(), classes, rows)
             labels.numpy()[:] = classes
             yield Batch(step, drawings, labels, rows)
@@ -153,7 +153,7 @@ class ForeignFeed:
         urls = [shard.url for shard in self._shards.val[world.rank :: world.size]]
         supply = Supply(urls, len(self._shards.classes))
         for number in itertools.count():
-            drawings, labels = room(size, pin=False)
+            drawings, labels = allocate(size, pin=False)
             classes, rows = _identities(size)
             came = supply.read(drawings.numpy(), classes, rows)
             if not came:
@@ -170,7 +170,7 @@ def _identities(count: int) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
 def _ahead(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
     """The same batches, made in a thread, a few before they are asked for."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue()
-    places = threading.Semaphore(BATCHES - 1)  # one more is in use
+    places = threading.Semaphore(PREFETCHED_BATCHES - 1)  # one more is in use
     closing = threading.Event()
 
     def produce() -> None:

@@ -190,7 +190,7 @@ def test_what_it_cannot_promise_is_said(tmp_path: Path) -> None:
     """At the start of a run, and once more where it goes on inside an epoch."""
     write_shards(tmp_path, [25, 25])
     feed = open_feed(make_settings(tmp_path, memory_bytes=10_000_000))
-    said = "\n".join(feed.describe(0))
+    said = "\n".join(feed.start_lines(0))
     for part in (
         "50 drawings (all, as counted) of 2 shards, 5 steps of 10",
         "up to 12,617 together (--stream.memory_bytes)",
@@ -203,10 +203,10 @@ def test_what_it_cannot_promise_is_said(tmp_path: Path) -> None:
     ):
         assert part in said
     assert "anew" not in said
-    (line,) = set(feed.describe(2)) - set(feed.describe(0))
+    (line,) = set(feed.start_lines(2)) - set(feed.start_lines(0))
     assert "the 3 steps that are left" in line and "shuffled anew" in line
     told = open_feed(make_settings(tmp_path, epoch_drawings=20))
-    assert "20 drawings (as --stream.epoch_drawings says)" in told.describe(0)[0]
+    assert "20 drawings (as --stream.epoch_drawings says)" in told.start_lines(0)[0]
 
 
 def test_leaving_early_ends_the_thread(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.external.shards import find_shards, open_shards
-from quickdraw_dist.data.feed import open_dataset, refuse_misfit
+from quickdraw_dist.data.feed import check_dataset, open_dataset
 from tests.conftest import Store
 from tests.support.tars import delivered, make_settings, open_feed, write_shards
 
@@ -99,7 +99,7 @@ def test_what_cannot_work_is_refused(
     """With the setting, its value, and what would be right."""
     write_shards(tmp_path, [5, 5, 5])
     made = make_settings(tmp_path, batch=batch, **stream)
-    said = refusal(lambda: refuse_misfit(made, open_dataset(made), ranks))
+    said = refusal(lambda: check_dataset(made, open_dataset(made), ranks))
     for part in parts:
         assert part in said
 
