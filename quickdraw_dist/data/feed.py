@@ -1,4 +1,4 @@
-"""What the trainer reads from: one way in for streamed, resident and foreign drawings."""
+"""What the trainer reads from: one way in for streamed, resident and external drawings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.data.external.feed import ForeignFeed
-from quickdraw_dist.data.external.shards import ForeignShards, check_fit, find_splits, open_shards
+from quickdraw_dist.data.external.feed import ExternalFeed
+from quickdraw_dist.data.external.shards import ExternalShards, check_fit, find_splits, open_shards
 from quickdraw_dist.data.order.memory import LoaderMemory, plan_memory, processor_share
 from quickdraw_dist.data.order.order import Order, rank_part, resolve_lanes
 from quickdraw_dist.data.shards import manifest
@@ -24,7 +24,7 @@ from quickdraw_dist.data.stream.resident import ResidentDrawings
 from quickdraw_dist.data.stream.resident_loaders import DeviceLoader, HostLoader
 from quickdraw_dist.distributed.ranks import World
 
-Dataset = Manifest | ForeignShards
+Dataset = Manifest | ExternalShards
 """What is known of a dataset before any drawing is read: classes and digest at least."""
 
 
@@ -107,7 +107,7 @@ def refuse_misfit(settings: Settings, dataset: Dataset, world_size: int) -> None
     Raises:
         RefusedError: they do not fit together.
     """
-    if isinstance(dataset, ForeignShards):
+    if isinstance(dataset, ExternalShards):
         check_fit(settings, dataset, world_size)
     else:
         make_order(settings, dataset, settings.stream.lanes, world_size)
@@ -126,10 +126,10 @@ def open_feed(
 
     Raises:
         RefusedError: settings, dataset, ranks and memory do not fit together.
-        StorageError, OSError: a foreign shard could not be read.
+        StorageError, OSError: an external shard could not be read.
     """
-    if isinstance(dataset, ForeignShards):
-        return ForeignFeed(settings, dataset, world, saved)
+    if isinstance(dataset, ExternalShards):
+        return ExternalFeed(settings, dataset, world, saved)
     lanes: int | str = settings.stream.lanes
     if saved is not None and saved["lanes"]:
         lanes = begun_with = int(saved["lanes"])

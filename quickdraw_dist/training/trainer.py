@@ -59,7 +59,7 @@ class Trainer:
         folder: RunFolder | None,
         stop: StopSignal | None = None,
     ) -> None:
-        """Build everything; no state is loaded yet, and foreign data only read to measure it.
+        """Build everything; no state is loaded yet, and external data only read to measure it.
 
         `folder` is rank 0's; the others have none. Without `stop`, signals are the caller's.
         """

@@ -22,8 +22,8 @@ from quickdraw_dist.base.hashing import key64
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.storage import is_remote
 from quickdraw_dist.data.external.shards import (
-    ForeignFacts,
-    ForeignShards,
+    ExternalInfo,
+    ExternalShards,
     count_drawings,
     estimate_normalisation,
 )
@@ -36,7 +36,7 @@ from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.distributed.ranks import World
 
 
-class ForeignFeed:
+class ExternalFeed:
     """Drawings from any WebDataset, through the webdataset package."""
 
     lanes = 0  # it has none
@@ -44,7 +44,7 @@ class ForeignFeed:
     def __init__(
         self,
         settings: Settings,
-        shards: ForeignShards,
+        shards: ExternalShards,
         world: World,
         saved: Mapping[str, Any] | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class ForeignFeed:
                 f"{self.drawings:,} drawings; at most {self.drawings} is right"
             )
         mean, std = self._normalisation(saved)
-        self.dataset = ForeignFacts(shards.classes, self._shards.digest, mean, std)
+        self.dataset = ExternalInfo(shards.classes, self._shards.digest, mean, std)
 
     def _counted(self, saved: Mapping[str, Any] | None) -> int:
         """Drawings of all shards: reading them all is not done again when a run resumes."""

@@ -1,4 +1,4 @@
-"""Samples of foreign tars, grouped by the webdataset package and checked one by one.
+"""Samples of external tars, grouped by the webdataset package and checked one by one.
 
 Three kinds can be trained on: a png or an npy array with its class (`.cls`, a number), and our own
 blocks. What is anything else is an error that names the sample; nothing is skipped.

@@ -38,7 +38,7 @@ _RIGHT = (
 )
 
 
-class ForeignShard(NamedTuple):
+class ExternalShard(NamedTuple):
     """One tar."""
 
     url: str
@@ -46,12 +46,12 @@ class ForeignShard(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ForeignShards:
+class ExternalShards:
     """A dataset of which only the shards are known."""
 
     classes: tuple[str, ...]
-    train: tuple[ForeignShard, ...]
-    val: tuple[ForeignShard, ...]  # empty: there is no validation split
+    train: tuple[ExternalShard, ...]
+    val: tuple[ExternalShard, ...]  # empty: there is no validation split
 
     @cached_property
     def digest(self) -> str:
@@ -62,7 +62,7 @@ class ForeignShards:
 
 
 @dataclass(frozen=True)
-class ForeignFacts:
+class ExternalInfo:
     """The same dataset, measured."""
 
     classes: tuple[str, ...]
@@ -71,7 +71,7 @@ class ForeignFacts:
     pixel_std: float
 
 
-def open_shards(settings: Settings) -> ForeignShards:
+def open_shards(settings: Settings) -> ExternalShards:
     """List the shards that the settings name; none is read.
 
     Raises:
@@ -86,10 +86,10 @@ def open_shards(settings: Settings) -> ForeignShards:
         raise RefusedError(
             f"--stream.validation_data {stream.validation_data}: no .tar file there; {_RIGHT}"
         )
-    return ForeignShards(stream.class_names or official_names(), train, val)
+    return ExternalShards(stream.class_names or official_names(), train, val)
 
 
-def find_splits(data: str) -> tuple[tuple[ForeignShard, ...], tuple[ForeignShard, ...]]:
+def find_splits(data: str) -> tuple[tuple[ExternalShard, ...], tuple[ExternalShard, ...]]:
     """Shards for training and for validation below an address; either may be empty.
 
     Raises:
@@ -106,7 +106,7 @@ def find_splits(data: str) -> tuple[tuple[ForeignShard, ...], tuple[ForeignShard
     return find_shards(storage.join(data, "train")), find_shards(storage.join(data, "val"))
 
 
-def find_shards(pattern: str) -> tuple[ForeignShard, ...]:
+def find_shards(pattern: str) -> tuple[ExternalShard, ...]:
     """The tars that a pattern names, sorted by address; none where there are none.
 
     Args:
@@ -136,7 +136,7 @@ def find_shards(pattern: str) -> tuple[ForeignShard, ...]:
             f"{pattern}: {len(missing)} of {len(urls)} are not there, such as {missing[0]}; "
             "a pattern of those that are is right"
         )
-    return tuple(ForeignShard(url, found[url]) for url in sorted(found))
+    return tuple(ExternalShard(url, found[url]) for url in sorted(found))
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -155,7 +155,7 @@ def _tars(folder: str) -> dict[str, int]:
     return {name: size for name, size in found.items() if not name.startswith(".")}
 
 
-def check_fit(settings: Settings, shards: ForeignShards, world_size: int) -> None:
+def check_fit(settings: Settings, shards: ExternalShards, world_size: int) -> None:
     """Whether so many ranks can train on it with these settings.
 
     Raises:
@@ -185,7 +185,7 @@ def check_fit(settings: Settings, shards: ForeignShards, world_size: int) -> Non
         )
 
 
-def count_drawings(shards: ForeignShards, world: World) -> int:
+def count_drawings(shards: ExternalShards, world: World) -> int:
     """Drawings of the training shards, all read once to know; every label is checked on the way.
 
     The ranks take turns shard by shard and add up after each turn, so that none waits for another
@@ -215,7 +215,7 @@ def _sum(count: int, world: World) -> int:
     return int(distributed.sum_over_ranks(box).item())
 
 
-def estimate_normalisation(shards: ForeignShards) -> tuple[float, float]:
+def estimate_normalisation(shards: ExternalShards) -> tuple[float, float]:
     """Mean and standard deviation of some training drawings' pixels, on a scale of 0 to 1."""
     chosen = shards.train[:: -(-len(shards.train) // _SAMPLED_SHARDS)]
     each = _SAMPLED_DRAWINGS // len(chosen)

@@ -1,4 +1,4 @@
-"""A rank's foreign drawings without end: pass after pass over its shards, shuffled in memory."""
+"""A rank's external drawings without end: pass after pass over its shards, shuffled in memory."""
 
 from __future__ import annotations
 

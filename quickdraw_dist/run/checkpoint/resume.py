@@ -74,7 +74,7 @@ def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> l
         for change, (name, old, _) in zip(changes, differences, strict=True)
         if name.startswith(_FIXED) and old is not None
     ]
-    lanes = saved.meta["lanes"]  # 0: a foreign dataset, which has none
+    lanes = saved.meta["lanes"]  # 0: an external dataset, which has none
     if lanes and settings.stream.lanes not in ("auto", lanes):
         fixed.append(f"stream.lanes: {lanes} -> {settings.stream.lanes}")
     if fixed:

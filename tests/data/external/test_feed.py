@@ -1,4 +1,4 @@
-"""Batches of foreign tars: what is delivered, in which order, and what is said of it."""
+"""Batches of external tars: what is delivered, in which order, and what is said of it."""
 
 from __future__ import annotations
 

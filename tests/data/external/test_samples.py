@@ -1,4 +1,4 @@
-"""Samples of foreign tars that cannot be trained on are named, never skipped."""
+"""Samples of external tars that cannot be trained on are named, never skipped."""
 
 from __future__ import annotations
 

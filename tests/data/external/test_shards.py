@@ -1,4 +1,4 @@
-"""Foreign tars: which are found, and what is refused before anything is read."""
+"""External tars: which are found, and what is refused before anything is read."""
 
 from __future__ import annotations
 

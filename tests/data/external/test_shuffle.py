@@ -1,4 +1,4 @@
-"""Passes over foreign tars: every drawing once in each, shuffled as far as memory goes."""
+"""Passes over external tars: every drawing once in each, shuffled as far as memory goes."""
 
 from __future__ import annotations
 
