@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = open_source(arguments.source, dataset.classes) if arguments.source else None
     total = sum(file.drawings for file in dataset.source_files)
     with tqdm(total=total, unit=" drawings", unit_scale=True) as bar:
-        found = list(islice(verify.problems(folder, dataset, source, bar.update), _SHOWN + 1))
+        found = list(islice(verify.find_problems(folder, dataset, source, bar.update), _SHOWN + 1))
     if found:
         if len(found) > _SHOWN:
             found[_SHOWN] = "and more; verify again when these are repaired"

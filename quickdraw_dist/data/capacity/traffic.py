@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.capacity.requests import Requests
 from quickdraw_dist.data.order.order import Order, rank_part, sequential
-from quickdraw_dist.data.shards.blocks import BYTES_A_DRAWING
+from quickdraw_dist.data.shards.blocks import BYTES_PER_DRAWING
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def node_reads(dataset: Outline, order: Order, ranks: range, world_size: int) ->
         whole = [dataset.shard_bytes[split][shard] for shard in shards]
         by_block[split] = Requests(0, len(blocks), sum(sizes))
         by_shard[split] = Requests(0, len(shards), sum(whole))
-        decoded[split] = sum(count for _, count in blocks) * BYTES_A_DRAWING
+        decoded[split] = sum(count for _, count in blocks) * BYTES_PER_DRAWING
     return NodeReads(by_block, by_shard, decoded["train"])
 
 

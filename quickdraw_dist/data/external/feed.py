@@ -91,13 +91,13 @@ class ExternalFeed:
         part = self.part[1] - self.part[0]
         taken = BATCHES * batch_bytes(part, self._pin)
         taken += max(shard.bytes for shard in shards) if is_remote(shards[0].url) else 0
-        if (needed := taken + part * blocks.BYTES_A_DRAWING) > memory_bytes:
+        if (needed := taken + part * blocks.BYTES_PER_DRAWING) > memory_bytes:
             raise RefusedError(
                 f"--stream.memory_bytes {memory_bytes}: {BATCHES} batches of {part:,} drawings, "
                 f"as many to shuffle, and the largest shard of a remote dataset take {needed:,} "
                 "bytes; that much is right, and more shuffles better"
             )
-        return (memory_bytes - taken) // blocks.BYTES_A_DRAWING
+        return (memory_bytes - taken) // blocks.BYTES_PER_DRAWING
 
     def describe(self, first_step: int) -> list[str]:
         """Lines for whoever starts a run at this step of an epoch."""

@@ -9,7 +9,7 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.process import processors
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import longest_need
-from quickdraw_dist.data.shards.blocks import BYTES_A_DRAWING
+from quickdraw_dist.data.shards.blocks import BYTES_PER_DRAWING
 from quickdraw_dist.data.stream.ring import ring_bytes
 
 BATCHES = 4
@@ -18,7 +18,7 @@ BATCHES = 4
 HELD = 2
 """Batches in use at once: one in the step, and one on its way to the device."""
 
-RESIDENT_BYTES = BYTES_A_DRAWING + 2 * 8
+RESIDENT_BYTES = BYTES_PER_DRAWING + 2 * 8
 """Of a drawing in resident mode: pixels, label, row, and its place in this epoch and the next."""
 
 RESIDENT_SHARE = 0.8
@@ -83,7 +83,7 @@ def plan_memory(
         RefusedError: not even the least fits.
     """
     window, least = longest_need(order), least_batches(order)
-    scratch = _SCRATCH_BLOCKS * order.longest_block * BYTES_A_DRAWING
+    scratch = _SCRATCH_BLOCKS * order.longest_block * BYTES_PER_DRAWING
     scratch += _SCRATCH_PLACES * order.longest_window
 
     def taken(batches: int, threads: int, fetchers: int) -> int:

@@ -48,7 +48,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-BYTES_A_DRAWING = PIXELS + sum(_DTYPES[name].itemsize for name in ("labels", "rows"))
+BYTES_PER_DRAWING = PIXELS + sum(_DTYPES[name].itemsize for name in ("labels", "rows"))
 """Of a decoded block: pixels, label and row."""
 
 
@@ -60,7 +60,7 @@ class Block:
     labels: NDArray[np.uint16]  # (n,)
     rows: NDArray[np.uint32]  # (n,)
 
-    def part(self, start: int, stop: int) -> Block:
+    def slice(self, start: int, stop: int) -> Block:
         """Drawings `start` to `stop` of it, without a copy."""
         piece = slice(start, stop)
         return Block(self.drawings[piece], self.labels[piece], self.rows[piece])

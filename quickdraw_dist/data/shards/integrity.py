@@ -22,7 +22,7 @@ from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.drawings.bitmaps import READINGS, file_url
 from quickdraw_dist.data.drawings.classes import official_file
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
-from quickdraw_dist.data.shards.manifest import Part, SourceFile
+from quickdraw_dist.data.shards.manifest import PartFile, SourceFile
 from quickdraw_dist.data.shards.plan import Plan
 
 READERS = 8
@@ -103,7 +103,7 @@ def check_official(source: Source, label: int) -> tuple[str, ...]:
     return (SIZE, MD5)
 
 
-def official_problems(source: Source) -> Iterator[str]:
+def find_official_problems(source: Source) -> Iterator[str]:
     """A line for every official file of a source that has another MD5."""
 
     def problem(label: int) -> str | None:
@@ -117,8 +117,8 @@ def official_problems(source: Source) -> Iterator[str]:
         yield from filter(None, pool.map(problem, range(len(source.classes))))
 
 
-def check(
-    plan: Plan, source: Source, parts: list[Part], progress: Callable[[int], object]
+def check_source(
+    plan: Plan, source: Source, parts: list[PartFile], progress: Callable[[int], object]
 ) -> tuple[tuple[SourceFile, ...], Crcs]:
     """Compare what all groups read, and the files themselves, with all that is known of them.
 

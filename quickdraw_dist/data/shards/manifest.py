@@ -53,7 +53,7 @@ class RangeRead(_Stored):
     crc32c: Count
 
 
-class Part(_Stored):
+class PartFile(_Stored):
     """What one group became: a file of its own under `parts/` until the manifest is merged."""
 
     fingerprint: str
@@ -112,12 +112,12 @@ class Manifest(_Stored):
         return tuple(tuple(b.drawings for b in shard.blocks) for shard in self.splits[split])
 
 
-def part_name(group: int) -> str:
+def part_file_name(group: int) -> str:
     """The path of a group's part file below the dataset's folder."""
     return f"parts/group-{group:06d}.json"
 
 
-def shards_of(parts: Mapping[int, Part]) -> dict[str, tuple[ShardEntry, ...]]:
+def shards_of(parts: Mapping[int, PartFile]) -> dict[str, tuple[ShardEntry, ...]]:
     """The shards of each split, in order, of the parts of all groups."""
     in_order = [parts[group] for group in sorted(parts)]
     return {
@@ -126,7 +126,7 @@ def shards_of(parts: Mapping[int, Part]) -> dict[str, tuple[ShardEntry, ...]]:
 
 
 def merge(
-    plan: Plan, parts: Mapping[int, Part], source: str, source_files: tuple[SourceFile, ...]
+    plan: Plan, parts: Mapping[int, PartFile], source: str, source_files: tuple[SourceFile, ...]
 ) -> Manifest:
     """The manifest of a plan whose every group is done; pure, the same whoever merges."""
     splits = shards_of(parts)
@@ -202,6 +202,6 @@ def _has_parts(folder: str) -> bool:
         return False
 
 
-def to_json(stored: Manifest | Part) -> bytes:
+def to_json(stored: Manifest | PartFile) -> bytes:
     """The bytes to publish."""
     return (stored.model_dump_json() + "\n").encode()

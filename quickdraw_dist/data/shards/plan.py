@@ -22,7 +22,7 @@ from quickdraw_dist.data.drawings.drawing import PIXELS
 
 SPLITS = ("train", "val", "test")
 
-_BYTES_A_DRAWING = {
+_BYTES_PER_DRAWING = {
     ("blocks", "gzip"): 290,
     ("blocks", "none"): 800,
     ("per_drawing", "gzip"): 2048,
@@ -32,13 +32,13 @@ _BYTES_A_DRAWING = {
 
 
 @dataclass(frozen=True)
-class ShardPlace:
+class PlannedShard:
     """One shard-to-be: its split, its number in the split, and its part of its group's split."""
 
     split: str
     number: int
-    part: int
-    parts: int
+    index: int
+    of: int
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class Plan:
     def estimated_bytes(self) -> int:
         """About what the shards of official drawings take."""
         settings = self.settings
-        return self.drawings * _BYTES_A_DRAWING[settings.layout, settings.compression]
+        return self.drawings * _BYTES_PER_DRAWING[settings.layout, settings.compression]
 
     @property
     def worker_bytes(self) -> int:
@@ -145,12 +145,12 @@ class Plan:
                 sizes[group] += np.bincount(table[start:stop], minlength=len(SPLITS))
         return sizes
 
-    def shards(self, group: int) -> list[ShardPlace]:
+    def shards(self, group: int) -> list[PlannedShard]:
         """The shards that a group becomes, numbered on from those of the groups before it."""
         per_group = -(-self.split_sizes // self.settings.drawings_per_shard)
         first = per_group[:group].sum(axis=0)
         return [
-            ShardPlace(split, int(first[s]) + part, part, int(per_group[group, s]))
+            PlannedShard(split, int(first[s]) + part, part, int(per_group[group, s]))
             for s, split in enumerate(SPLITS)
             for part in range(int(per_group[group, s]))
         ]
@@ -163,12 +163,12 @@ class Plan:
         rows = np.concatenate([np.arange(a, b, dtype=np.uint32) for a, b in ranges])
         return labels, rows
 
-    def members(self, group: int, place: ShardPlace) -> NDArray[np.int64]:
+    def members(self, group: int, place: PlannedShard) -> NDArray[np.int64]:
         """Which of a group's drawings a shard holds and in which order, as indices (n,) into
         `identities`: the split's drawings of the group, permuted, dealt out evenly."""
         dealt = _dealt(self, group, place.split)
-        start = place.part * len(dealt) // place.parts
-        stop = (place.part + 1) * len(dealt) // place.parts
+        start = place.index * len(dealt) // place.of
+        stop = (place.index + 1) * len(dealt) // place.of
         return dealt[start:stop]
 
 

@@ -65,7 +65,7 @@ class _Shard:
     pixel_sums: NDArray[np.int64] | None  # None when a block could not be read
 
 
-def problems(
+def find_problems(
     folder: str,
     dataset: Manifest,
     source: Source | None = None,
@@ -88,7 +88,7 @@ def problems(
         if (source.classes, source.counts) != (dataset.classes, counts):
             yield f"{folder}: {source.url} has other classes or counts than it was made from"
             return
-        yield from integrity.official_problems(source)
+        yield from integrity.find_official_problems(source)
     yield from _unknown_shards(folder, dataset)
     first = np.concatenate([[0], np.cumsum(counts)])  # of each class in `seen`
     seen = np.zeros(plan.drawings, np.uint8)

@@ -18,8 +18,8 @@ from quickdraw_dist.base.orphans import die_with_parent
 from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
 from quickdraw_dist.data.shards import blocks, integrity, manifest
-from quickdraw_dist.data.shards.manifest import BlockEntry, Part, RangeRead, ShardEntry
-from quickdraw_dist.data.shards.plan import SPLITS, Plan, ShardPlace
+from quickdraw_dist.data.shards.manifest import BlockEntry, PartFile, RangeRead, ShardEntry
+from quickdraw_dist.data.shards.plan import SPLITS, Plan, PlannedShard
 
 Progress = Callable[[int], object]
 """Called with the number of drawings just written."""
@@ -33,7 +33,7 @@ def build_group(
     memory: Scratch,
     progress: Progress = lambda _: None,
     true_crcs: Sequence[int] | None = None,
-) -> Part:
+) -> PartFile:
     """Read a group's rows into `memory`, publish its shards, then its part file.
 
     `true_crcs` are the CRC-32C of its ranges, class by class, where they are known already: a
@@ -52,7 +52,7 @@ def build_group(
         per_class[place.split] += np.bincount(labels[members], minlength=len(plan.classes))
         sums += pixel_sums
         progress(len(members))
-    part = Part(
+    part = PartFile(
         fingerprint=plan.fingerprint,
         group=group,
         shards={split: tuple(entries) for split, entries in shards.items()},
@@ -61,7 +61,7 @@ def build_group(
         pixel_square_sum=int(sums[1]),
         ranges=ranges,
     )
-    storage.publish(storage.join(dest, manifest.part_name(group)), manifest.to_json(part))
+    storage.publish(storage.join(dest, manifest.part_file_name(group)), manifest.to_json(part))
     return part
 
 
@@ -106,7 +106,7 @@ def _blocks(
 
 
 def _publish_shard(
-    plan: Plan, group: int, place: ShardPlace, contents: Iterable[blocks.Block], dest: str
+    plan: Plan, group: int, place: PlannedShard, contents: Iterable[blocks.Block], dest: str
 ) -> tuple[ShardEntry, NDArray[np.int64]]:
     """Encode and publish one shard; its entry, and for train its pixel sums, for others zeros."""
     chunks, entries, offset = [], [], 0
@@ -135,7 +135,7 @@ def _publish_shard(
     return entry, sums
 
 
-def finished_parts(plan: Plan, dest: str) -> dict[int, Part]:
+def finished_groups(plan: Plan, dest: str) -> dict[int, PartFile]:
     """The parts of all groups that are done and whose shards are all there, by group.
 
     Raises:
@@ -150,7 +150,7 @@ def finished_parts(plan: Plan, dest: str) -> dict[int, Part]:
     for name in _sizes(storage.join(dest, "parts"), ".json"):
         url = storage.join(dest, "parts", name)
         try:
-            part = Part.model_validate_json(storage.read(url))
+            part = PartFile.model_validate_json(storage.read(url))
         except ValidationError:
             continue  # damaged, or of another release: the group is built again
         if part.fingerprint != plan.fingerprint:
@@ -171,7 +171,7 @@ def _sizes(folder: str, suffix: str) -> dict[str, int]:
         return {}
 
 
-def finished_dataset(plan: Plan, dest: str, parts: dict[int, Part]) -> manifest.Manifest | None:
+def finished_dataset(plan: Plan, dest: str, parts: dict[int, PartFile]) -> manifest.Manifest | None:
     """The manifest, if it is there and holds the shards of these parts of all groups."""
     if len(parts) < plan.groups:
         return None
@@ -186,7 +186,7 @@ def merge_if_complete(
     plan: Plan,
     source: Source,
     dest: str,
-    parts: dict[int, Part] | None = None,
+    parts: dict[int, PartFile] | None = None,
     progress: Progress = lambda _: None,
 ) -> manifest.Manifest | None:
     """Publish the manifest when every group is done; None when some are missing.
@@ -198,17 +198,19 @@ def merge_if_complete(
         plan: the dataset's.
         source: its source.
         dest: its folder.
-        parts: what `finished_parts` has just given; None to look for them.
+        parts: what `finished_groups` has just given; None to look for them.
         progress: called with 1 for every file of the source that was checked.
 
     Raises:
         CorruptError: the source is not what its checksum says, or not the official one.
         StorageError: the store failed.
     """
-    done = dict(finished_parts(plan, dest) if parts is None else parts)
+    done = dict(finished_groups(plan, dest) if parts is None else parts)
     if len(done) < plan.groups:
         return None
-    files, crcs = integrity.check(plan, source, [done[g] for g in range(plan.groups)], progress)
+    files, crcs = integrity.check_source(
+        plan, source, [done[g] for g in range(plan.groups)], progress
+    )
     wrong = [g for g, true in enumerate(crcs) if [r.crc32c for r in done[g].ranges] != true]
     if wrong:
         print(f"source: building {len(wrong)} of {plan.groups} groups again", file=sys.stderr)

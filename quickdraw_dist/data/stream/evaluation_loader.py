@@ -32,7 +32,7 @@ def evaluation_batches(
         done = 0
         while done < len(block.labels):
             step = min(len(labels) - filled, len(block.labels) - done)
-            into, part = slice(filled, filled + step), block.part(done, done + step)
+            into, part = slice(filled, filled + step), block.slice(done, done + step)
             drawings.numpy()[into] = part.drawings
             labels.numpy()[into] = part.labels
             rows[into] = part.rows

@@ -79,7 +79,7 @@ class SplitReader:
     def piece(self, piece: Piece, scratch: storage.Scratch | None = None) -> blocks.Block:
         """The drawings of a piece, out of its block, which is read whole."""
         block = self.read(piece.shard, piece.block, scratch)
-        return block if len(piece) == len(block.rows) else block.part(piece.start, piece.stop)
+        return block if len(piece) == len(block.rows) else block.slice(piece.start, piece.stop)
 
     def _read(self, scratch: storage.Scratch, shard: int, offset: int, size: int) -> memoryview:
         """Bytes of a shard from wherever it is nearest."""

@@ -90,7 +90,7 @@ def go_on() -> Callable[..., tuple[list[int], Manifest]]:
 
     def run(made: Dataset, dest: str | Path, processes: int = 1) -> tuple[list[int], Manifest]:
         plan = Plan(made.manifest.classes, made.source.counts, made.manifest.settings)
-        done = writer.finished_parts(plan, str(dest))
+        done = writer.finished_groups(plan, str(dest))
         missing = [group for group in range(plan.groups) if group not in done]
         writer.build(plan, missing, made.source, str(dest), processes, lambda _: None)
         merged = writer.merge_if_complete(plan, made.source, str(dest))

@@ -144,14 +144,14 @@ def test_the_proof_blames_no_drawing_for_a_bit_that_flipped_on_the_way(
         return bit
 
     store.intercept = flipping(store, hit)
-    assert list(proof.problems(dataset.folder, dataset.manifest, open_source(BITMAPS))) == []
+    assert list(proof.find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))) == []
     assert len(flips) > 2
     path = Path(own_source.source.url) / "sun.npy"
     data = bytearray(path.read_bytes())
     data[128 + 784 * 300] ^= 1
     path.write_bytes(data)
     store.upload(own_source.source.url, BITMAPS)
-    (problem,) = proof.problems(dataset.folder, dataset.manifest, open_source(BITMAPS))
+    (problem,) = proof.find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))
     assert problem.endswith("class 'sun' row 300 are not the source's (1 such drawings)")
 
 

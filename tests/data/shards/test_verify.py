@@ -34,7 +34,7 @@ NORMALISATION = "train: pixels have mean "
 
 def found(made: Dataset, source: Source | None = None) -> list[str]:
     """All problems of the dataset as it lies on the disk now."""
-    return list(verify.problems(made.folder, manifest.read(made.folder), source))
+    return list(verify.find_problems(made.folder, manifest.read(made.folder), source))
 
 
 def read_blocks(made: Dataset, shard: ShardEntry) -> list[Block]:
@@ -99,7 +99,7 @@ def test_a_good_dataset_has_no_problems(of_layout: Callable[[str], Dataset], lay
     made = of_layout(layout)
     for source in (None, made.source):
         looked_at: list[int] = []
-        problems = verify.problems(made.folder, made.manifest, source, looked_at.append)
+        problems = verify.find_problems(made.folder, made.manifest, source, looked_at.append)
         assert list(problems) == []
         assert sum(looked_at) == sum(made.source.counts)
 

@@ -161,14 +161,16 @@ DAMAGES: dict[str, Callable[[Path, str], object]] = {
         (folder / shard).read_bytes()[:-1]
     ),
     "train shard emptied": lambda folder, shard: (folder / shard).write_bytes(b""),
-    "part deleted": lambda folder, _: (folder / manifest.part_name(1)).unlink(),
-    "part truncated": lambda folder, _: (folder / manifest.part_name(1)).write_bytes(
-        (folder / manifest.part_name(1)).read_bytes()[:-30]
+    "part deleted": lambda folder, _: (folder / manifest.part_file_name(1)).unlink(),
+    "part truncated": lambda folder, _: (folder / manifest.part_file_name(1)).write_bytes(
+        (folder / manifest.part_file_name(1)).read_bytes()[:-30]
     ),
-    "part emptied": lambda folder, _: (folder / manifest.part_name(1)).write_bytes(b""),
-    "part not text": lambda folder, _: (folder / manifest.part_name(1)).write_bytes(b"\xff\x00"),
-    "part of another release": lambda folder, _: (folder / manifest.part_name(1)).write_text(
-        json.dumps(json.loads((folder / manifest.part_name(1)).read_text()) | {"novelty": 1})
+    "part emptied": lambda folder, _: (folder / manifest.part_file_name(1)).write_bytes(b""),
+    "part not text": lambda folder, _: (folder / manifest.part_file_name(1)).write_bytes(
+        b"\xff\x00"
+    ),
+    "part of another release": lambda folder, _: (folder / manifest.part_file_name(1)).write_text(
+        json.dumps(json.loads((folder / manifest.part_file_name(1)).read_text()) | {"novelty": 1})
     ),
 }
 
@@ -200,7 +202,7 @@ def test_a_missing_group_keeps_the_dataset_unfinished(
 ) -> None:
     """Merging what is not complete must not publish a manifest of less."""
     (Path(own.folder) / manifest.NAME).unlink()
-    (Path(own.folder) / manifest.part_name(2)).unlink()
+    (Path(own.folder) / manifest.part_file_name(2)).unlink()
     before = tree(own.folder)
     assert writer.merge_if_complete(plan_of(own), own.source, own.folder) is None
     assert tree(own.folder) == before
@@ -311,7 +313,7 @@ def test_parts_of_another_plan_are_refused(
         settings = plan.settings.model_copy(update=change)
         other = Plan(plan.classes, plan.counts, settings)
     for refused in (
-        lambda: writer.finished_parts(other, own.folder),
+        lambda: writer.finished_groups(other, own.folder),
         lambda: writer.merge_if_complete(other, own.source, own.folder),
     ):
         with pytest.raises(RefusedError) as caught:
@@ -332,7 +334,7 @@ def test_a_source_that_changes_between_groups_is_noticed(
     data[128 + 784 * plan.rows(0, own_source.source.classes.index("dog"))[0] + 400] ^= 255
     path.write_bytes(data)
     (Path(own_source.folder) / manifest.NAME).unlink()
-    (Path(own_source.folder) / manifest.part_name(1)).unlink()
+    (Path(own_source.folder) / manifest.part_file_name(1)).unlink()
     try:
         merged = go_on(own_source, own_source.folder)[1]
     except RefusedError as error:

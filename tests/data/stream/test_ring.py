@@ -75,7 +75,7 @@ def test_a_block_may_be_lent() -> None:
     assert not lent.drawings.flags.writeable
     assert not lent.drawings.flags.owndata
     ring = Ring(1, 5, pin=False)
-    put(ring, [0, 1, 2, 3, 4], lent.part(3, 8))
+    put(ring, [0, 1, 2, 3, 4], lent.slice(3, 8))
     assert holds(ring, 0, [3, 4, 5, 6, 7])
 
 
