@@ -332,7 +332,7 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "no workers": (["--of", "0"], "--of 0"),
     "worker no number": (["--worker", "one"], "--worker"),
     "no config": (["--config", "nowhere.yaml"], "--config nowhere.yaml"),
-    "no such recipe": (["--source", "synthetic:?clases=3"], "Did you mean 'classes'"),
+    "unknown synthetic setting": (["--source", "synthetic:?clases=3"], "Did you mean 'classes'"),
 }
 
 

@@ -13,7 +13,7 @@ from quickdraw_dist.data.drawings.synthetic.source import open_synthetic
 
 
 def open_source(url: str, classes: Sequence[str] = ()) -> Source:
-    """The source behind a folder, a `gs://` prefix or a `synthetic:` recipe.
+    """The source behind a folder, a `gs://` prefix or a `synthetic:` address.
 
     Args:
         url: what the user typed.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quickdraw_dist.data.drawings.drawing import SIDE
 
 Line = NDArray[np.float64]
-"""One stroke of a recipe: (points, 2), x to the right, y down."""
+"""One stroke of a template: (points, 2), x to the right, y down."""
 
 Shape = Callable[[float, float], Line]
 """A kind of line by its proportions, two numbers in [0, 1)."""
@@ -156,7 +156,7 @@ def travel(line: Line) -> NDArray[np.float64]:
 
 
 def scaled(strokes: Sequence[Line]) -> tuple[list[Line], float]:
-    """The strokes of one recipe in pixels around (0, 0), and the length of line they take.
+    """The strokes of one template in pixels around (0, 0), and the length of line they take.
 
     The longer side of them all is `LONG_SIDE_PX`.
     """

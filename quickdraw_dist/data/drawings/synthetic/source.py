@@ -1,6 +1,6 @@
 """Synthetic drawings: `synthetic:?classes=345&per_class=2000&seed=7`, no network, no files.
 
-A class is a recipe (see `recipes`), made from the stream of (seed, label); a drawing is a
+A class is a template (see `templates`), made from the stream of (seed, label); a drawing is a
 distortion of it, made from the stream of (seed, label, row) alone. So a drawing's bytes are the
 same on every machine, as those of an official file would be.
 
@@ -28,7 +28,7 @@ from quickdraw_dist.base.hashing import key64, random64
 from quickdraw_dist.data.drawings.classes import official
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
 from quickdraw_dist.data.drawings.synthetic import rendering as draw
-from quickdraw_dist.data.drawings.synthetic.templates import distort, recipe
+from quickdraw_dist.data.drawings.synthetic.templates import distort, make_template
 
 # Drawings rendered at a time: about 10 MB of work space, and faster than 256 or 1024.
 _CHUNK = 512
@@ -87,7 +87,7 @@ class SyntheticSource:
 
 def _render(seed: int, label: int, start: int, stop: int) -> NDArray[np.uint8]:
     """Rows of a class, each drawn for itself, (stop - start, 28, 28) uint8."""
-    of_class, key = recipe(seed, label), key64("drawings", seed, label)
+    of_class, key = make_template(seed, label), key64("drawings", seed, label)
     drawings = np.empty((stop - start, SIDE, SIDE), np.uint8)
     for first in range(start, stop, _CHUNK):
         count = min(_CHUNK, stop - first)

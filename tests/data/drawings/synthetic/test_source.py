@@ -86,7 +86,7 @@ def test_a_pickled_source_reads_the_same() -> None:
 def test_the_bytes_never_change() -> None:
     """Shards, checksums and results quote these drawings: a change here is a new source.
 
-    Whoever changes a knob or a recipe on purpose writes the new number here and measures the
+    Whoever changes a knob or a template on purpose writes the new number here and measures the
     accuracies named in `synthetic` again.
     """
     source = synthetic.open_synthetic("synthetic:?classes=345&seed=7")
@@ -193,7 +193,7 @@ def test_a_pool_is_counter_based_as_the_rest() -> None:
 
 
 def test_a_pool_renders_once_and_no_more_than_it_has() -> None:
-    """One drawing for ever when there is one, and that without another look at the recipe."""
+    """One drawing for ever when there is one, and that without another look at the template."""
     synthetic._pool.cache_clear()
     source = synthetic.open_synthetic("synthetic:?classes=2&per_class=100000&pool=1&seed=91")
     for start in range(0, 100_000, 10_000):
