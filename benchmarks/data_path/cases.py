@@ -25,7 +25,7 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import schedule
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
-from quickdraw_dist.data.shards.verify import find_problems
+from quickdraw_dist.data.verify import find_problems
 from quickdraw_dist.distributed import ranks as distributed
 
 BATCH = 4_096

@@ -21,10 +21,11 @@ Pixels = NDArray[np.uint8]
 Counts = dict[bytes, int]
 
 LAYOUTS: dict[str, dict[str, object]] = {
+    "gzip": {},
+    "none": {"compression": "none"},
     "per_drawing": {"layout": "per_drawing"},
-    "gzip blocks": {},
-    "plain blocks": {"compression": "none"},
 }
+"""Settings of `shard` that write the same drawings in other bytes."""
 STOCK: dict[str, tuple[Any, ...]] = {"png": ("png",), "npy": ("npy",), "flat npy": ("npy", 784)}
 
 

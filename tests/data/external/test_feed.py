@@ -50,10 +50,10 @@ def test_an_epoch_of_stock_tars(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_our_own_shards_without_a_manifest(ours: Callable[[str], Dataset], layout: str) -> None:
-    """Splits are taken from the folders; blocks keep their rows; a small sample is measured
-    exactly as the manifest says."""
-    made = ours(layout)
+def test_our_own_shards_as_external_data(of_layout: Callable[[str], Dataset], layout: str) -> None:
+    """Splits are taken from the folders, the manifest is not read; blocks keep their rows; a small
+    sample is measured exactly as the manifest says."""
+    made = of_layout(layout)
     feed = open_feed(make_settings(made.folder, batch=90, class_names=made.manifest.classes))
     assert feed.drawings == made.manifest.drawings("train") == 1800
     assert feed.dataset.pixel_mean == pytest.approx(made.manifest.pixel_mean, rel=1e-12)

@@ -11,7 +11,7 @@ import pytest
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.external.shards import find_shards, open_shards
 from quickdraw_dist.data.feed import open_dataset, refuse_misfit
-from tests.conftest import Store
+from tests.conftest import Dataset, Store
 from tests.support.tars import delivered, make_settings, open_feed, write_shards
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -115,14 +115,15 @@ def test_too_few_drawings_or_too_little_memory(tmp_path: Path) -> None:
     assert len(set(delivered(least.epoch(0)))) == 10
 
 
-def test_the_default_reader_tells_of_this_one(tmp_path: Path, ours: Callable[..., Any]) -> None:
+def test_the_default_reader_tells_of_this_one(tmp_path: Path, own: Dataset) -> None:
     """Where there are tars and nothing of ours; not where sharding has only begun. Settings of
     this reader without it are a mistake."""
     write_shards(tmp_path / "tars", [5])
     shards: dict[str, Any] = {"reader": "shards"}
     said = refusal(lambda: open_dataset(make_settings(tmp_path / "tars", **shards)))
     assert "make shard DEST=" in said and "--stream.reader webdataset" in said
-    begun = Path(ours("gzip blocks").folder)
+    begun = Path(own.folder)
+    (begun / "manifest.json").unlink()
     assert "webdataset" not in refusal(lambda: open_dataset(make_settings(begun, **shards)))
     assert "webdataset" not in refusal(lambda: open_dataset(make_settings(tmp_path, **shards)))
     wrong = make_settings(tmp_path, reader="shards", epoch_drawings=100)

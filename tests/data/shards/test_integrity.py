@@ -25,8 +25,8 @@ from quickdraw_dist.data.drawings.classes import OfficialClass
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import integrity, manifest, writer
-from quickdraw_dist.data.shards import verify as proof
 from quickdraw_dist.data.shards.plan import Plan
+from quickdraw_dist.data.verify import find_problems
 from tests.support.gcs.server import Request, Response
 
 if TYPE_CHECKING:
@@ -144,14 +144,14 @@ def test_the_proof_blames_no_drawing_for_a_bit_that_flipped_on_the_way(
         return bit
 
     store.intercept = flipping(store, hit)
-    assert list(proof.find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))) == []
+    assert list(find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))) == []
     assert len(flips) > 2
     path = Path(own_source.source.url) / "sun.npy"
     data = bytearray(path.read_bytes())
     data[128 + 784 * 300] ^= 1
     path.write_bytes(data)
     store.upload(own_source.source.url, BITMAPS)
-    (problem,) = proof.find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))
+    (problem,) = find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))
     assert problem.endswith("class 'sun' row 300 are not the source's (1 such drawings)")
 
 

@@ -17,10 +17,11 @@ import pytest
 from quickdraw_dist.base import storage
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source
-from quickdraw_dist.data.shards import blocks, manifest, verify
+from quickdraw_dist.data.shards import blocks, manifest
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.shards.manifest import BlockEntry, ShardEntry
 from quickdraw_dist.data.shards.plan import Plan
+from quickdraw_dist.data.verify import find_problems
 
 if TYPE_CHECKING:
     from tests.conftest import Dataset
@@ -34,7 +35,7 @@ NORMALISATION = "train: pixels have mean "
 
 def found(made: Dataset, source: Source | None = None) -> list[str]:
     """All problems of the dataset as it lies on the disk now."""
-    return list(verify.find_problems(made.folder, manifest.read(made.folder), source))
+    return list(find_problems(made.folder, manifest.read(made.folder), source))
 
 
 def read_blocks(made: Dataset, shard: ShardEntry) -> list[Block]:
@@ -99,7 +100,7 @@ def test_a_good_dataset_has_no_problems(of_layout: Callable[[str], Dataset], lay
     made = of_layout(layout)
     for source in (None, made.source):
         looked_at: list[int] = []
-        problems = verify.find_problems(made.folder, made.manifest, source, looked_at.append)
+        problems = find_problems(made.folder, made.manifest, source, looked_at.append)
         assert list(problems) == []
         assert sum(looked_at) == sum(made.source.counts)
 
