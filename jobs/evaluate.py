@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings, arguments = load(parser, argv, ("data", "output", "evaluation"))
     url = checkpoint.find(arguments.checkpoint or settings.output)
     saved = checkpoint.load(url)
-    dataset = manifest.read(settings.data)
+    dataset = manifest.read_trainable(settings.data)
     if list(dataset.classes) != saved.meta["classes"]:
         raise RefusedError(
             f"{settings.data}: has {len(dataset.classes)} classes, {url} was trained on "

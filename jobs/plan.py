@@ -75,7 +75,7 @@ def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Out
         plan = Plan(source.classes, source.counts, settings.shard, source.identity)
         return outline.of_plan(plan, given.source), f"planned from {given.source}"
     try:
-        dataset = manifest.read(settings.data)
+        dataset = manifest.read_trainable(settings.data)
     except RefusedError as error:
         raise RefusedError(f"{error}. To plan before that: --official or --source") from None
     return outline.of_manifest(dataset), f"as sharded in {settings.data}"

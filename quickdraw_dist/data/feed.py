@@ -86,7 +86,7 @@ def open_dataset(settings: Settings) -> Dataset:
                 "--stream.reader webdataset"
             )
     try:
-        return manifest.read(settings.data)
+        return manifest.read_trainable(settings.data)
     except RefusedError as error:
         if not _has_only_tars(settings.data):
             raise

@@ -1,68 +1,23 @@
-"""Proving a dataset: checksums, identities, labels, and every pixel against its source."""
+"""Verify a dataset: checksums, identities, labels, and every pixel against its source."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice, repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.drawings.drawing import Source
+from quickdraw_dist.data.drawings.drawing import SIDE, Source
+from quickdraw_dist.data.external import samples
 from quickdraw_dist.data.shards import blocks, integrity, manifest
+from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.shards.manifest import BlockEntry, Manifest, ShardEntry
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 from quickdraw_dist.data.shards.writer import read_rows
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """A group's drawings as its source has them."""
-
-    source: Source
-    slices: list[tuple[int, int]]  # rows of each class
-    pixels: NDArray[np.uint8]  # (n, 28, 28), class after class
-    crcs: list[int]  # of each class's range
-    settled: set[int] = field(default_factory=set)  # labels that were read again
-
-    def differ(
-        self, at: NDArray[np.int64], labels: NDArray[np.uint16], drawings: NDArray[np.uint8]
-    ) -> NDArray[np.bool_]:
-        """Which of these drawings are not those at these places, (n,). Before a class is blamed it
-        is read again: a bit may have flipped on the way here."""
-        wrong = np.asarray((self.pixels[at] != drawings).any(axis=(1, 2)))
-        doubted = set(labels[wrong].tolist()) - self.settled
-        for label in doubted:
-            start, stop = self.slices[label]
-            rows, _ = integrity.read_again(self.source, label, start, stop, self.crcs[label])
-            first = sum(b - a for a, b in self.slices[:label])
-            self.pixels[first : first + len(rows)] = rows
-            self.settled.add(label)
-        return np.asarray((self.pixels[at] != drawings).any(axis=(1, 2))) if doubted else wrong
-
-
-@dataclass(frozen=True)
-class _Group:
-    """What the plan says of the group in hand."""
-
-    plan: Plan
-    slices: NDArray[np.int64]  # (classes, 2): the rows of each class that it reads
-    identities: tuple[NDArray[np.uint16], NDArray[np.uint32]]  # labels and rows, as read
-    splits: NDArray[np.uint8]  # (n,): the index in SPLITS of each, as read
-    original: _Pixels | None  # None without a source
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """What a shard holds, and what is wrong with it. A block that cannot be read counts as what
-    the plan says: that it is bad is said once, and its rows are not missing besides."""
-
-    problems: list[str]
-    labels: NDArray[np.uint16]
-    rows: NDArray[np.uint32]
-    pixel_sums: NDArray[np.int64] | None  # None when a block could not be read
 
 
 def find_problems(
@@ -71,14 +26,14 @@ def find_problems(
     source: Source | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Iterator[str]:
-    """Everything that is wrong with a dataset, one line each; nothing at all proves it.
+    """Yield a line for everything that is wrong with a dataset; no line proves it.
 
     Args:
         folder: where the shards are.
         dataset: its manifest.
-        source: compare every pixel with it, and its official files with Google's MD5, too.
-            Memory: a group's pixels.
-        progress: called with the number of drawings just checked.
+        source: compare every pixel with it, and its official files with Google's MD5.
+            Takes the memory of one group's pixels.
+        progress: called with the number of drawings just verified.
     """
     counts = tuple(file.drawings for file in dataset.source_files)
     plan = Plan(dataset.classes, counts, dataset.settings)
@@ -89,41 +44,39 @@ def find_problems(
             yield f"{folder}: {source.url} has other classes or counts than it was made from"
             return
         yield from integrity.find_official_problems(source)
-    yield from _unknown_shards(folder, dataset)
+    yield from _find_unlisted_shards(folder, dataset)
     first = np.concatenate([[0], np.cumsum(counts)])  # of each class in `seen`
     seen = np.zeros(plan.drawings, np.uint8)
     per_class = {split: np.zeros(len(counts), np.int64) for split in SPLITS}
     sums: list[NDArray[np.int64] | None] = []
     memory = storage.Scratch()
     for number in range(plan.groups):
-        group = _group(plan, number, source, memory)
-        for split, found in _shards(folder, dataset, group, number):
-            yield from found.problems
-            np.add.at(seen, first[found.labels] + found.rows, 1)
-            per_class[split] += np.bincount(found.labels, minlength=len(counts))
-            sums += [found.pixel_sums] if split == "train" else []
-            progress(len(found.labels))
-    yield from _uncounted(dataset, np.split(seen, first[1:-1]), per_class)
-    yield from _normalisation(dataset, sums)
+        group = _read_group(plan, number, source, memory)
+        for split in SPLITS:
+            for entry in (shard for shard in dataset.splits[split] if shard.group == number):
+                shard = _verify_shard(folder, entry, split, group)
+                yield from shard.problems
+                np.add.at(seen, first[shard.labels] + shard.rows, 1)
+                per_class[split] += np.bincount(shard.labels, minlength=len(counts))
+                sums += [shard.pixel_sums] if split == "train" else []
+                progress(len(shard.labels))
+    yield from _find_miscounts(dataset, np.split(seen, first[1:-1]), per_class)
+    yield from _find_wrong_normalisation(dataset, sums)
 
 
-def _unknown_shards(folder: str, dataset: Manifest) -> Iterator[str]:
-    """Shards that are there but not in the manifest: stock readers take all of a folder."""
+def _find_unlisted_shards(folder: str, dataset: Manifest) -> Iterator[str]:
+    """Yield shards that the manifest does not list: other readers take all of a folder."""
     for split in SPLITS:
-        known = {shard.name for shard in dataset.splits[split]}
-        try:
-            there = storage.sizes(storage.join(folder, split), ".tar")
-        except FileNotFoundError:
-            continue
-        for name in there:
-            if f"{split}/{name}" not in known:
+        listed = {shard.name for shard in dataset.splits[split]}
+        for name in manifest.stored_sizes(storage.join(folder, split), ".tar"):
+            if f"{split}/{name}" not in listed:
                 yield f"{storage.join(folder, split, name)}: not in the manifest"
 
 
-def _uncounted(
+def _find_miscounts(
     dataset: Manifest, seen: list[NDArray[np.uint8]], per_class: dict[str, NDArray[np.int64]]
 ) -> Iterator[str]:
-    """Rows that are not there exactly once, and counts that are not the manifest's."""
+    """Yield rows that are not stored exactly once, and counts that are not the manifest's."""
     for name, rows in zip(dataset.classes, seen, strict=True):
         for what, wrong in (("is missing", rows == 0), ("is there more than once", rows > 1)):
             if wrong.any():
@@ -134,8 +87,10 @@ def _uncounted(
             yield f"{split}: the manifest's counts per class are not those of the shards"
 
 
-def _normalisation(dataset: Manifest, sums: list[NDArray[np.int64] | None]) -> Iterator[str]:
-    """A mean and deviation that are not those of the training shards, if all could be read."""
+def _find_wrong_normalisation(
+    dataset: Manifest, sums: list[NDArray[np.int64] | None]
+) -> Iterator[str]:
+    """Yield a mean or deviation that is not the training shards', if all could be read."""
     total = _sum(sums)
     if total is None:
         return
@@ -148,63 +103,105 @@ def _normalisation(dataset: Manifest, sums: list[NDArray[np.int64] | None]) -> I
         )
 
 
-def _shards(
-    folder: str, dataset: Manifest, group: _Group, number: int
-) -> Iterator[tuple[str, _Shard]]:
-    """The shards of a group, with their splits."""
-    for split in SPLITS:
-        for shard in (s for s in dataset.splits[split] if s.group == number):
-            yield split, _shard(folder, shard, split, group)
+@dataclass(frozen=True)
+class _Original:
+    """A group's drawings as the source has them."""
+
+    source: Source
+    ranges: list[tuple[int, int]]  # rows of each class
+    pixels: NDArray[np.uint8]  # (n, 28, 28), class after class
+    crcs: list[int]  # of each range
+    read_again: set[int] = field(default_factory=set)  # labels
+
+    def differs(self, at: NDArray[np.int64], block: Block) -> NDArray[np.bool_]:
+        """Return which drawings of a block are not those at the indices `at`, (n,). A class that
+        differs is read again before it is blamed: a bit may have flipped in transit."""
+        wrong = self._compare(at, block)
+        doubted = set(block.labels[wrong].tolist()) - self.read_again
+        for label in doubted:
+            start, stop = self.ranges[label]
+            rows, _ = integrity.read_again(self.source, label, start, stop, self.crcs[label])
+            first = sum(b - a for a, b in self.ranges[:label])
+            self.pixels[first : first + len(rows)] = rows
+            self.read_again.add(label)
+        return self._compare(at, block) if doubted else wrong
+
+    def _compare(self, at: NDArray[np.int64], block: Block) -> NDArray[np.bool_]:
+        return np.asarray((self.pixels[at] != block.drawings).any(axis=(1, 2)))
 
 
-def _group(plan: Plan, number: int, source: Source | None, memory: storage.Scratch) -> _Group:
-    """What a group should hold; its pixels lie in `memory`, where those of the one before lay."""
-    slices = [plan.rows(number, label) for label in range(len(plan.classes))]
-    splits = [table[slice(*s)] for table, s in zip(plan.split_of_rows, slices, strict=True)]
-    original = None
+@dataclass(frozen=True)
+class _Group:
+    """What the plan gives to one group; its drawings are in the order read."""
+
+    plan: Plan
+    number: int
+    ranges: NDArray[np.int64]  # (classes, 2): rows of each class
+    labels: NDArray[np.uint16]  # (n,)
+    rows: NDArray[np.uint32]  # (n,)
+    splits: NDArray[np.uint8]  # (n,): index in SPLITS
+    original: _Original | None  # None without a source
+
+
+def _read_group(plan: Plan, number: int, source: Source | None, memory: storage.Scratch) -> _Group:
+    """Return a group; its pixels lie in `memory` and are overwritten by the next group's."""
+    ranges, original = plan.ranges(number), None
     if source is not None:
-        pixels, ranges = read_rows(plan, number, source, memory)
-        original = _Pixels(source, slices, pixels, [read.crc32c for read in ranges])
-    identities = plan.identities(number)
-    return _Group(plan, np.array(slices), identities, np.concatenate(splits), original)
+        pixels, read = read_rows(plan, number, source, memory)
+        original = _Original(source, ranges, pixels, [one.crc32c for one in read])
+    labels, rows = plan.identities(number)
+    return _Group(plan, number, np.array(ranges), labels, rows, plan.splits(number), original)
 
 
-def _shard(folder: str, shard: ShardEntry, split: str, group: _Group) -> _Shard:
-    """What one shard holds, and everything that is wrong with it."""
+@dataclass(frozen=True)
+class _Shard:
+    """The contents of a shard and what is wrong with it. An unreadable block is reported once and
+    counts as what the plan says: its rows are not reported as missing, too."""
+
+    problems: list[str]
+    labels: NDArray[np.uint16]
+    rows: NDArray[np.uint32]
+    pixel_sums: NDArray[np.int64] | None  # None when a block could not be read
+
+
+def _verify_shard(folder: str, shard: ShardEntry, split: str, group: _Group) -> _Shard:
+    """Read a shard and compare it with the manifest, the plan and the source."""
     url = storage.join(folder, shard.name)
     data, problems = _read(url, shard)
     if sum(entry.drawings for entry in shard.blocks) != shard.drawings:
         problems.append(f"{url}: the manifest's count of drawings is not that of its blocks")
-    place = next((p for p in group.plan.shards(shard.group) if p.name == shard.name), None)
-    members = np.empty(0, np.int64) if place is None else group.plan.members(shard.group, place)
-    if place is None:
-        problems.append(f"{url}: the plan has no such shard in group {shard.group}")
-    labels, rows = [group.identities[0][:0]], [group.identities[1][:0]]
+    planned = next((p for p in group.plan.shards(group.number) if p.name == shard.name), None)
+    members = np.empty(0, np.int64)
+    if planned is None:
+        problems.append(f"{url}: the plan has no such shard in group {group.number}")
+    else:
+        members = group.plan.members(group.number, planned)
+    labels, rows = [group.labels[:0]], [group.rows[:0]]
     sums, start = [], 0
-    for number, entry in enumerate(shard.blocks):
-        planned = members[start : start + entry.drawings]
+    contents = repeat(None) if data is None else _decode(url, data, shard, group.plan)
+    for number, (entry, block) in enumerate(zip(shard.blocks, contents, strict=False)):
+        expected = members[start : start + entry.drawings]
         start += entry.drawings
-        block, wrong = (None, []) if data is None else _block(data, entry, split, group)
+        wrong: list[str] = []
+        if isinstance(block, CorruptError):
+            block, wrong = None, [str(block)]
+        elif block is not None:
+            block, wrong = _verify_block(block, entry, split, group)
         problems += [f"{url}: block {number}: {problem}" for problem in wrong]
-        labels.append(block.labels if block else group.identities[0][planned])
-        rows.append(block.rows if block else group.identities[1][planned])
+        labels.append(block.labels if block else group.labels[expected])
+        rows.append(block.rows if block else group.rows[expected])
         sums.append(block.pixel_sums() if block else None)
-    return _Shard(
-        problems,
-        np.concatenate(labels),
-        np.concatenate(rows),
-        _sum(sums),
-    )
+    return _Shard(problems, np.concatenate(labels), np.concatenate(rows), _sum(sums))
 
 
 def _sum(sums: list[NDArray[np.int64] | None]) -> NDArray[np.int64] | None:
-    """All of them together, (2,); None when one is not known."""
+    """Return the total of pixel sums, (2,); None when one is not known."""
     known = [pair for pair in sums if pair is not None]
     return np.array([*known, (0, 0)]).sum(axis=0) if len(known) == len(sums) else None
 
 
 def _read(url: str, shard: ShardEntry) -> tuple[bytes | None, list[str]]:
-    """A shard's bytes, None where they are of no use, and what is wrong with them."""
+    """Return a shard's bytes, None where they are useless, and what is wrong with them."""
     try:
         data = storage.read(url)
     except FileNotFoundError:
@@ -217,31 +214,56 @@ def _read(url: str, shard: ShardEntry) -> tuple[bytes | None, list[str]]:
     return data, []
 
 
-def _block(
-    data: bytes, entry: BlockEntry, split: str, group: _Group
-) -> tuple[blocks.Block | None, list[str]]:
-    """A block, None where it is of no use, and what is wrong with it: contents, labels and rows
-    in range, of this group and split, and the right pixels."""
-    try:
-        block = blocks.decode(data[entry.offset : entry.offset + entry.size], entry.drawings)
-    except CorruptError as error:
-        return None, [str(error)]
+def _decode(url: str, data: bytes, shard: ShardEntry, plan: Plan) -> Iterator[Block | CorruptError]:
+    """Yield every block of a shard, or why it cannot be read."""
+    stored = samples.read_samples([url])  # reads nothing yet
+    for entry in shard.blocks:
+        try:
+            if plan.settings.layout == "per_drawing":
+                yield _join(list(islice(stored, entry.drawings)), len(plan.classes))
+            else:
+                piece = data[entry.offset : entry.offset + entry.size]
+                yield blocks.decode(piece, entry.drawings)
+        except CorruptError as error:
+            yield error
+
+
+def _join(found: list[samples.Sample], classes: int) -> Block:
+    """Return the drawings of a per-drawing shard's samples, read the way external data is."""
+    drawings = np.empty((len(found), SIDE, SIDE), np.uint8)
+    labels, rows = np.empty(len(found), np.uint16), np.empty(len(found), np.uint32)
+    for at, sample in enumerate(found):
+        block, key = samples.decode(sample, classes), str(sample["__key__"])
+        label, _, row = key.partition("-")
+        if label != f"{block.labels[0]:05d}" or not row.isdecimal() or int(row) >= 2**32:
+            raise CorruptError(f"{key}: not the name of a drawing of class {block.labels[0]}")
+        drawings[at], labels[at], rows[at] = block.drawings[0], block.labels[0], int(row)
+    return Block(drawings, labels, rows)
+
+
+def _verify_block(
+    block: Block, entry: BlockEntry, split: str, group: _Group
+) -> tuple[Block | None, list[str]]:
+    """Return a block, None where it is useless, and what is wrong with it: contents, labels and
+    rows out of range, of another group or split, or other pixels than the source's."""
     problems, names = [], group.plan.classes
+    if len(block.labels) != entry.drawings:
+        return None, [f"{len(block.labels):,} drawings, not {entry.drawings:,}"]
     if block.crc != entry.crc32c:
         problems.append(f"contents crc32c {block.crc:08x}, not {entry.crc32c:08x}")
     if (block.labels >= len(names)).any():
         return None, [*problems, f"label {block.labels.max()}, there are {len(names)} classes"]
-    start, stop = group.slices[block.labels].T
+    start, stop = group.ranges[block.labels].T
     if not ((block.rows >= start) & (block.rows < stop)).all():
         return None, [*problems, "holds rows of another group"]
-    first = np.concatenate([[0], np.cumsum(group.slices[:, 1] - group.slices[:, 0])[:-1]])
+    first = np.concatenate([[0], np.cumsum(group.ranges[:, 1] - group.ranges[:, 0])[:-1]])
     at = first[block.labels] + block.rows - start  # in the order read
-    astray = group.splits[at] != SPLITS.index(split)
-    if astray.any():
-        name = names[block.labels[astray.argmax()]]
+    misplaced = group.splits[at] != SPLITS.index(split)
+    if misplaced.any():
+        name = names[block.labels[misplaced.argmax()]]
         problems.append(f"holds rows of class {name!r} of another split")
     if group.original is not None:
-        wrong = group.original.differ(at, block.labels, block.drawings)
+        wrong = group.original.differs(at, block)
         if wrong.any():
             worst = int(wrong.argmax())
             problems.append(

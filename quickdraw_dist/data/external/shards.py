@@ -25,7 +25,7 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.external.samples import decode, read_labels, read_samples
-from quickdraw_dist.data.shards.manifest import normalisation
+from quickdraw_dist.data.shards.manifest import normalisation, stored_sizes
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.distributed.ranks import World
 
@@ -148,10 +148,7 @@ def _split(url: str) -> tuple[str, str]:
 
 
 def _tars(folder: str) -> dict[str, int]:
-    try:
-        found = storage.sizes(folder, ".tar")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    found = stored_sizes(folder, ".tar")
     return {name: size for name, size in found.items() if not name.startswith(".")}
 
 

@@ -36,10 +36,8 @@ _HEADER = _HEADER[:148] + b" " * 8 + _HEADER[156:]
 _GZIP_LEVEL = 2
 """isal's levels are 0 to 3; 2 was the smallest on the official drawings, and as fast as 1."""
 
-_UNREADABLE = (
-    tarfile.TarError, deflate.DeflateError, KeyError, ValueError, IndexError, OSError, OverflowError
-)  # fmt: skip
-"""What reading bytes that are no block can raise, from tar headers to Pillow."""
+_UNREADABLE = (deflate.DeflateError, KeyError, ValueError, IndexError)
+"""What bytes that are no block raise, from tar headers to the contents of an array."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "drawings": np.dtype(np.uint8),
@@ -103,7 +101,8 @@ def encode(block: Block, key: str, compression: str) -> bytes:
 
 
 def encode_per_drawing(block: Block) -> bytes:
-    """The same drawings as one sample each, `LLLLL-RRRRRRRRRR.png` and `.cls`, for any reader."""
+    """Return the drawings as one sample each, `LLLLL-RRRRRRRRRR.png` and `.cls`, for readers of
+    other projects; this one reads them back as external data."""
     members = []
     for pixels, label, row in zip(block.drawings, block.labels, block.rows, strict=True):
         png = io.BytesIO()
@@ -114,7 +113,7 @@ def encode_per_drawing(block: Block) -> bytes:
 
 
 def decode(data: bytes | memoryview, count: int) -> Block:
-    """The block of `count` drawings in these bytes, of either layout, compressed or not.
+    """Return the block of `count` drawings in these bytes, compressed or not.
 
     Args:
         data: the members, from the first header to the end of the last padding.
@@ -124,42 +123,14 @@ def decode(data: bytes | memoryview, count: int) -> Block:
         CorruptError: the bytes are not such a block.
     """
     try:
-        members = list(_members(memoryview(data)))
-        if members and members[0][0].endswith(".png"):
-            return _decode_per_drawing(members, count)
         arrays: dict[str, NDArray[Any]] = {}
-        for name, payload in members:
+        for name, payload in _members(memoryview(data)):
             kind = name.split(".", 2)[1]
             arrays[kind] = _read_npy(kind, count, payload, gzipped=name.endswith(".gz"))
         drawings, labels, rows = (arrays[kind] for kind in _DTYPES)
     except _UNREADABLE as error:
         raise CorruptError(f"not a block of {count:,} drawings: {error}") from None
     return Block(drawings, labels.astype(np.uint16, copy=False), rows.astype(np.uint32, copy=False))
-
-
-def _decode_per_drawing(members: list[tuple[str, memoryview]], count: int) -> Block:
-    drawings = np.empty((count, SIDE, SIDE), np.uint8)
-    labels, rows = np.empty(count, np.uint16), np.empty(count, np.uint32)
-    if len(members) != 2 * count:
-        raise ValueError(f"{len(members)} files, a png and a cls each would be {2 * count}")
-    for at in range(count):
-        (png, picture), (cls, label) = members[2 * at : 2 * at + 2]
-        key = png.removesuffix(".png")
-        labels[at], rows[at] = (int(part) for part in key.split("-"))
-        if cls != f"{key}.cls" or bytes(label) != str(labels[at]).encode():
-            raise ValueError(f"{cls} says {bytes(label)!r} of {png}")
-        pixels = _read_png(png, picture)
-        if pixels.shape != (SIDE, SIDE):
-            raise ValueError(f"{png} is of shape {pixels.shape}")
-        drawings[at] = pixels
-    return Block(drawings, labels, rows)
-
-
-def _read_png(name: str, data: memoryview) -> NDArray[np.uint8]:
-    try:
-        return np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]))
-    except SyntaxError as error:  # Pillow's word for a damaged chunk
-        raise ValueError(f"{name}: {error}") from None
 
 
 def _member(name: str, data: bytes) -> bytes:

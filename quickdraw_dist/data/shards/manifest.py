@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Shard
+from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 
@@ -171,7 +173,7 @@ def digest(classes: tuple[str, ...], splits: dict[str, tuple[ShardEntry, ...]]) 
 
 
 def read(folder: str) -> Manifest:
-    """The manifest of a dataset.
+    """Return the manifest of a dataset in any layout.
 
     Raises:
         RefusedError: no dataset there, one of a newer format, or a damaged manifest.
@@ -181,25 +183,51 @@ def read(folder: str) -> Manifest:
     try:
         text = storage.read(url)
     except (FileNotFoundError, NotADirectoryError):
-        what = "sharding has not finished" if _has_parts(folder) else "no dataset there"
-        raise RefusedError(f"{folder}: {what} (no {NAME}). {remedy}") from None
+        begun = stored_sizes(storage.join(folder, "parts"), ".json")
+        problem = f"{'sharding has not finished' if begun else 'no dataset there'} (no {NAME})"
+        raise RefusedError(folder, None, problem, remedy) from None
     try:
         version = json.loads(text)["format_version"]
         if version != FORMAT_VERSION:
             raise RefusedError(
-                f"{url}: format version {version}; this release reads version {FORMAT_VERSION}. "
-                "Update quickdraw-dist, or shard again"
+                url,
+                None,
+                f"format version {version}; this release reads version {FORMAT_VERSION}",
+                "Update quickdraw-dist, or shard again",
+                version=version,
             )
         return Manifest.model_validate_json(text)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
-        raise RefusedError(f"{url}: not a manifest: {error}. {remedy}") from None
+        raise RefusedError(url, None, f"not a manifest: {error}", remedy) from None
 
 
-def _has_parts(folder: str) -> bool:
+def read_trainable(folder: str) -> Manifest:
+    """Return the manifest of a dataset in blocks, the layout that training and evaluation read.
+
+    Raises:
+        RefusedError: as `read`, or the layout is per_drawing.
+    """
+    dataset = read(folder)
+    if dataset.settings.layout == "per_drawing":
+        names = f" --stream.class_names {shlex.join(dataset.classes)}"
+        if dataset.classes == official_names():
+            names = ""  # the default
+        raise RefusedError(
+            "--data",
+            folder,
+            "--shard.layout per_drawing is an export for other readers, not for training",
+            f"Use --stream.reader webdataset{names}, or shard the source again without "
+            "--shard.layout",
+        )
+    return dataset
+
+
+def stored_sizes(folder: str, suffix: str) -> dict[str, int]:
+    """Return the bytes of the files in a folder by name; none where there is no such folder."""
     try:
-        return bool(storage.sizes(storage.join(folder, "parts"), ".json"))
+        return storage.sizes(folder, suffix)
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return {}
 
 
 def to_json(stored: Manifest | PartFile) -> bytes:

@@ -108,6 +108,10 @@ class Plan:
         count = self.counts[label]
         return group * count // self.groups, (group + 1) * count // self.groups
 
+    def ranges(self, group: int) -> list[tuple[int, int]]:
+        """Return the rows [start, stop) of every class that a group reads."""
+        return [self.rows(group, label) for label in range(len(self.classes))]
+
     def held_out(self, label: int) -> dict[str, int]:
         """Drawings of a class in val and test: round(fraction * n), at least 1 where n >= 3."""
         count = self.counts[label]
@@ -157,11 +161,16 @@ class Plan:
 
     def identities(self, group: int) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
         """Labels (n,) uint16 and rows (n,) uint32 of a group's drawings, in the order read."""
-        ranges = [self.rows(group, label) for label in range(len(self.classes))]
+        ranges = self.ranges(group)
         sizes = [stop - start for start, stop in ranges]
         labels = np.repeat(np.arange(len(ranges), dtype=np.uint16), sizes)
         rows = np.concatenate([np.arange(a, b, dtype=np.uint32) for a, b in ranges])
         return labels, rows
+
+    def splits(self, group: int) -> NDArray[np.uint8]:
+        """Return the index in SPLITS of every drawing of a group, (n,), in the order read."""
+        tables = zip(self.split_of_rows, self.ranges(group), strict=True)
+        return np.concatenate([table[start:stop] for table, (start, stop) in tables])
 
     def members(self, group: int, place: PlannedShard) -> NDArray[np.int64]:
         """Which of a group's drawings a shard holds and in which order, as indices (n,) into
@@ -175,12 +184,7 @@ class Plan:
 @lru_cache(maxsize=1)  # the shards of a group's split are asked for one after the other
 def _dealt(plan: Plan, group: int, split: str) -> NDArray[np.int64]:
     """Which of a group's drawings belong to a split, permuted, as indices into `identities`."""
-    of_split = np.concatenate(
-        [
-            table[slice(*plan.rows(group, label))] == SPLITS.index(split)
-            for label, table in enumerate(plan.split_of_rows)
-        ]
-    ).nonzero()[0]
+    of_split = (plan.splits(group) == SPLITS.index(split)).nonzero()[0]
     order = permutation(len(of_split), key64(plan.settings.seed, split, group))
     dealt = np.asarray(of_split[order])
     dealt.flags.writeable = False

@@ -74,19 +74,19 @@ def read_rows(
 ) -> tuple[NDArray[np.uint8], tuple[RangeRead, ...]]:
     """A group's pixels (n, 28, 28), class after class, which lie in `memory`, and the checksum of
     every range."""
-    slices = [plan.rows(group, label) for label in range(len(plan.classes))]
-    ends = np.cumsum([stop - start for start, stop in slices])
+    ranges = plan.ranges(group)
+    ends = np.cumsum([stop - start for start, stop in ranges])
     pixels = np.frombuffer(memory.of(int(ends[-1]) * PIXELS), np.uint8).reshape(-1, SIDE, SIDE)
 
     def fetch(label: int) -> RangeRead:
-        start, stop = slices[label]
+        start, stop = ranges[label]
         true_crc = None if true_crcs is None else true_crcs[label]
         rows, crc = integrity.read(source, label, start, stop, true_crc)
         pixels[ends[label] - len(rows) : ends[label]] = rows
         return RangeRead(bytes=rows.nbytes, crc32c=crc)
 
     with ThreadPoolExecutor(integrity.READERS) as pool:
-        return pixels, tuple(pool.map(fetch, range(len(slices))))
+        return pixels, tuple(pool.map(fetch, range(len(ranges))))
 
 
 def _blocks(
@@ -144,10 +144,10 @@ def finished_groups(plan: Plan, dest: str) -> dict[int, PartFile]:
     there = {
         f"{split}/{name}": size
         for split in SPLITS
-        for name, size in _sizes(storage.join(dest, split), ".tar").items()
+        for name, size in manifest.stored_sizes(storage.join(dest, split), ".tar").items()
     }
     done = {}
-    for name in _sizes(storage.join(dest, "parts"), ".json"):
+    for name in manifest.stored_sizes(storage.join(dest, "parts"), ".json"):
         url = storage.join(dest, "parts", name)
         try:
             part = PartFile.model_validate_json(storage.read(url))
@@ -162,13 +162,6 @@ def finished_groups(plan: Plan, dest: str) -> dict[int, PartFile]:
         if all(there.get(shard.name) == shard.bytes for shard in shards):
             done[part.group] = part
     return done
-
-
-def _sizes(folder: str, suffix: str) -> dict[str, int]:
-    try:
-        return storage.sizes(folder, suffix)
-    except FileNotFoundError:
-        return {}
 
 
 def finished_dataset(plan: Plan, dest: str, parts: dict[int, PartFile]) -> manifest.Manifest | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import google_crc32c
 import pytest
 
 from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.data.feed import open_dataset
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.manifest import BlockEntry, ShardEntry
 
@@ -77,6 +80,22 @@ def test_an_unfinished_dataset_is_told_apart_whichever_group_is_done(own: Datase
     (Path(own.folder) / "parts" / "group-000000.json").unlink()
     with pytest.raises(RefusedError, match="sharding has not finished"):
         manifest.read(own.folder)
+
+
+def test_the_export_for_other_readers_is_not_for_training(
+    of_layout: Callable[[str], Dataset],
+) -> None:
+    """The refusal has the flags that do train on it."""
+    folder = of_layout("per_drawing").folder
+    assert manifest.read(folder).settings.layout == "per_drawing"
+    settings = Settings(data=folder)
+    for refused in (lambda: manifest.read_trainable(folder), lambda: open_dataset(settings)):
+        with pytest.raises(RefusedError) as caught:
+            refused()
+        assert (caught.value.subject, caught.value.value) == ("--data", folder)
+        flags = "--stream.reader webdataset --stream.class_names cat dog sun 'The Eiffel Tower'"
+        assert flags in caught.value.remedy
+    assert manifest.read_trainable(of_layout("none").folder).settings.layout == "blocks"
 
 
 def test_a_newer_version_is_refused_by_number(own: Dataset) -> None:
