@@ -7,7 +7,6 @@ has. Shards differ in length, so a drawing may come twice in an epoch, or not at
 from __future__ import annotations
 
 import contextlib
-import itertools
 import queue
 import threading
 from collections.abc import Generator, Iterator, Mapping
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import webdataset
-from numpy.typing import NDArray
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.hashing import key64
@@ -27,13 +25,20 @@ from quickdraw_dist.data.external.shards import (
     count_drawings,
     estimate_normalisation,
 )
-from quickdraw_dist.data.external.shuffle import ShuffledPasses, Supply
+from quickdraw_dist.data.external.shuffle import (
+    DRAWING_BYTES,
+    Drawing,
+    read_drawings,
+    shuffled_passes,
+)
 from quickdraw_dist.data.order.memory import BATCHES
 from quickdraw_dist.data.order.order import rank_part
-from quickdraw_dist.data.shards import blocks
 from quickdraw_dist.data.stream.batch import Batch, batch_bytes, room
 from quickdraw_dist.distributed import ranks as distributed
 from quickdraw_dist.distributed.ranks import World
+
+_FIRST_BATCHES = 8
+"""Batches in the shuffle buffer before the first drawing of a pass is delivered."""
 
 
 class ExternalFeed:
@@ -86,18 +91,18 @@ class ExternalFeed:
         return distributed.from_first_rank(lambda: estimate_normalisation(self._shards))
 
     def _drawings_in_memory(self) -> int:
-        """How many are shuffled together: what batches and a remote shard leave room for."""
+        """Return the capacity of the shuffle buffer: what batches and a remote shard leave."""
         memory_bytes, shards = self._settings.stream.memory_bytes, self._shards.train
         part = self.part[1] - self.part[0]
-        taken = BATCHES * batch_bytes(part, self._pin)
+        taken = BATCHES * batch_bytes(part, self._pin) + part * DRAWING_BYTES  # one as a list
         taken += max(shard.bytes for shard in shards) if is_remote(shards[0].url) else 0
-        if (needed := taken + part * blocks.BYTES_PER_DRAWING) > memory_bytes:
+        if (needed := taken + part * DRAWING_BYTES) > memory_bytes:
             raise RefusedError(
                 f"--stream.memory_bytes {memory_bytes}: {BATCHES} batches of {part:,} drawings, "
                 f"as many to shuffle, and the largest shard of a remote dataset take {needed:,} "
                 "bytes; that much is right, and more shuffles better"
             )
-        return (memory_bytes - taken) // blocks.BYTES_PER_DRAWING
+        return (memory_bytes - taken) // DRAWING_BYTES
 
     def describe(self, first_step: int) -> list[str]:
         """Lines for whoever starts a run at this step of an epoch."""
@@ -129,54 +134,56 @@ class ExternalFeed:
         Raises:
             CorruptError, StorageError, OSError: from the sample or shard that could not be read.
         """
-        return _ahead(self._batches(epoch, first_step))
+        return _prefetch(self._batches(epoch, first_step))
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
         train, world = self._settings.train, self._world
-        start, stop = self.part
+        count = self.part[1] - self.part[0]
         urls = [shard.url for shard in self._shards.train[world.rank :: world.size]]
         key = key64(train.seed, "webdataset", epoch, first_step, world.rank)
-        passes = ShuffledPasses(urls, len(self._shards.classes), self._capacity, key)
+        initial, classes = _FIRST_BATCHES * count, len(self._shards.classes)
+        drawings = shuffled_passes(urls, classes, initial, self._capacity, key)
+        batches = _batched(drawings, count)
         for step in range(first_step, self.steps):
-            drawings, labels = room(stop - start, self._pin)
-            classes, rows = _identities(stop - start)
-            passes.draw(drawings.numpy(), classes, rows)
-            labels.numpy()[:] = classes
-            yield Batch(step, drawings, labels, rows)
+            yield _make_batch(step, next(batches), self._pin)
 
     def validation(self) -> Iterator[Batch] | None:
-        """This rank's shards of the validation split, every drawing once; None without a split."""
-        return _ahead(self._validation_batches()) if self._shards.val else None
+        """Yield this rank's shards of the validation split, every drawing once; None without a
+        split."""
+        return _prefetch(self._validation_batches()) if self._shards.val else None
 
     def _validation_batches(self) -> Generator[Batch, None, None]:
-        world, size = self._world, self._settings.evaluation.batch
+        world = self._world
         urls = [shard.url for shard in self._shards.val[world.rank :: world.size]]
-        supply = Supply(urls, len(self._shards.classes))
-        for number in itertools.count():
-            drawings, labels = room(size, pin=False)
-            classes, rows = _identities(size)
-            came = supply.read(drawings.numpy(), classes, rows)
-            if not came:
-                return
-            labels.numpy()[:] = classes
-            yield Batch(number, drawings[:came], labels[:came], rows[:came])
+        drawings = read_drawings(urls, len(self._shards.classes))
+        for number, batch in enumerate(_batched(drawings, self._settings.evaluation.batch)):
+            yield _make_batch(number, batch, pin=False)
 
 
-def _identities(count: int) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
-    """Room for labels and rows."""
-    return np.zeros(count, np.uint16), np.zeros(count, np.uint32)
+def _batched(drawings: Iterator[Drawing], count: int) -> Iterator[list[Drawing]]:
+    """Yield lists of `count` drawings; the last one may be shorter."""
+    batches: Iterator[list[Drawing]] = webdataset.batched(count, collation_fn=None)(drawings)
+    return batches
 
 
-def _ahead(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
-    """The same batches, made in a thread, a few before they are asked for."""
+def _make_batch(step: int, batch: list[Drawing], pin: bool) -> Batch:
+    pixels, classes, rows = zip(*batch, strict=True)
+    drawings, labels = room(len(batch), pin)
+    drawings.numpy().reshape(-1)[:] = np.frombuffer(b"".join(pixels), np.uint8)
+    labels.numpy()[:] = classes
+    return Batch(step, drawings, labels, np.array(rows, np.uint32))
+
+
+def _prefetch(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    """Yield the same batches, made in a thread: one is in use while the others are made."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue()
-    places = threading.Semaphore(BATCHES - 1)  # one more is in use
+    slots = threading.Semaphore(BATCHES - 1)  # one more is in use
     closing = threading.Event()
 
     def produce() -> None:
         try:
             with contextlib.closing(batches):
-                while places.acquire() and not closing.is_set():
+                while slots.acquire() and not closing.is_set():
                     made = next(batches, None)
                     ready.put(made)
                     if made is None:
@@ -190,9 +197,9 @@ def _ahead(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None
         while (made := ready.get()) is not None:
             if isinstance(made, BaseException):
                 raise made
-            places.release()
+            slots.release()
             yield made
     finally:
         closing.set()
-        places.release()
+        slots.release()
         producer.join()

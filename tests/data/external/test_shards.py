@@ -110,8 +110,8 @@ def test_too_few_drawings_or_too_little_memory(tmp_path: Path) -> None:
     said = refusal(lambda: open_feed(make_settings(tmp_path, batch=11)))
     assert "--train.global_batch 11" in said and "only 10 drawings; at most 10" in said
     said = refusal(lambda: open_feed(make_settings(tmp_path, memory_bytes=30_000)))
-    assert "--stream.memory_bytes 30000" in said and "39,740 bytes" in said
-    least = open_feed(make_settings(tmp_path, memory_bytes=39_740))
+    assert "--stream.memory_bytes 30000" in said and "51,520 bytes" in said
+    least = open_feed(make_settings(tmp_path, memory_bytes=51_520))
     assert len(set(delivered(least.epoch(0)))) == 10
 
 
