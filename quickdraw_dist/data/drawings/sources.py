@@ -13,14 +13,16 @@ from quickdraw_dist.data.drawings.synthetic.source import open_synthetic
 
 
 def open_source(url: str, classes: Sequence[str] = ()) -> Source:
-    """The source behind a folder, a `gs://` prefix or a `synthetic:` address.
+    """Open the source at a folder, a `gs://` prefix or a `synthetic:` address.
 
     Args:
         url: what the user typed.
-        classes: only these, in this order; empty for all that are there.
+        classes: only these, in this order; empty for all of the source.
 
     Raises:
-        RefusedError: nothing is there, or a class, header or file is not what it should be.
+        RefusedError: there is no source, or an unknown class in it or in `classes`.
+        CorruptError: a file is not a bitmap file.
+        StorageError: the store failed.
     """
     if url.startswith("synthetic:"):
         return open_synthetic(url, classes)

@@ -1,7 +1,7 @@
-"""Batches from tars that we did not write: equal steps on every rank, and no more promises.
+"""Deliver batches of external drawings, the same number of steps on every rank.
 
-Rank r of n reads shards r, r + n, r + 2n and so on, again and again, for as many steps as an epoch
-has. Shards differ in length, so a drawing may come twice in an epoch, or not at all.
+Rank r of n reads shards r, r + n, r + 2n and so on, pass after pass, until the steps of an epoch
+are done. Shards differ in length, so a drawing may come twice in an epoch, or not at all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import webdataset
 
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.hashing import key64
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.storage import is_remote
@@ -34,7 +34,7 @@ from quickdraw_dist.data.external.shuffle import (
 from quickdraw_dist.data.order.memory import BATCHES
 from quickdraw_dist.data.order.order import rank_part
 from quickdraw_dist.data.stream.batch import Batch, batch_bytes, room
-from quickdraw_dist.distributed import ranks as distributed
+from quickdraw_dist.distributed import ranks
 from quickdraw_dist.distributed.ranks import World
 
 _FIRST_BATCHES = 8
@@ -42,9 +42,9 @@ _FIRST_BATCHES = 8
 
 
 class ExternalFeed:
-    """Drawings from any WebDataset, through the webdataset package."""
+    """A rank's batches from any WebDataset, read with the webdataset package."""
 
-    lanes = 0  # it has none
+    lanes = 0  # none: drawings have no fixed order
 
     def __init__(
         self,
@@ -53,7 +53,13 @@ class ExternalFeed:
         world: World,
         saved: Mapping[str, Any] | None = None,
     ) -> None:
-        """Measure the dataset, or take over from a checkpoint's meta what it was measured to be.
+        """Count the drawings and estimate the normalisation, or take both from a checkpoint.
+
+        Args:
+            settings: of the run.
+            shards: as this rank listed them; the first rank's listing is used by all.
+            world: the ranks.
+            saved: meta of the checkpoint that is resumed, if any.
 
         Raises:
             CorruptError: a sample that cannot be trained on.
@@ -61,36 +67,41 @@ class ExternalFeed:
             StorageError, OSError: a shard could not be read.
         """
         self._settings, self._world = settings, world
-        # A listing that changes while a job starts must not divide its ranks.
-        self._shards = distributed.from_first_rank(lambda: shards)
+        # A listing that changes while a job starts must be the same on all ranks.
+        self._shards = ranks.from_first_rank(lambda: shards)
         global_batch = settings.train.global_batch
         self.part = rank_part(global_batch, world.rank, world.size)
         self._pin = world.device.type == "cuda"
-        self._capacity = self._drawings_in_memory()
-        self.drawings = settings.stream.epoch_drawings or self._counted(saved)
+        self._capacity = self._buffer_capacity()
+        self.drawings = settings.stream.epoch_drawings or self._count(saved)
         self.steps = self.drawings // global_batch
         if not self.steps:
             raise RefusedError(
-                f"--train.global_batch {global_batch}: {settings.data} has only "
-                f"{self.drawings:,} drawings; at most {self.drawings} is right"
+                "--train.global_batch",
+                global_batch,
+                f"{settings.data} has only {self.drawings:,} drawings",
+                f"Use {flag('train.global_batch', self.drawings)} at most",
+                drawings=self.drawings,
             )
         mean, std = self._normalisation(saved)
         self.dataset = ExternalInfo(shards.classes, self._shards.digest, mean, std)
 
-    def _counted(self, saved: Mapping[str, Any] | None) -> int:
-        """Drawings of all shards: reading them all is not done again when a run resumes."""
-        if saved is not None and saved["dataset_digest"] == self._shards.digest:
-            told = saved["config"]["stream"]["epoch_drawings"]  # then it was not counted
-            return int(saved["epoch_drawings"]) if not told else self._counted(None)
-        return count_drawings(self._shards, self._world)
+    def _count(self, saved: Mapping[str, Any] | None) -> int:
+        """Return the drawings of all shards; a run that resumes does not count them again."""
+        if saved is None or saved["dataset_digest"] != self._shards.digest:
+            return count_drawings(self._shards, self._world)
+        if saved["config"]["stream"]["epoch_drawings"]:  # then that run did not count them
+            return count_drawings(self._shards, self._world)
+        return int(saved["epoch_drawings"])
 
     def _normalisation(self, saved: Mapping[str, Any] | None) -> tuple[float, float]:
-        """The network's own where there is one: another estimate would shift its inputs."""
+        """Return the checkpoint's normalisation if there is one: another estimate would shift the
+        network's inputs."""
         if saved is not None:
             return saved["normalisation"]["mean"], saved["normalisation"]["std"]
-        return distributed.from_first_rank(lambda: estimate_normalisation(self._shards))
+        return ranks.from_first_rank(lambda: estimate_normalisation(self._shards))
 
-    def _drawings_in_memory(self) -> int:
+    def _buffer_capacity(self) -> int:
         """Return the capacity of the shuffle buffer: what batches and a remote shard leave."""
         memory_bytes, shards = self._settings.stream.memory_bytes, self._shards.train
         part = self.part[1] - self.part[0]
@@ -98,38 +109,41 @@ class ExternalFeed:
         taken += max(shard.bytes for shard in shards) if is_remote(shards[0].url) else 0
         if (needed := taken + part * DRAWING_BYTES) > memory_bytes:
             raise RefusedError(
-                f"--stream.memory_bytes {memory_bytes}: {BATCHES} batches of {part:,} drawings, "
-                f"as many to shuffle, and the largest shard of a remote dataset take {needed:,} "
-                "bytes; that much is right, and more shuffles better"
+                "--stream.memory_bytes",
+                memory_bytes,
+                f"{BATCHES} batches of {part:,} drawings, two more in the shuffle buffer, and the "
+                f"largest shard of a remote dataset take {needed:,} bytes",
+                f"Use {flag('stream.memory_bytes', needed)} or more; more memory shuffles better",
+                needed_bytes=needed,
             )
         return (memory_bytes - taken) // DRAWING_BYTES
 
     def describe(self, first_step: int) -> list[str]:
-        """Lines for whoever starts a run at this step of an epoch."""
+        """Return lines to print when a run starts at this step of an epoch."""
         stream, shards = self._settings.stream, self._shards
-        said = "as --stream.epoch_drawings says" if stream.epoch_drawings else "all, as counted"
+        why = "as --stream.epoch_drawings says" if stream.epoch_drawings else "all, as counted"
         lines = [
-            f"an epoch is {self.drawings:,} drawings ({said}) of {len(shards.train):,} shards, "
-            f"{self.steps:,} steps of {self._settings.train.global_batch:,}; a rank shuffles up "
-            f"to {self._capacity:,} together (--stream.memory_bytes)",
+            f"an epoch is {self.drawings:,} drawings ({why}) of {len(shards.train):,} shards, "
+            f"{self.steps:,} steps of {self._settings.train.global_batch:,}; the shuffle buffer of "
+            f"a rank holds up to {self._capacity:,} drawings (--stream.memory_bytes)",
             f"read with webdataset {webdataset.__version__}, which does not promise that a "
-            "drawing comes exactly once an epoch, nor to go on in mid-epoch where it stopped; "
-            "the dataset is known by its shards' names and sizes only",
+            "drawing comes exactly once per epoch, nor to resume in mid-epoch where it stopped; "
+            "the dataset is identified by its shards' names and sizes only",
         ]
         if not shards.val:
             lines.append("no validation split (--stream.validation_data): nothing is measured")
         if first_step:
             lines.append(
-                f"the {self.steps - first_step:,} steps that are left of this epoch are shuffled "
-                "anew: some drawings come a second time in it, others not at all"
+                f"the {self.steps - first_step:,} steps left in this epoch are shuffled again: "
+                "some drawings come a second time in it, others not at all"
             )
         return lines
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
-        """Batches from `first_step` to the end of an epoch, made in a thread ahead of their use.
+        """Yield the batches from `first_step` to the end of an epoch, prefetched by a thread.
 
-        They follow from seed, epoch, first step and rank, for the same shards, world size, batch
-        and memory.
+        The sequence follows from seed, epoch, first step and rank, for the same shards, world
+        size, batch, memory and version of webdataset.
 
         Raises:
             CorruptError, StorageError, OSError: from the sample or shard that could not be read.

@@ -1,8 +1,7 @@
-"""Building a dataset: one group at a time, part files as the memory of what is done, then merge."""
+"""Build a dataset group by group; part files record the groups that are done, a merge ends it."""
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -22,7 +21,7 @@ from quickdraw_dist.data.shards.manifest import BlockEntry, PartFile, RangeRead,
 from quickdraw_dist.data.shards.plan import SPLITS, Plan, PlannedShard
 
 Progress = Callable[[int], object]
-"""Called with the number of drawings just written."""
+"""Called with the number of drawings or files just finished."""
 
 
 def build_group(
@@ -34,23 +33,38 @@ def build_group(
     progress: Progress = lambda _: None,
     true_crcs: Sequence[int] | None = None,
 ) -> PartFile:
-    """Read a group's rows into `memory`, publish its shards, then its part file.
+    """Read a group's rows, publish its shards, then its part file.
 
-    `true_crcs` are the CRC-32C of its ranges, class by class, where they are known already: a
-    range that comes with another one is read again.
+    Args:
+        plan: the plan of the dataset.
+        group: the group's number.
+        source: the drawings.
+        dest: the folder of the dataset.
+        memory: holds the pixels of the group; overwritten by the next one.
+        progress: called with the drawings of every shard.
+        true_crcs: the CRC-32C of the group's ranges, class by class, where they are known: a
+            range that is read with another one is read again.
+
+    Returns:
+        The contents of the part file.
+
+    Raises:
+        CorruptError: the source is shorter than its header says, or never read as `true_crcs` say.
+        StorageError: the store failed.
     """
     pixels, ranges = read_rows(plan, group, source, memory, true_crcs)
     labels, rows = plan.identities(group)
     shards: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
     per_class = {split: np.zeros(len(plan.classes), np.int64) for split in SPLITS}
     sums = np.zeros(2, np.int64)
-    for place in plan.shards(group):
-        members = plan.members(group, place)
+    for shard in plan.shards(group):
+        members = plan.members(group, shard)
         contents = _blocks(members, plan.settings.block, pixels, labels, rows)
-        entry, pixel_sums = _publish_shard(plan, group, place, contents, dest)
-        shards[place.split].append(entry)
-        per_class[place.split] += np.bincount(labels[members], minlength=len(plan.classes))
-        sums += pixel_sums
+        entry, pixel_sums = _publish_shard(plan, group, shard, contents, dest)
+        shards[shard.split].append(entry)
+        per_class[shard.split] += np.bincount(labels[members], minlength=len(plan.classes))
+        if shard.split == "train":
+            sums += pixel_sums
         progress(len(members))
     part = PartFile(
         fingerprint=plan.fingerprint,
@@ -72,8 +86,8 @@ def read_rows(
     memory: Scratch,
     true_crcs: Sequence[int] | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[RangeRead, ...]]:
-    """A group's pixels (n, 28, 28), class after class, which lie in `memory`, and the checksum of
-    every range."""
+    """Return a group's pixels, (n, 28, 28) in `memory`, class after class, and the size and
+    checksum of every range read."""
     ranges = plan.ranges(group)
     ends = np.cumsum([stop - start for start, stop in ranges])
     pixels = np.frombuffer(memory.of(int(ends[-1]) * PIXELS), np.uint8).reshape(-1, SIDE, SIDE)
@@ -96,7 +110,7 @@ def _blocks(
     labels: NDArray[np.uint16],
     rows: NDArray[np.uint32],
 ) -> Iterator[blocks.Block]:
-    """A shard's blocks. Each is overwritten by the next one."""
+    """Yield a shard's blocks; each overwrites the pixels of the one before."""
     buffer = np.empty((size, SIDE, SIDE), np.uint8)
     for start in range(0, len(members), size):
         piece = members[start : start + size]
@@ -106,26 +120,25 @@ def _blocks(
 
 
 def _publish_shard(
-    plan: Plan, group: int, place: PlannedShard, contents: Iterable[blocks.Block], dest: str
+    plan: Plan, group: int, shard: PlannedShard, contents: Iterable[blocks.Block], dest: str
 ) -> tuple[ShardEntry, NDArray[np.int64]]:
-    """Encode and publish one shard; its entry, and for train its pixel sums, for others zeros."""
+    """Encode and publish one shard; return its entry and its pixel sums, (2,)."""
     chunks, entries, offset = [], [], 0
     sums = np.zeros(2, np.int64)
     for number, block in enumerate(contents):
         if plan.settings.layout == "per_drawing":
             data = blocks.encode_per_drawing(block)
         else:
-            key = f"{place.number:06d}-{number:04d}"
+            key = f"{shard.number:06d}-{number:04d}"
             data = blocks.encode(block, key, plan.settings.compression)
         entries.append(BlockEntry(offset, len(data), len(block.labels), block.crc))
         chunks.append(data)
         offset += len(data)
-        if place.split == "train":
-            sums += block.pixel_sums()
+        sums += block.pixel_sums()
     data = b"".join([*chunks, blocks.END_OF_TAR])
-    storage.publish(storage.join(dest, place.name), data)
+    storage.publish(storage.join(dest, shard.name), data)
     entry = ShardEntry(
-        name=place.name,
+        name=shard.name,
         group=group,
         drawings=sum(entry.drawings for entry in entries),
         bytes=len(data),
@@ -136,12 +149,12 @@ def _publish_shard(
 
 
 def finished_groups(plan: Plan, dest: str) -> dict[int, PartFile]:
-    """The parts of all groups that are done and whose shards are all there, by group.
+    """Return the part files of the groups that are done and whose shards are all stored, by group.
 
     Raises:
-        RefusedError: a part belongs to another plan; the two must not mix in one folder.
+        RefusedError: a part file is of another plan; the two must not mix in one folder.
     """
-    there = {
+    stored = {
         f"{split}/{name}": size
         for split in SPLITS
         for name, size in manifest.stored_sizes(storage.join(dest, split), ".tar").items()
@@ -152,26 +165,28 @@ def finished_groups(plan: Plan, dest: str) -> dict[int, PartFile]:
         try:
             part = PartFile.model_validate_json(storage.read(url))
         except ValidationError:
-            continue  # damaged, or of another release: the group is built again
+            continue  # damaged, or written by another release: the group is built again
         if part.fingerprint != plan.fingerprint:
             raise RefusedError(
-                f"{url}: belongs to another dataset (other classes, counts or --shard settings). "
-                "Choose another DEST, or empty this one"
+                url,
+                None,
+                "belongs to another dataset (other classes, counts or --shard settings)",
+                "Choose another DEST, or empty this one",
             )
         shards = [shard for entries in part.shards.values() for shard in entries]
-        if all(there.get(shard.name) == shard.bytes for shard in shards):
+        if all(stored.get(shard.name) == shard.bytes for shard in shards):
             done[part.group] = part
     return done
 
 
 def finished_dataset(plan: Plan, dest: str, parts: dict[int, PartFile]) -> manifest.Manifest | None:
-    """The manifest, if it is there and holds the shards of these parts of all groups."""
+    """Return the stored manifest if it lists the shards of these part files, one of every group."""
     if len(parts) < plan.groups:
         return None
     try:
         stored = manifest.read(dest)
     except RefusedError:
-        return None  # none yet, or a damaged one: the merge writes it anew
+        return None  # none yet, or a damaged one: the merge writes another
     return stored if stored.splits == manifest.shards_of(parts) else None
 
 
@@ -182,16 +197,15 @@ def merge_if_complete(
     parts: dict[int, PartFile] | None = None,
     progress: Progress = lambda _: None,
 ) -> manifest.Manifest | None:
-    """Publish the manifest when every group is done; None when some are missing.
+    """Publish the manifest when every group is done; return None when some are missing.
 
-    Groups that read something else than what the source's own checksums vouch for are built
-    again before.
+    Groups that read other bytes than the source's own checksums confirm are built again first.
 
     Args:
-        plan: the dataset's.
-        source: its source.
-        dest: its folder.
-        parts: what `finished_groups` has just given; None to look for them.
+        plan: the plan of the dataset.
+        source: the drawings.
+        dest: the folder of the dataset.
+        parts: what `finished_groups` has just returned; None to list them here.
         progress: called with 1 for every file of the source that was checked.
 
     Raises:
@@ -223,24 +237,24 @@ _worker: tuple[Plan, Source, str, Scratch] | None = None
 def _start_worker(plan: Plan, source: Source, dest: str) -> None:
     global _worker
     die_with_parent()
-    gc.freeze()  # what was imported stays: collections need not look at it again and again
     _worker = (plan, source, dest, Scratch())
 
 
 def _build_in_worker(group: int) -> int:
     assert _worker is not None, "the pool starts every worker with _start_worker"
     plan, source, dest, memory = _worker
-    build_group(plan, group, source, dest, memory)
+    with garbage.collected_by_hand():  # automatic collections would scan all imported modules
+        build_group(plan, group, source, dest, memory)
     return sum(plan.split_sizes[group])
 
 
 def build(
     plan: Plan, groups: list[int], source: Source, dest: str, processes: int, progress: Progress
 ) -> None:
-    """Build groups in a pool of local processes, or in this one when that is enough."""
+    """Build groups in a pool of local processes, or in this one where one is enough."""
     if processes <= 1 or len(groups) <= 1:
         memory = Scratch()
-        with garbage.collected_by_hand():  # which would go through all that was imported again
+        with garbage.collected_by_hand():
             for group in groups:
                 build_group(plan, group, source, dest, memory, progress)
                 garbage.collect()

@@ -1,4 +1,4 @@
-"""The official classes: 345, in Google's order, with Google's figures."""
+"""The official classes: 345, in Google's order, with Google's counts and checksums."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_names_and_order_are_frozen() -> None:
     )
 
 
-def test_figures_are_the_official_ones() -> None:
+def test_counts_and_checksums_are_the_official_ones() -> None:
     """Totals that Google publishes; a slip in one row of the table moves one of them."""
     drawings = sorted(entry.drawings for entry in official())
     assert sum(drawings) == 50_426_266

@@ -62,7 +62,7 @@ def test_two_ranks_resume_exactly_at_an_epoch(processes: ForkServerContext, tmp_
     arguments = settings(tmp_path / "data", tmp_path / "killed")
     kill_at(processes, 2, arguments, "epoch 2/2  step 3/8")
     said = runs.run_here(processes, 2, arguments)
-    assert "epoch 2, step 0 of 8" in said and "anew" not in said
+    assert "epoch 2, step 0 of 8" in said and "shuffled again" not in said
     again = runs.newest(tmp_path / "killed")
     assert again.meta["order_digest"] == meta["order_digest"]
     assert again.meta["normalisation"] == meta["normalisation"]
@@ -80,7 +80,7 @@ def test_in_mid_epoch_it_goes_on_otherwise_and_says_so(
     kill_at(processes, 1, often, "epoch 1/1  step 4/5")
     said = runs.run_here(processes, 1, often)
     assert "epoch 1, step 2 of 5" in said
-    assert "the 3 steps that are left of this epoch are shuffled anew" in said
+    assert "the 3 steps left in this epoch are shuffled again" in said
     assert said.count("no validation split") == 1 and "validation after" not in said
     meta = runs.last_meta(tmp_path / "run")
     assert (meta["step"], meta["validation"]) == (5, None)

@@ -1,4 +1,4 @@
-"""The bytes of a block: the same forever, readable by anyone, and damage never passes."""
+"""The bytes of a block never change, anyone can read them, and no damage passes."""
 
 from __future__ import annotations
 
