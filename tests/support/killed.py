@@ -1,4 +1,4 @@
-"""A sharding process that is killed. Imports little: every killed process starts another one."""
+"""Sharding in a process that may be killed. Imports little: a test starts many of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from quickdraw_dist.data.shards import writer
 from quickdraw_dist.data.shards.plan import Plan
 
 
-def build_and_die(plan: Plan, source: Source, dest: str, server: str | None, last: int) -> None:
-    """Shard, and be killed just before file number `last` is renamed into place; with a server of
-    a store, the server kills."""
+def shard(plan: Plan, source: Source, dest: str, server: str | None, killed_at: int = 0) -> None:
+    """Build the groups that are missing and merge, as `jobs.shard` does. Without a store's server,
+    which kills by itself, die just before file number `killed_at` is renamed into place."""
     gc.freeze()  # what the server of processes has imported: a full collection takes half a second
     renamed = 0
 
@@ -24,7 +24,7 @@ def build_and_die(plan: Plan, source: Source, dest: str, server: str | None, las
         nonlocal renamed
         if event == "os.rename" and str(arguments[1]).startswith(dest):
             renamed += 1
-            if renamed == last:
+            if renamed == killed_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     if server is None:
@@ -32,5 +32,7 @@ def build_and_die(plan: Plan, source: Source, dest: str, server: str | None, las
     else:
         os.environ["STORAGE_EMULATOR_HOST"] = server
         fsspec.config.conf["gs"] = {"token": "anon"}
-    writer.build(plan, list(range(plan.groups)), source, dest, 1, lambda _: None)
+    done = writer.finished_groups(plan, dest)
+    missing = [group for group in range(plan.groups) if group not in done]
+    writer.build(plan, missing, source, dest, 1, lambda _: None)
     writer.merge_if_complete(plan, source, dest)

@@ -15,7 +15,7 @@ import pytest
 from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
-from tests.support.killed import build_and_die
+from tests.support.killed import shard
 
 if TYPE_CHECKING:
     from tests.conftest import Dataset, Store
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     PlanOf = Callable[[Dataset], Plan]
     Tree = Callable[[str | Path], dict[str, bytes]]
     GoOn = Callable[..., tuple[list[int], manifest.Manifest]]
+    Intercept = Callable[[Request], Response | None]
 
 
 def test_an_error_in_a_pool_is_told(own_source: Dataset, tmp_path: Path, plan_of: PlanOf) -> None:
@@ -99,7 +100,6 @@ def test_a_worker_killed_at_any_file_is_refused_and_finished_to_the_same_bytes(
     request: pytest.FixtureRequest,
     processes: ForkServerContext,
     tree: Tree,
-    go_on: GoOn,
     remote: bool,
 ) -> None:
     """Preemption costs one group at most, never the exactness of the dataset: before every shard,
@@ -109,37 +109,39 @@ def test_a_worker_killed_at_any_file_is_refused_and_finished_to_the_same_bytes(
     whole = tree(made.folder)
     assert len(whole) == 2 * (2 + 1 + 1) + 2 + 1  # two groups, and the manifest
     store: Store | None = request.getfixturevalue("store") if remote else None
-    for last in range(1, len(whole) + 1):
-        dest = f"gs://bucket/{last}" if store else str(tmp_path / str(last))
-        arguments = (plan, made.source, dest, store.server.url if store else None, last)
-        worker = processes.Process(target=build_and_die, args=arguments)
+    for killed_at in range(1, len(whole) + 1):
+        dest = f"gs://bucket/{killed_at}" if store else str(tmp_path / str(killed_at))
+        arguments = (plan, made.source, dest, store.server.url if store else None)
+        worker = processes.Process(target=shard, args=(*arguments, killed_at))
         if store:
-            store.intercept = kill_at_upload(worker, last)
+            store.intercept = kill_at_upload(worker, killed_at)
         worker.start()
         worker.join()
-        assert worker.exitcode == -signal.SIGKILL, last
+        assert worker.exitcode == -signal.SIGKILL, killed_at
         if store:
             store.intercept = None
         for name, data in published(dest, store, tree).items():
             assert data == whole[name], f"{name} is published but not whole"
         with pytest.raises(RefusedError, match=r"no dataset there|not finished"):
             manifest.read(dest)
-        assert go_on(made, dest)[1].digest == made.manifest.digest
-        if store:
-            assert published(dest, store, tree) == whole, last
-        else:
-            assert tree(dest) == whole, last  # no half-written file is left either
+        again = processes.Process(target=shard, args=arguments)
+        again.start()
+        again.join()
+        # Of local files, no half-written one is left either.
+        assert (published(dest, store, tree) if store else tree(dest)) == whole, killed_at
 
 
-def kill_at_upload(worker: ForkServerProcess, last: int) -> Callable[[Request], Response | None]:
-    """A server that kills its client at an upload, and takes nothing of it."""
+def kill_at_upload(
+    worker: ForkServerProcess, killed_at: int
+) -> Callable[[Request], Response | None]:
+    """A server that kills its client at an upload and stores nothing of it."""
     uploads = 0
 
     def intercept(request: Request) -> Response | None:
         nonlocal uploads
         if request.path.startswith("/upload"):
             uploads += 1
-            if uploads == last:
+            if uploads == killed_at:
                 worker.kill()
                 raise ConnectionResetError
         return None
