@@ -184,7 +184,7 @@ def _verify_shard(folder: str, shard: ShardEntry, split: str, group: _Group) -> 
         start += entry.drawings
         wrong: list[str] = []
         if isinstance(block, CorruptError):
-            block, wrong = None, [str(block)]
+            block, wrong = None, [str(block).removeprefix(f"{url}: ")]
         elif block is not None:
             block, wrong = _verify_block(block, entry, split, group)
         problems += [f"{url}: block {number}: {problem}" for problem in wrong]
@@ -236,7 +236,7 @@ def _join(found: list[samples.Sample], classes: int) -> Block:
         block, key = samples.decode(sample, classes), str(sample["__key__"])
         label, _, row = key.partition("-")
         if label != f"{block.labels[0]:05d}" or not row.isdecimal() or int(row) >= 2**32:
-            raise CorruptError(f"{key}: not the name of a drawing of class {block.labels[0]}")
+            raise CorruptError(key, None, f"not the name of a drawing of class {block.labels[0]}")
         drawings[at], labels[at], rows[at] = block.drawings[0], block.labels[0], int(row)
     return Block(drawings, labels, rows)
 

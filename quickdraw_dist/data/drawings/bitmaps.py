@@ -83,7 +83,7 @@ def open_bitmaps(url: str, classes: Sequence[str] = ()) -> Bitmaps:
 
     Args:
         url: a folder or gs:// prefix.
-        classes: only these, in this order; empty for all official classes in the folder.
+        classes: only these, in this order, without repeats; empty for all official ones.
 
     Raises:
         RefusedError: no such folder, no `.npy` file in it, an unknown or missing class.
@@ -119,9 +119,6 @@ def _no_source(url: str, problem: str) -> RefusedError:
 def _choose(url: str, found: dict[str, int], wanted: Sequence[str]) -> tuple[str, ...]:
     """Return the wanted classes, or the official ones that were found, in official order."""
     if wanted:
-        twice = sorted({name for name in wanted if list(wanted).count(name) > 1})
-        if twice:
-            raise RefusedError("--shard.classes", twice[0], "named twice", "Name each class once")
         for name in wanted:
             if name not in found:
                 problem, remedy = f"there is no {name}.npy in {url}", nearest(name, found).strip()

@@ -104,14 +104,14 @@ class ExternalFeed:
     def _buffer_capacity(self) -> int:
         """Return the capacity of the shuffle buffer: what batches and a remote shard leave."""
         memory_bytes, shards = self._settings.stream.memory_bytes, self._shards.train
-        part = self.part[1] - self.part[0]
-        taken = BATCHES * batch_bytes(part, self._pin) + part * DRAWING_BYTES  # one as a list
+        count = self.part[1] - self.part[0]
+        taken = BATCHES * batch_bytes(count, self._pin) + count * DRAWING_BYTES  # one as a list
         taken += max(shard.bytes for shard in shards) if is_remote(shards[0].url) else 0
-        if (needed := taken + part * DRAWING_BYTES) > memory_bytes:
+        if (needed := taken + count * DRAWING_BYTES) > memory_bytes:
             raise RefusedError(
                 "--stream.memory_bytes",
                 memory_bytes,
-                f"{BATCHES} batches of {part:,} drawings, two more in the shuffle buffer, and the "
+                f"{BATCHES} batches of {count:,} drawings, two more in the shuffle buffer, and the "
                 f"largest shard of a remote dataset take {needed:,} bytes",
                 f"Use {flag('stream.memory_bytes', needed)} or more; more memory shuffles better",
                 needed_bytes=needed,

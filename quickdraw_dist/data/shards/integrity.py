@@ -99,7 +99,7 @@ def read_again(
 def check_official(source: Source, label: int) -> tuple[str, ...]:
     """Compare a class's file with the official one, if it has an official name and size.
 
-    A store is asked for the MD5 that it keeps; a local file is read through.
+    The MD5 is the one that a store keeps; a local file is read for it.
 
     Returns:
         The `CHECKS` that the file passed.

@@ -97,10 +97,10 @@ def _render(seed: int, label: int, start: int, stop: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """A few drawings of one class, and every place that each of them can be moved to."""
+    """Some drawings of one class, and all shifts that each of them allows."""
 
     line: NDArray[np.uint8]  # the drawings' pixels, one drawing after the other, gaps between
-    starts: NDArray[np.int64]  # (variants,): 784 pixels of the line from there on are a drawing
+    starts: NDArray[np.int64]  # (variants,): where in the line the 784 pixels of each begin
     key: int
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
@@ -142,7 +142,7 @@ def open_synthetic(url: str, classes: Sequence[str] = ()) -> SyntheticSource:
             `per_class=official` gives each of 345 classes its official number of drawings,
             `official*0.01` a hundredth, rounded, at least one; `pool=N` renders only N drawings
             per class and moves them.
-        classes: only these, in this order; empty for all.
+        classes: only these, in this order, without repeats; empty for all.
 
     Raises:
         RefusedError: a setting or a class is unknown, or a value is out of range.
@@ -159,9 +159,6 @@ def open_synthetic(url: str, classes: Sequence[str] = ()) -> SyntheticSource:
                 f"Name classes from {names[0]!r} to {names[-1]!r}",
             )
     chosen = tuple(classes) or names
-    twice = [name for name in chosen if chosen.count(name) > 1]
-    if twice:
-        raise RefusedError("--shard.classes", twice[0], "named twice", "Name each class once")
     chosen_labels = tuple(labels[name] for name in chosen)
     counts = tuple(all_counts[label] for label in chosen_labels)
     return SyntheticSource(url, chosen, chosen_labels, counts, settings["seed"], settings["pool"])

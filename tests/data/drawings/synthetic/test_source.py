@@ -278,7 +278,7 @@ def test_wrong_classes_are_refused() -> None:
         synthetic.open_synthetic("synthetic:", ["synthetic-001", "synthetic-02"])
     assert (caught.value.subject, caught.value.value) == ("--shard.classes", "synthetic-02")
     with pytest.raises(RefusedError, match="named twice"):
-        synthetic.open_synthetic("synthetic:", ["synthetic-001", "synthetic-001"])
+        open_source("synthetic:", ["synthetic-001", "synthetic-001"])
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2), (0, 11), (11, 12)])
