@@ -52,24 +52,15 @@ class Bitmaps:
         return storage.own_crc32c(file_url(self, label))
 
     def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return rows `start` to `stop` of a class, (stop - start, 28, 28) uint8.
-
-        Raises:
-            CorruptError: the file is shorter than its header says.
-            StorageError: the store did not answer within its retries.
-        """
+        """Return rows `start` to `stop` of a class, (stop - start, 28, 28) uint8."""
         url, length = file_url(self, label), (stop - start) * PIXELS
         data = storage.read_range(url, len(self.headers[label]) + start * PIXELS, length)
         if len(data) != length:
-            raise CorruptError(
-                url,
-                None,
+            problem = (
                 f"rows {start} to {stop} are {length:,} bytes, only {len(data):,} could be read; "
-                "the file has changed or is truncated",
-                start=start,
-                stop=stop,
-                read_bytes=len(data),
+                "the file has changed or is truncated"
             )
+            raise CorruptError(url, None, problem, start=start, stop=stop, read_bytes=len(data))
         return np.frombuffer(data, np.uint8).reshape(-1, SIDE, SIDE)
 
 
@@ -153,23 +144,15 @@ def _open_one(url: str, size: int) -> tuple[int, bytes]:
         raise CorruptError(url, None, f"not a .npy file: {error}") from None
     if shape[1:] not in ((PIXELS,), (SIDE, SIDE)) or dtype != np.uint8 or fortran:
         order = "Fortran" if fortran else "C"
-        raise CorruptError(
-            url,
-            None,
-            f"holds shape {shape}, {dtype}, {order} order; a bitmap file holds (N, 784) or "
-            "(N, 28, 28), uint8, C order",
-        )
-    expected = file.tell() + shape[0] * PIXELS
-    if size != expected:
-        kind = "truncated" if size < expected else "other bytes follow the drawings"
-        raise CorruptError(
-            url,
-            None,
-            f"{size:,} bytes, but its header promises {shape[0]:,} drawings = {expected:,} bytes; "
-            f"{kind}",
-            "Fetch it again",
-            expected_bytes=expected,
-        )
+        expected = "(N, 784) or (N, 28, 28), uint8, C order"
+        problem = f"holds shape {shape}, {dtype}, {order} order; a bitmap file holds {expected}"
+        raise CorruptError(url, None, problem)
+    needed = file.tell() + shape[0] * PIXELS
+    if size != needed:
+        kind = "truncated" if size < needed else "other bytes follow the drawings"
+        promised = f"{shape[0]:,} drawings = {needed:,} bytes"
+        problem = f"{size:,} bytes, but its header promises {promised}; {kind}"
+        raise CorruptError(url, None, problem, "Fetch it again")
     return int(shape[0]), start[: file.tell()]
 
 

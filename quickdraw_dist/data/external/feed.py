@@ -76,13 +76,9 @@ class ExternalFeed:
         self.drawings = settings.stream.epoch_drawings or self._count(saved)
         self.steps = self.drawings // global_batch
         if not self.steps:
-            raise RefusedError(
-                "--train.global_batch",
-                global_batch,
-                f"{settings.data} has only {self.drawings:,} drawings",
-                f"Use {flag('train.global_batch', self.drawings)} at most",
-                drawings=self.drawings,
-            )
+            problem = f"{settings.data} has only {self.drawings:,} drawings"
+            remedy = f"Use {flag('train.global_batch', self.drawings)} at most"
+            raise RefusedError("--train.global_batch", global_batch, problem, remedy)
         mean, std = self._normalisation(saved)
         self.dataset = ExternalInfo(shards.classes, self._shards.digest, mean, std)
 

@@ -74,13 +74,9 @@ class _Tars:
                 tar = _BlockByBlock(file, url)
                 yield {"url": url, "stream": tar}
                 if tar.last != bytes(tarfile.BLOCKSIZE):
-                    raise CorruptError(
-                        url,
-                        None,
-                        "damaged, truncated or compressed: it does not end with the empty block "
-                        "of a tar",
-                        "Replace it with a whole, uncompressed .tar",
-                    )
+                    problem = "damaged, truncated or compressed: no empty block ends it"
+                    remedy = "Replace it with a whole, uncompressed .tar"
+                    raise CorruptError(url, None, problem, remedy)
 
 
 def _open(url: str) -> IO[bytes]:
@@ -127,12 +123,9 @@ def read_labels(sample: Sample, classes: int) -> NDArray[np.uint16]:
         raise CorruptError(f"{_name(sample)}.{kind}", None, problem)
     beyond = labels[(labels < 0) | (labels >= classes)]
     if beyond.size:
-        raise CorruptError(
-            _name(sample),
-            None,
-            f"label {beyond[0]}, but there are {classes} classes (0 to {classes - 1})",
-            "Name all classes with --stream.class_names",
-        )
+        problem = f"label {beyond[0]}, but there are {classes} classes (0 to {classes - 1})"
+        remedy = "Name all classes with --stream.class_names"
+        raise CorruptError(_name(sample), None, problem, remedy)
     return labels.astype(np.uint16)
 
 
@@ -148,12 +141,9 @@ def decode(sample: Sample, classes: int) -> Block:
     count = len(labels)
     shapes = [(count, SIDE, SIDE)] if "." in kind else [(SIDE, SIDE), (PIXELS,)]
     if pixels.dtype != np.uint8 or pixels.shape not in shapes:
-        raise CorruptError(
-            f"{_name(sample)}.{kind}",
-            None,
-            f"{pixels.dtype} of shape {pixels.shape}, not uint8 of shape "
-            f"{' or '.join(map(str, shapes))}",
-        )
+        wanted = " or ".join(map(str, shapes))
+        problem = f"{pixels.dtype} of shape {pixels.shape}, not uint8 of shape {wanted}"
+        raise CorruptError(f"{_name(sample)}.{kind}", None, problem)
     return Block(pixels.reshape(count, SIDE, SIDE), labels, _rows(sample, count))
 
 
@@ -162,12 +152,8 @@ def _kind(sample: Sample) -> tuple[str, str]:
         if sample.keys() >= set(kind):
             return kind
     members = ", ".join(f".{name}" for name in sample if not name.startswith("__"))
-    raise CorruptError(
-        _name(sample),
-        None,
-        f"has {members}, not .png or .npy with .cls, or .drawings.npy with .labels.npy (both with "
-        ".gz or both without)",
-    )
+    kinds = ".png or .npy with .cls, or .drawings.npy with .labels.npy (both .gz or neither)"
+    raise CorruptError(_name(sample), None, f"has {members}, not {kinds}")
 
 
 def _name(sample: Sample) -> str:
@@ -184,12 +170,9 @@ def _picture(sample: Sample) -> NDArray[np.uint8]:
     except _UNREADABLE as error:
         raise CorruptError(name, None, str(error)) from None
     width, height = image.size
-    raise CorruptError(
-        name,
-        None,
-        f"{width} x {height} pixels of mode {image.mode}, not {SIDE} x {SIDE} of mode L (8-bit "
-        "grey, white ink on black)",
-    )
+    wanted = f"{SIDE} x {SIDE} of mode L (8-bit grey, white ink on black)"
+    problem = f"{width} x {height} pixels of mode {image.mode}, not {wanted}"
+    raise CorruptError(name, None, problem)
 
 
 def _array(sample: Sample, name: str) -> NDArray[Any]:

@@ -99,12 +99,8 @@ def find_splits(data: str) -> tuple[tuple[ExternalShard, ...], tuple[ExternalSha
     if data.endswith(".tar") or "train" not in storage.folders(data):
         return shards, ()
     if shards:
-        raise RefusedError(
-            "--data",
-            data,
-            "holds .tar files and a folder train/",
-            f"Use {storage.join(data, 'train')} or '{storage.join(data, '*.tar')}'",
-        )
+        remedy = f"Use {storage.join(data, 'train')} or '{storage.join(data, '*.tar')}'"
+        raise RefusedError("--data", data, "holds .tar files and a folder train/", remedy)
     return find_shards(storage.join(data, "train")), find_shards(storage.join(data, "val"))
 
 
@@ -134,13 +130,9 @@ def find_shards(pattern: str) -> tuple[ExternalShard, ...]:
             missing.append(url)
         found |= {storage.join(folder, name): listings[folder][name] for name in names}
     if found and missing:
-        raise RefusedError(
-            pattern,
-            None,
-            f"{len(missing)} of {len(urls)} are not there, such as {missing[0]}",
-            "Use a pattern that names existing shards only",
-            missing=tuple(missing),
-        )
+        problem = f"{len(missing)} of {len(urls)} are not there, such as {missing[0]}"
+        remedy = "Use a pattern that names existing shards only"
+        raise RefusedError(pattern, None, problem, remedy, missing=tuple(missing))
     return tuple(ExternalShard(url, found[url]) for url in sorted(found))
 
 
@@ -166,35 +158,20 @@ def check_fit(settings: Settings, shards: ExternalShards, world_size: int) -> No
     """
     batch, stream = settings.train.global_batch, settings.stream
     if stream.resident:
-        raise RefusedError(
-            "--stream.resident",
-            True,
-            "with --stream.reader webdataset no rank knows its drawings beforehand",
-            "Use --stream.resident false",
-        )
+        problem = "with --stream.reader webdataset no rank knows its drawings beforehand"
+        raise RefusedError("--stream.resident", True, problem, "Use --stream.resident false")
     if (count := len(shards.train)) < world_size:
-        raise RefusedError(
-            "--data",
-            settings.data,
-            f"{count:,} shards, fewer than the {world_size:,} ranks that each read their own",
-            f"Use {count:,} ranks at most, or write the drawings into {world_size:,} shards or "
-            "more",
-            shards=count,
-        )
+        problem = f"{count:,} shards, fewer than the {world_size:,} ranks that each read their own"
+        remedy = f"Use at most {count:,} ranks, or {world_size:,} shards or more"
+        raise RefusedError("--data", settings.data, problem, remedy)
     if batch < world_size:
-        raise RefusedError(
-            "--train.global_batch",
-            batch,
-            f"smaller than the {world_size} ranks, some would have no drawing",
-            f"Use {flag('train.global_batch', world_size)} or more",
-        )
+        problem = f"smaller than the {world_size} ranks, some would have no drawing"
+        remedy = f"Use {flag('train.global_batch', world_size)} or more"
+        raise RefusedError("--train.global_batch", batch, problem, remedy)
     if 0 < stream.epoch_drawings < batch:
-        raise RefusedError(
-            "--stream.epoch_drawings",
-            stream.epoch_drawings,
-            f"less than one batch ({flag('train.global_batch', batch)})",
-            f"Use {flag('stream.epoch_drawings', batch)} or more, or a smaller batch",
-        )
+        problem = f"less than one batch ({flag('train.global_batch', batch)})"
+        remedy = f"Use {flag('stream.epoch_drawings', batch)} or more, or a smaller batch"
+        raise RefusedError("--stream.epoch_drawings", stream.epoch_drawings, problem, remedy)
 
 
 def count_drawings(shards: ExternalShards, world: World) -> int:

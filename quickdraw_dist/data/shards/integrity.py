@@ -67,14 +67,7 @@ def read(
 def read_again(
     source: Source, label: int, start: int, stop: int, crc: int
 ) -> tuple[NDArray[np.uint8], int]:
-    """Read rows of a class until two readings agree.
-
-    Args:
-        source: the drawings.
-        label: the class.
-        start: the first row.
-        stop: the row after the last.
-        crc: CRC-32C of the reading before, which is in doubt.
+    """Read rows of a class until two readings agree, the one before with this `crc` included.
 
     Returns:
         The rows, (stop - start, 28, 28) uint8, and their CRC-32C.

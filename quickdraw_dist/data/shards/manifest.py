@@ -189,13 +189,9 @@ def read(folder: str) -> Manifest:
     try:
         version = json.loads(text)["format_version"]
         if version != FORMAT_VERSION:
-            raise RefusedError(
-                url,
-                None,
-                f"format version {version}; this release reads version {FORMAT_VERSION}",
-                "Update quickdraw-dist, or shard again",
-                version=version,
-            )
+            problem = f"format version {version}; this release reads version {FORMAT_VERSION}"
+            advice = "Update quickdraw-dist, or shard again"
+            raise RefusedError(url, None, problem, advice, version=version)
         return Manifest.model_validate_json(text)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
         raise RefusedError(url, None, f"not a manifest: {error}", remedy) from None
@@ -209,16 +205,12 @@ def read_trainable(folder: str) -> Manifest:
     """
     dataset = read(folder)
     if dataset.settings.layout == "per_drawing":
-        names = f" --stream.class_names {shlex.join(dataset.classes)}"
-        if dataset.classes == official_names():
-            names = ""  # the default
-        raise RefusedError(
-            "--data",
-            folder,
-            "--shard.layout per_drawing is an export for other readers, not for training",
-            f"Use --stream.reader webdataset{names}, or shard the source again without "
-            "--shard.layout",
-        )
+        flags = "--stream.reader webdataset"
+        if dataset.classes != official_names():  # the default
+            flags += f" --stream.class_names {shlex.join(dataset.classes)}"
+        problem = "--shard.layout per_drawing is an export for other readers, not for training"
+        remedy = f"Use {flags}, or shard the source again without --shard.layout"
+        raise RefusedError("--data", folder, problem, remedy)
     return dataset
 
 

@@ -65,29 +65,18 @@ class Plan:
     def __post_init__(self) -> None:
         fractions = self.settings.val_fraction, self.settings.test_fraction
         if sum(fractions) >= 1:
-            raise RefusedError(
-                f"{flag('shard.val_fraction', fractions[0])} "
-                f"{flag('shard.test_fraction', fractions[1])}",
-                None,
-                "nothing is left to train on",
-                "Use a sum below 1; the default is 0.05 each",
-            )
+            flags = map(flag, ("shard.val_fraction", "shard.test_fraction"), fractions)
+            remedy = "Use a sum below 1; the default is 0.05 each"
+            raise RefusedError(" ".join(flags), None, "nothing is left to train on", remedy)
         if self.settings.block > self.settings.drawings_per_shard:
             most = self.settings.drawings_per_shard
-            raise RefusedError(
-                "--shard.block",
-                self.settings.block,
-                f"larger than a shard (--shard.drawings_per_shard {most})",
-                f"Use --shard.block {most} at most",
-            )
+            problem = f"larger than a shard ({flag('shard.drawings_per_shard', most)})"
+            remedy = f"Use {flag('shard.block', most)} at most"
+            raise RefusedError("--shard.block", self.settings.block, problem, remedy)
         for name, count in zip(self.classes, self.counts, strict=True):
             if count == 0:
-                raise RefusedError(
-                    f"class {name!r}",
-                    None,
-                    "the source has no drawings of it",
-                    "List the other classes with --shard.classes",
-                )
+                remedy = "List the other classes with --shard.classes"
+                raise RefusedError(f"class {name!r}", None, "the source has no drawings", remedy)
 
     @cached_property
     def drawings(self) -> int:

@@ -35,18 +35,9 @@ def build_group(
 ) -> PartFile:
     """Read a group's rows, publish its shards, then its part file.
 
-    Args:
-        plan: the plan of the dataset.
-        group: the group's number.
-        source: the drawings.
-        dest: the folder of the dataset.
-        memory: holds the pixels of the group; overwritten by the next one.
-        progress: called with the drawings of every shard.
-        true_crcs: the CRC-32C of the group's ranges, class by class, where they are known: a
-            range that is read with another one is read again.
-
-    Returns:
-        The contents of the part file.
+    `memory` holds the pixels. `progress` is called with the drawings of every shard. `true_crcs`
+    are the CRC-32C of the group's ranges, class by class, where they are known: a range that is
+    read with another one is read again.
 
     Raises:
         CorruptError: the source is shorter than its header says, or never read as `true_crcs` say.
@@ -167,12 +158,8 @@ def finished_groups(plan: Plan, dest: str) -> dict[int, PartFile]:
         except ValidationError:
             continue  # damaged, or written by another release: the group is built again
         if part.fingerprint != plan.fingerprint:
-            raise RefusedError(
-                url,
-                None,
-                "belongs to another dataset (other classes, counts or --shard settings)",
-                "Choose another DEST, or empty this one",
-            )
+            problem = "belongs to another dataset (other classes, counts or --shard settings)"
+            raise RefusedError(url, None, problem, "Choose another DEST, or empty this one")
         shards = [shard for entries in part.shards.values() for shard in entries]
         if all(stored.get(shard.name) == shard.bytes for shard in shards):
             done[part.group] = part

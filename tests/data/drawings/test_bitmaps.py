@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,6 +123,15 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+BAD_HEADERS = (
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 784), ",
+    "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 784, }",
+    "{[]: 1}",
+)
+for fields in BAD_HEADERS:
+    BAD_FILES[fields] = partial(Path.write_bytes, data=npy(fields, b"")), "not a .npy file"
+
+
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_a_bad_file_is_refused_by_name(tmp_path: Path, case: str) -> None:
     """Hours of sharding must not start on a file that is not what it should be."""
@@ -132,22 +142,6 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, case: str) -> None:
         open_source(str(tmp_path))
     assert caught.value.subject == str(tmp_path / "sun.npy")
     assert caught.value.problem.startswith(problem)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 784), ",
-        "{'descr': '|u1', 'fortran_order': False, 'shape': (5, 784, }",
-        "{[]: 1}",
-    ],
-    ids=["unclosed", "bracket lost", "list as key"],
-)
-def test_a_damaged_header_is_refused_by_name(tmp_path: Path, fields: str) -> None:
-    """One flipped bit of a header is an error of the file, not a traceback of the program."""
-    (tmp_path / "sun.npy").write_bytes(npy(fields, pixels(5).tobytes()))
-    with pytest.raises(CorruptError, match=r"sun\.npy: not a \.npy file"):
-        open_source(str(tmp_path))
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_splits_by_folder(tmp_path: Path) -> None:
     ("stream", "batch", "ranks", "setting", "remedy"),
     [
         ({"resident": True}, 8, 1, "--stream.resident", "--stream.resident false"),
-        ({}, 8, 4, "--data", "3 ranks at most, or write the drawings into 4 shards"),
+        ({}, 8, 4, "--data", "at most 3 ranks, or 4 shards or more"),
         ({}, 2, 3, "--train.global_batch", "--train.global_batch 3 or more"),
         ({"epoch_drawings": 7}, 8, 1, "--stream.epoch_drawings", "--stream.epoch_drawings 8"),
     ],
@@ -109,7 +109,8 @@ def test_too_few_drawings_or_too_little_memory(tmp_path: Path) -> None:
     """Known only when the shards are."""
     write_shards(tmp_path, [5, 5])
     error = refusal(lambda: open_feed(make_settings(tmp_path, batch=11)))
-    assert (error.subject, error.value, error.drawings) == ("--train.global_batch", 11, 10)
+    assert (error.subject, error.value) == ("--train.global_batch", 11)
+    assert error.remedy == "Use --train.global_batch 10 at most"
     error = refusal(lambda: open_feed(make_settings(tmp_path, memory_bytes=30_000)))
     assert (error.subject, error.needed_bytes) == ("--stream.memory_bytes", 51_520)
     least = open_feed(make_settings(tmp_path, memory_bytes=51_520))

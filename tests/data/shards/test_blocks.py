@@ -243,12 +243,3 @@ def test_a_per_drawing_shard_is_no_block() -> None:
     """It is an export: `data.verify` and the webdataset reader read it."""
     with pytest.raises(CorruptError, match="not a block of 2 drawings"):
         blocks.decode(blocks.encode_per_drawing(some(2)), 2)
-
-
-def test_a_lost_member_is_refused() -> None:
-    """Drawings without labels are no block."""
-    data = encoded(some(2), "none")
-    assert same(blocks.decode(data, 2), some(2))
-    for without in (data[:-1024], data[-1024:], data[: 512 + 2048]):
-        with pytest.raises(CorruptError):
-            blocks.decode(without, 2)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +9,6 @@ from typing import TYPE_CHECKING
 import google_crc32c
 import numpy as np
 import pytest
-from PIL import Image
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.hashing import random64
@@ -144,23 +141,3 @@ def test_compression_does_not_change_the_dataset(of_layout: Callable[[str], Data
     assert len({found.digest for found in made.values()}) == 1
     assert len({(found.pixel_mean, found.pixel_std) for found in made.values()}) == 1
     assert len({found.splits["train"][0].crc32c for found in made.values()}) == 3
-
-
-def test_the_per_drawing_layout(of_layout: Callable[[str], Dataset], plan_of: PlanOf) -> None:
-    """A png and a cls for every drawing, in the order of the plan, for readers of others."""
-    made = of_layout("per_drawing")
-    plan = plan_of(made)
-    shard = made.manifest.splits["val"][1]
-    place = next(p for p in plan.shards(shard.group) if p.name == shard.name)
-    labels, rows = (
-        array[plan.members(shard.group, place)] for array in plan.identities(shard.group)
-    )
-    with tarfile.open(Path(made.folder) / shard.name) as tar:
-        files = [(m.name, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
-    names = [f"{label:05d}-{row:010d}" for label, row in zip(labels, rows, strict=True)]
-    assert [name for name, _ in files] == [f"{n}.{end}" for n in names for end in ("png", "cls")]
-    assert [int(data) for name, data in files if name.endswith(".cls")] == labels.tolist()
-    pictures = [
-        np.asarray(Image.open(io.BytesIO(data))) for name, data in files if name.endswith(".png")
-    ]
-    assert np.array_equal(np.stack(pictures), made.pixels(labels, rows))

@@ -152,12 +152,9 @@ def open_synthetic(url: str, classes: Sequence[str] = ()) -> SyntheticSource:
     labels = {name: label for label, name in enumerate(names)}
     for name in classes:
         if name not in labels:
-            raise RefusedError(
-                "--shard.classes",
-                name,
-                f"no class of {url}.{nearest(name, names)}",
-                f"Name classes from {names[0]!r} to {names[-1]!r}",
-            )
+            problem = f"no class of {url}.{nearest(name, names)}"
+            remedy = f"Name classes from {names[0]!r} to {names[-1]!r}"
+            raise RefusedError("--shard.classes", name, problem, remedy)
     chosen = tuple(classes) or names
     chosen_labels = tuple(labels[name] for name in chosen)
     counts = tuple(all_counts[label] for label in chosen_labels)
@@ -172,13 +169,10 @@ def _settings(url: str) -> tuple[dict[str, int], tuple[int, ...]]:
     typed: dict[str, str] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in _LIMITS or name in typed:
-            problem = f"{name!r} is set twice" if name in typed else f"unknown setting {name!r}"
-            raise RefusedError(
-                "source",
-                url,
-                problem + ("" if name in _LIMITS else f".{nearest(name, _LIMITS)}"),
-                f"Write it like {_EXAMPLE}",
-            )
+            problem = f"unknown setting {name!r}.{nearest(name, _LIMITS)}"
+            if name in typed:
+                problem = f"{name!r} is set twice"
+            raise RefusedError("source", url, problem, f"Write it like {_EXAMPLE}")
         typed[name] = text
     counts: tuple[int, ...] = ()
     if typed.get("per_class", "").startswith(_OFFICIAL):
@@ -188,12 +182,9 @@ def _settings(url: str) -> tuple[dict[str, int], tuple[int, ...]]:
     settings = _DEFAULTS | {name: _number(url, name, text) for name, text in typed.items()}
     counts = counts or (settings["per_class"],) * settings["classes"]
     if settings["classes"] != len(counts):
-        raise RefusedError(
-            "source",
-            url,
-            f"classes={settings['classes']}, but official counts exist for {len(counts)} classes",
-            "Remove classes=, or choose some with --shard.classes",
-        )
+        problem = f"classes={settings['classes']}, but official counts exist for {len(counts)}"
+        remedy = "Remove classes=, or choose some with --shard.classes"
+        raise RefusedError("source", url, problem, remedy)
     return settings, counts
 
 
@@ -202,12 +193,9 @@ def _fraction(url: str, text: str) -> float:
     found = re.fullmatch(_OFFICIAL + r"(?:\*(1|0?\.[0-9]{1,9}))?", text)
     fraction = float(found[1] or 1) if found else 0.0
     if not fraction:
-        raise RefusedError(
-            "source",
-            url,
-            f"per_class={text} is neither {_OFFICIAL} nor a fraction of it",
-            f"Use a fraction above 0 and up to 1, such as per_class={_OFFICIAL}*0.01",
-        )
+        problem = f"per_class={text} is neither {_OFFICIAL} nor a fraction of it"
+        remedy = f"Use a fraction above 0 and up to 1, such as per_class={_OFFICIAL}*0.01"
+        raise RefusedError("source", url, problem, remedy)
     return fraction
 
 
