@@ -145,7 +145,7 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, case: str) -> None:
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
-    """A folder called cat.npy is the user's slip, and told as one."""
+    """A folder called cat.npy is the user's mistake: refused, not corrupt."""
     (tmp_path / "cat.npy").mkdir()
     assert refusal(tmp_path).subject == str(tmp_path / "cat.npy")
 

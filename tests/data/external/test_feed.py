@@ -1,4 +1,4 @@
-"""Batches of external tars: what is delivered, in which order, and what is said of it."""
+"""Batches of external tars: which drawings, in which order, and what the run prints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("no_thread_left")
 
 @pytest.mark.parametrize("kind", STOCK)
 def test_an_epoch_of_stock_tars(tmp_path: Path, kind: str) -> None:
-    """Every drawing with its own label, none twice, other ones left out in other epochs."""
+    """Every drawing with its own label, none twice; every epoch skips other ones."""
     labels = write_shards(tmp_path, [13, 25, 9], *STOCK[kind])
     feed = open_feed(make_settings(tmp_path))
     assert (feed.drawings, feed.steps, feed.lanes) == (47, 4, 0)
@@ -150,7 +150,7 @@ def test_resuming_measures_nothing_again(store: Store, tmp_path: Path) -> None:
     assert store.media_reads("") == 0
     assert (again.drawings, again.steps) == (31, 3)
     assert (again.dataset.pixel_mean, again.dataset.pixel_std) == (0.25, 0.5)
-    # Other shards are counted, and so are those of a run that was told what an epoch is.
+    # Other shards are counted, and so are those of a run with --stream.epoch_drawings.
     assert open_feed(made, saved=saved | {"dataset_digest": "other"}).drawings == 40
     told = {"config": {"stream": {"epoch_drawings": 31}}}
     assert open_feed(made, saved=saved | told).drawings == 40
@@ -183,11 +183,11 @@ def test_from_a_store_through_our_retries(store: Store, tmp_path: Path) -> None:
     assert sequence(open_feed(make_settings(f"{url}/x-*.tar")), 0) == expected
 
 
-# -- what is said ----------------------------------------------------------------------------------
+# -- what the run prints ---------------------------------------------------------------------------
 
 
-def test_what_it_cannot_promise_is_said(tmp_path: Path) -> None:
-    """At the start of a run, and once more where it goes on inside an epoch."""
+def test_what_it_cannot_promise_is_printed(tmp_path: Path) -> None:
+    """At the start of a run, and more where it resumes inside an epoch."""
     write_shards(tmp_path, [25, 25])
     feed = open_feed(make_settings(tmp_path, memory_bytes=10_000_000))
     said = "\n".join(feed.describe(0))

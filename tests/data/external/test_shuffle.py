@@ -17,7 +17,7 @@ from tests.support.tars import block_of, write_tar
 
 
 def write_blocks(folder: Path, sizes: list[int]) -> list[str]:
-    """A tar with a block of so many drawings each; rows count on from tar to tar."""
+    """A tar with one block per size; rows are numbered from the first tar to the last."""
     firsts = itertools.accumulate([0, *sizes])
     return [
         str(write_tar(folder / f"{at}.tar", [block_of(range(first, first + size))] if size else []))

@@ -73,7 +73,7 @@ def test_combining_is_associative_at_any_length(
 
 def flipping(store: Store, hit: Callable[[str, int], int | None]) -> Intercept:
     """Flips a bit of ranges of bitmaps: `hit` says which one, from the range and how many times
-    it was asked for before; None for none."""
+    it was requested before; None for none."""
     asked: Counter[str] = Counter()
 
     def intercept(request: Request) -> Response | None:

@@ -172,7 +172,7 @@ def _digest(train: tuple[ShardEntry, ...], classes: tuple[str, ...] = ("cat", "d
 
 
 def test_the_digest_names_contents_only() -> None:
-    """A recompressed or renamed copy is the same dataset: a run may go on with it."""
+    """A recompressed or renamed copy is the same dataset: a run can resume with it."""
     one = _digest((_entry(BlockEntry(0, 100, 2, 11), BlockEntry(100, 50, 1, 12)),))
     other = _entry(
         BlockEntry(0, 7, 2, 11), BlockEntry(7, 8, 1, 12), name="b", bytes=77, crc32c=5, group=3

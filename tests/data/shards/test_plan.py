@@ -1,4 +1,4 @@
-"""The plan: every drawing in exactly one place, the same place forever."""
+"""The plan: every drawing in exactly one shard, the same one in every release."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_slices_tile_every_file(plan: Plan) -> None:
 @settings(max_examples=100)
 @given(plan=plans())
 def test_splits_hold_exactly_their_share_of_every_class(plan: Plan) -> None:
-    """Validation figures of a class need its drawings there, and as many as promised."""
+    """Metrics per class need its drawings in val and test, exactly as many as promised."""
     found = dict.fromkeys(SPLITS, 0)
     counted = np.zeros((len(SPLITS), len(plan.counts)), int)
     for (split, _), shard in contents(plan).items():
@@ -103,7 +103,7 @@ def test_splits_hold_exactly_their_share_of_every_class(plan: Plan) -> None:
     ("count", "val", "test"),
     [(1, 0, 0), (2, 0, 0), (3, 1, 1), (9, 1, 1), (29, 1, 1), (31, 2, 2), (131, 7, 7)],
 )
-def test_held_out_figures(count: int, val: int, test: int) -> None:
+def test_held_out_counts(count: int, val: int, test: int) -> None:
     """The same rule as plain numbers, at the default of 0.05 each."""
     assert Plan(("a",), (count,), Shard()).held_out(0) == {"val": val, "test": test}
 
@@ -161,7 +161,7 @@ def test_a_class_is_split_alike_whichever_others_are_there(
 @settings(max_examples=60)
 @given(one=SEEDS, other=SEEDS)
 def test_another_seed_is_another_plan(one: int, other: int) -> None:
-    """Splits and order both follow the seed; a seed that nothing reads would be a lie."""
+    """Splits and order both follow the seed."""
     assume(one != other)
     first, second = (Plan(("a",), (300,), Shard(seed=seed)) for seed in (one, other))
     assert not np.array_equal(first.split_of_rows[0], second.split_of_rows[0])
@@ -298,8 +298,8 @@ def test_a_group_of_the_full_plan(group: int) -> None:
             assert (plan.split_of_rows[label][own] == split).all()
 
 
-def test_the_description_says_what_will_happen() -> None:
-    """--dry-run is read before 39.5 GB are moved: its figures must be the plan's."""
+def test_the_description() -> None:
+    """--dry-run is read before 39.5 GB are moved: its numbers must be the plan's."""
     text = describe(_full(), processes=16)
     for part in (
         "classes   345",

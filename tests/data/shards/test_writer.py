@@ -1,4 +1,4 @@
-"""A dataset holds what its plan and source say, the same bytes whoever builds it."""
+"""A dataset holds what its plan and source say, the same bytes from any number of workers."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_pool_of_processes_writes_the_same_bytes(
 
 
 def test_compression_does_not_change_the_dataset(of_layout: Callable[[str], Dataset]) -> None:
-    """The digest is over contents, so a run may go on with a recompressed or converted copy."""
+    """The digest is over contents, so a run can resume with a recompressed or converted copy."""
     made = {layout: of_layout(layout).manifest for layout in ("gzip", "none", "per_drawing")}
     assert len({found.digest for found in made.values()}) == 1
     assert len({(found.pixel_mean, found.pixel_std) for found in made.values()}) == 1

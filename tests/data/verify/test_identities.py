@@ -38,11 +38,8 @@ def test_a_source_that_changed_is_found(own_source: Dataset, row: int) -> None:
     data[128 + 784 * row + 783] ^= 1
     path.write_bytes(data)
     assert found(own_source) == []
-    problems = found(own_source, own_source.source)
-    assert len(problems) == 1
-    assert problems[0].endswith(
-        f"pixels of class 'dog' row {row} are not the source's (1 such drawings)"
-    )
+    (problem,) = found(own_source, own_source.source)
+    assert problem.endswith(f"class 'dog' row {row} are not the source's (1 such drawings)")
 
 
 def test_labels_swapped_between_equal_rows_are_found_with_the_source(own: Dataset) -> None:
@@ -105,7 +102,7 @@ def test_a_duplicate_row_is_found(own: Dataset) -> None:
 
 
 def test_a_row_in_another_split_is_found(own: Dataset) -> None:
-    """A test drawing in the training split: the figures of every model would be too good."""
+    """A test drawing in the training split: the accuracy of every model would be too high."""
     train = own.manifest.splits["train"][0]
     test = next(s for s in own.manifest.splits["test"] if s.group == train.group)
     in_train, in_test = read_blocks(own, train), read_blocks(own, test)
