@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     settings, arguments = load(parser, argv, ("data", "output", "evaluation"))
     url = checkpoint.find(arguments.checkpoint or settings.output)
-    saved, dataset = checkpoint.load(url), manifest.read(settings.data)
+    saved, dataset = checkpoint.load(url), manifest.read_trainable(settings.data)
     if list(dataset.classes) != (trained := saved.meta["classes"]):
         problem = f"has {len(dataset.classes)} classes, {url} was trained on {len(trained)} others"
         raise RefusedError("--data", settings.data, problem, "Give the checkpoint's dataset")

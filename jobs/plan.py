@@ -73,7 +73,7 @@ def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Out
         plan = Plan(source.classes, source.counts, settings.shard, source.identity)
         return outline.of_plan(plan, given.source), f"planned from {given.source}"
     try:
-        dataset = manifest.read(settings.data)
+        dataset = manifest.read_trainable(settings.data)
     except RefusedError as error:
         remedy = f"{error.remedy}. To plan before that, give --official or --source".lstrip(". ")
         raise RefusedError(error.subject, error.value, error.problem, remedy) from None

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.data.external.feed import ForeignFeed
-from quickdraw_dist.data.external.shards import ForeignShards, check_fit, find_splits, open_shards
+from quickdraw_dist.data.external.feed import ExternalFeed
+from quickdraw_dist.data.external.shards import ExternalShards, check_fit, find_splits, open_shards
 from quickdraw_dist.data.order.lanes import resolve_lanes
 from quickdraw_dist.data.order.memory import LoaderMemory, default_threads, plan_memory
 from quickdraw_dist.data.order.order import Order
@@ -25,7 +25,7 @@ from quickdraw_dist.data.stream.reader import SplitReader
 from quickdraw_dist.data.stream.resident import DeviceLoader, HostLoader, ResidentDrawings
 from quickdraw_dist.distributed.ranks import World
 
-Dataset = Manifest | ForeignShards
+Dataset = Manifest | ExternalShards
 """A dataset before any drawing is read."""
 
 
@@ -90,7 +90,7 @@ def open_dataset(settings: Settings) -> Dataset:
                 f"Remove it, or read external data with {webdataset}",
             )
     try:
-        return manifest.read(settings.data)
+        return manifest.read_trainable(settings.data)
     except RefusedError as error:
         if not _has_only_tars(settings.data):
             raise
@@ -112,7 +112,7 @@ def check_dataset(settings: Settings, dataset: Dataset, world_size: int) -> None
     Raises:
         RefusedError: they do not fit together.
     """
-    if isinstance(dataset, ForeignShards):
+    if isinstance(dataset, ExternalShards):
         check_fit(settings, dataset, world_size)
     else:
         make_order(settings, dataset, settings.stream.lanes, world_size)
@@ -128,8 +128,8 @@ def open_feed(
         RefusedError: settings, dataset, ranks and memory do not fit together.
         StorageError, OSError: an external shard could not be read.
     """
-    if isinstance(dataset, ForeignShards):
-        return ForeignFeed(settings, dataset, world, saved)
+    if isinstance(dataset, ExternalShards):
+        return ExternalFeed(settings, dataset, world, saved)
     lanes: int | str = settings.stream.lanes
     if saved is not None and saved["lanes"]:
         lanes = started_with = int(saved["lanes"])

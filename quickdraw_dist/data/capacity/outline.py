@@ -49,7 +49,7 @@ def of_plan(plan: Plan, source: str) -> Outline:
     for group in range(plan.groups):
         for place in plan.shards(group):
             of_split = int(plan.split_sizes[group, SPLITS.index(place.split)])
-            first, stop = (part * of_split // place.parts for part in (place.part, place.part + 1))
+            first, stop = (part * of_split // place.of for part in (place.index, place.index + 1))
             edges = [*range(first, stop, plan.settings.block), stop]
             blocks[place.split].append(tuple(b - a for a, b in pairwise(edges)))
     return Outline(

@@ -8,7 +8,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.order.order import Order, Piece, evaluation_pieces
-from quickdraw_dist.data.shards.blocks import BYTES_A_DRAWING
+from quickdraw_dist.data.shards.blocks import BYTES_PER_DRAWING
 from quickdraw_dist.data.shards.plan import SPLITS
 
 LIST_PAGE = 1000
@@ -133,7 +133,7 @@ def node_reads(dataset: Outline, order: Order, ranks: range, world_size: int) ->
         whole = [dataset.shard_bytes[split][shard] for shard in shards]
         by_block[split] = Requests(reads=len(blocks), bytes=sum(sizes))
         by_shard[split] = Requests(reads=len(shards), bytes=sum(whole))
-        decoded[split] = sum(count for _, count in blocks) * BYTES_A_DRAWING
+        decoded[split] = sum(count for _, count in blocks) * BYTES_PER_DRAWING
     return NodeReads(by_block, by_shard, decoded["train"])
 
 

@@ -15,7 +15,7 @@ from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import steps_per_window
 from quickdraw_dist.data.order.share import Share
-from quickdraw_dist.data.shards.blocks import BYTES_A_DRAWING
+from quickdraw_dist.data.shards.blocks import BYTES_PER_DRAWING
 
 BATCHES_IN_USE = 2
 """Batches that the consumer of a loader holds at once: see Ownership in `data/stream/ring.py`."""
@@ -23,7 +23,7 @@ BATCHES_IN_USE = 2
 PREFETCHED_BATCHES = 4
 """Batches that external data is read ahead, the one in use included."""
 
-RESIDENT_BYTES = BYTES_A_DRAWING + 2 * 8
+RESIDENT_BYTES = BYTES_PER_DRAWING + 2 * 8
 """Bytes per resident drawing: pixels, label, row, and its int64 index in two epochs."""
 
 RESIDENT_FRACTION = 0.8
@@ -101,7 +101,7 @@ def plan_memory(
         RefusedError: not even the least fits; fact `needed_bytes` is the least.
     """
     window, least = steps_per_window(order), least_batches(order)
-    thread_bytes = _SCRATCH_BLOCKS * order.longest_block * BYTES_A_DRAWING
+    thread_bytes = _SCRATCH_BLOCKS * order.longest_block * BYTES_PER_DRAWING
     thread_bytes += _INDEX_BYTES * order.longest_window
 
     def taken(batches: int, threads: int, fetchers: int) -> int:

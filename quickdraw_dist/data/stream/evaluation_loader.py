@@ -33,7 +33,7 @@ def evaluation_batches(
             done = 0
             while done < len(block.labels):
                 count = min(len(labels) - filled, len(block.labels) - done)
-                target, source = slice(filled, filled + count), block.part(done, done + count)
+                target, source = slice(filled, filled + count), block.slice(done, done + count)
                 drawings.numpy()[target] = source.drawings
                 labels.numpy()[target] = source.labels
                 rows[target] = source.rows

@@ -81,7 +81,7 @@ class SplitReader:
     def piece(self, piece: Piece, scratch: storage.Scratch | None = None) -> blocks.Block:
         """Return the drawings of a piece; its block is read whole."""
         block = self.read(piece.shard, piece.block, scratch)
-        return block if len(piece) == len(block.rows) else block.part(piece.start, piece.stop)
+        return block if len(piece) == len(block.rows) else block.slice(piece.start, piece.stop)
 
     def _read(self, scratch: storage.Scratch, shard: int, offset: int, size: int) -> memoryview:
         """Return bytes of a shard, from the cache if it can hold the shard."""

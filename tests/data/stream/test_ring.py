@@ -126,7 +126,7 @@ def test_a_slice_of_a_read_only_block_is_copied() -> None:
     assert not decoded.drawings.flags.writeable
     assert not decoded.drawings.flags.owndata
     ring = Ring(1, 5, pin=False)
-    put(ring, [0, 1, 2, 3, 4], decoded.part(3, 8))
+    put(ring, [0, 1, 2, 3, 4], decoded.slice(3, 8))
     assert holds(ring, 0, [3, 4, 5, 6, 7])
 
 
