@@ -17,8 +17,8 @@ from jobs import evaluate, shard
 from quickdraw_dist import train
 from quickdraw_dist.base import storage
 from quickdraw_dist.distributed import exits
-from tests.conftest import Store
 from tests.support import runs
+from tests.support.gcs.local import Store
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.telemetry import metrics as telemetry
-from tests.conftest import Store
+from tests.support.gcs.local import Store
 
 MIB = 1 << 20
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Dataset, DatasetMaker, Store
 from tests.support.caching import URL
+from tests.support.datasets import Dataset, DatasetMaker
+from tests.support.gcs.local import Store
 from tests.support.tars import LAYOUTS
 
 OURS = ("loader", "decode", "fetch")

@@ -21,7 +21,7 @@ from quickdraw_dist.data.order.digest import OrderDigest
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.distributed.ranks import World, processor_group
-from tests.conftest import Dataset, DatasetMaker, Store, use_store
+from tests.support.datasets import Dataset, DatasetMaker
 from tests.support.delivery import (
     SHAPES,
     WORLDS,
@@ -32,6 +32,7 @@ from tests.support.delivery import (
     least_bytes,
     line,
 )
+from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import GcsServer
 from tests.support.ranks import run_ranks
 
@@ -132,7 +133,7 @@ def places(
         patch.setenv("STORAGE_EMULATOR_HOST", server.url)
         server.gcs.store.create_bucket("bucket")
         for name, dataset in datasets.items():
-            Store(server, []).upload(dataset.folder, f"gs://bucket/{name}")
+            Store(server).upload(dataset.folder, f"gs://bucket/{name}")
         yield Places(datasets, server, tmp_path_factory.mktemp("caches"))
 
 

@@ -11,9 +11,10 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.feed import ShardFeed
 from quickdraw_dist.distributed.ranks import World
-from tests.conftest import Dataset, Store
 from tests.support.caching import URL, base, downloads, held, shards_of
+from tests.support.datasets import Dataset
 from tests.support.delivery import Identity, Shape, deliver, line, pairs
+from tests.support.gcs.local import Store
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 

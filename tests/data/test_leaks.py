@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Dataset, Store
 from tests.data.test_feed import make_settings, open_feed
 from tests.support.caching import URL
+from tests.support.datasets import Dataset
 from tests.support.delivery import USUAL
+from tests.support.gcs.local import Store
 
 SELF = Path("/proc/self")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Store
 from tests.support import runs
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 from tests.test_launch import NAMESPACE, has, may_unshare
 

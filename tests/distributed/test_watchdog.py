@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from quickdraw_dist.base.telemetry import phases as whereabouts
 from quickdraw_dist.base.telemetry.phases import PHASES, Place
 from quickdraw_dist.distributed.watchdog import Report, Watchdog, blame
-from tests.conftest import Dataset
+from tests.support.datasets import Dataset
 
 Processes = multiprocessing.context.ForkServerContext
 

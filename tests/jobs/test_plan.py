@@ -10,7 +10,8 @@ import pytest
 
 from jobs import plan
 from quickdraw_dist.base.errors import RefusedError
-from tests.conftest import Dataset, Store
+from tests.support.datasets import Dataset
+from tests.support.gcs.local import Store
 
 
 def figures(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:

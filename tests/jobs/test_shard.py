@@ -19,7 +19,7 @@ from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import SPLITS
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.datasets import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["--shard.drawings_per_shard", "320", "--shard.block", "32", "--shard.group_shards", "2"]

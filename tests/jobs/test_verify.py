@@ -16,7 +16,7 @@ import pytest
 from jobs import command, verify
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.datasets import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,7 +20,7 @@ from quickdraw_dist import train
 from quickdraw_dist.base import storage
 from quickdraw_dist.distributed.exits import leave
 from quickdraw_dist.run.checkpoint import files as checkpoint
-from tests.conftest import use_store
+from tests.support.gcs.local import use_store
 
 GLOBAL_BATCH = 96
 NO_PAGE = ["--metrics.report", "false"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Dataset
 from tests.support import runs
+from tests.support.datasets import Dataset
 
 
 def shares(page: str) -> dict[str, float]:

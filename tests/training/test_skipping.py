@@ -17,7 +17,7 @@ from quickdraw_dist.data.order.order import rank_part
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
-from tests.conftest import Dataset
+from tests.support.datasets import Dataset
 from tests.support.ranks import run_ranks
 
 BATCH = 12

@@ -21,7 +21,7 @@ from quickdraw_dist.base.gcs import store as object_store
 from quickdraw_dist.base.gcs.http import Client
 from quickdraw_dist.base.gcs.store import Pace
 from quickdraw_dist.base.storage import StorageError
-from tests.conftest import Store
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 
 PACE = Pace(10.0, 30.0, 10_000)

@@ -13,8 +13,8 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.gcs import store as object_store
 from quickdraw_dist.base.storage import ChangedError, StorageError
 from quickdraw_dist.base.telemetry import metrics as telemetry
-from tests.conftest import Store, use_store
 from tests.support.gcs.fault_proxy import STATUSES, FaultProxy
+from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import Request, Response
 
 URL = "gs://bucket/some/x.tar"

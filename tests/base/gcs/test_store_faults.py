@@ -25,13 +25,13 @@ from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.process import processors
 from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.base.telemetry import metrics as telemetry
-from tests.conftest import Store, use_store
 from tests.support import runs
 from tests.support.gcs.fault_proxy import FAULTS, STATUSES, FaultProxy
+from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import GcsServer, Request
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.datasets import Dataset
 
 SOURCE, DATASET = "gs://bucket/source", "gs://bucket/dataset"
 SIZES = ["--shard.drawings_per_shard", "320", "--shard.block", "64", "--shard.group_shards", "2"]
@@ -107,7 +107,7 @@ def without_faults(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -
     with GcsServer() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", server.url)
         server.gcs.store.create_bucket("bucket")
-        Store(server, []).upload(dataset.source.url, SOURCE)
+        Store(server).upload(dataset.source.url, SOURCE)
         whole_run(tmp_path_factory.mktemp("cache"))
         return Result.of(server)
 

@@ -23,7 +23,8 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.stream import resident
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset, Store
+from tests.support.datasets import Dataset
+from tests.support.gcs.local import Store
 
 FOUR = (4, 4, 2)
 

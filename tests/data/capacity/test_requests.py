@@ -12,7 +12,8 @@ from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.capacity.requests import Requests, Sharding, sharding
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards.plan import Plan
-from tests.conftest import Dataset, Store
+from tests.support.datasets import Dataset
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request
 
 SMALL = Shard(block=10, drawings_per_shard=20, group_shards=1, val_fraction=0.2, test_fraction=0.2)

@@ -16,7 +16,8 @@ from quickdraw_dist.data.feed import ShardFeed, make_order
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.distributed.ranks import World
-from tests.conftest import Dataset, Store
+from tests.support.datasets import Dataset
+from tests.support.gcs.local import Store
 
 FOUR, TEN = (4, 4, 2), (10,)
 

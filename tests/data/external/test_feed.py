@@ -13,7 +13,8 @@ import pytest
 
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.external.shards import open_shards
-from tests.conftest import Dataset, Store
+from tests.support.datasets import Dataset
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 from tests.support.tars import (
     LAYOUTS,

@@ -11,7 +11,7 @@ import pytest
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.external.shards import find_shards, open_shards
 from quickdraw_dist.data.feed import open_dataset, refuse_misfit
-from tests.conftest import Store
+from tests.support.gcs.local import Store
 from tests.support.tars import delivered, make_settings, open_feed, write_shards
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")

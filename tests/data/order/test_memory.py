@@ -31,8 +31,9 @@ from quickdraw_dist.data.order.schedule import longest_need
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.stream.ring import ring_bytes
 from quickdraw_dist.distributed.ranks import World
-from tests.conftest import Dataset, DatasetMaker, Store, use_store
+from tests.support.datasets import Dataset, DatasetMaker
 from tests.support.delivery import least_bytes
+from tests.support.gcs.local import Store, use_store
 from tests.support.orders import orders
 
 # -- on paper --------------------------------------------------------------------------------------

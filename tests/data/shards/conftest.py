@@ -16,7 +16,7 @@ from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.shards.plan import Plan
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.datasets import Dataset
 
 LAYOUTS = {
     "gzip": {},

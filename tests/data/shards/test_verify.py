@@ -23,7 +23,7 @@ from quickdraw_dist.data.shards.manifest import BlockEntry, ShardEntry
 from quickdraw_dist.data.shards.plan import Plan
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.datasets import Dataset
 
     PlanOf = Callable[[Dataset], Plan]
 

@@ -24,10 +24,11 @@ from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import blocks, manifest, writer
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
-from tests.conftest import use_store
+from tests.support.gcs.local import use_store
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset, Store
+    from tests.support.datasets import Dataset
+    from tests.support.gcs.local import Store
     from tests.support.gcs.server import Request, Response
 
     PlanOf = Callable[[Dataset], Plan]

@@ -13,7 +13,7 @@ from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.order.order import sequential
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
-from tests.conftest import Dataset
+from tests.support.datasets import Dataset
 from tests.support.delivery import Identity, flip_a_byte, open_local, pairs
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.order.order import Order, rank_part
-from tests.conftest import Dataset, DatasetMaker
+from tests.support.datasets import Dataset, DatasetMaker
 from tests.support.delivery import (
     SHAPES,
     UNEVEN,

@@ -20,7 +20,7 @@ from quickdraw_dist.data.order.schedule import Need, schedule
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset
+from tests.support.datasets import Dataset
 from tests.support.delivery import InTurn, Shape, identities_of, line, make_loader, pairs
 from tests.support.orders import Numbered, orders, place_of
 

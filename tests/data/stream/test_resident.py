@@ -27,7 +27,7 @@ from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.reader import SplitReader
 from quickdraw_dist.data.stream.resident import ResidentDrawings
 from quickdraw_dist.data.stream.resident_loaders import DeviceLoader, HostLoader
-from tests.conftest import Dataset
+from tests.support.datasets import Dataset
 from tests.support.delivery import (
     SHAPES,
     USUAL,

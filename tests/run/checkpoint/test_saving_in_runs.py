@@ -21,9 +21,10 @@ from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.run import lease
 from quickdraw_dist.run.checkpoint import files as checkpoint
 from quickdraw_dist.run.folder import RunFolder
-from tests.conftest import Dataset, Store
 from tests.data.stream.cache.test_cache_in_runs import with_full_disk
 from tests.support import runs
+from tests.support.datasets import Dataset
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 
 RUN = "gs://bucket/run"

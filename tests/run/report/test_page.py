@@ -15,7 +15,7 @@ from jobs import report, shard
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.run.report.page import CURVES, write_run_report
-from tests.conftest import Store
+from tests.support.gcs.local import Store
 from tests.support.pages import Page
 
 

@@ -20,7 +20,6 @@ from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.manifest import ShardEntry
 from quickdraw_dist.data.stream.cache import ShardCache
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset, DatasetMaker, Store, use_store
 from tests.support.caching import (
     URL,
     all_of,
@@ -32,7 +31,9 @@ from tests.support.caching import (
     read_all,
     shards_of,
 )
+from tests.support.datasets import Dataset, DatasetMaker
 from tests.support.delivery import make_loader, pairs
+from tests.support.gcs.local import Store, use_store
 
 # -- fetched once --------------------------------------------------------------------------------
 

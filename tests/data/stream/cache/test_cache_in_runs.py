@@ -25,10 +25,11 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.distributed.exits import leave
 from quickdraw_dist.training.learner import Learner
 from quickdraw_dist.training.trainer import Trainer
-from tests.conftest import Dataset, Store
 from tests.support import runs
 from tests.support.caching import URL, base, downloads, held, shards_of
+from tests.support.datasets import Dataset
 from tests.support.delivery import least_bytes
+from tests.support.gcs.local import Store
 
 LANES, STEPS = 8, 18
 TRAIN = ["--train.epochs", "2", "--train.global_batch", "96", "--train.device", "cpu"]
