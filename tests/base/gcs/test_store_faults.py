@@ -137,7 +137,7 @@ def test_one_request_in_five(
     """Weeks of bad luck in one run: nothing of it is in the result, all of it in the metrics."""
     faults = [fault] if fault in FAULTS else FAULTS
     if "stall" in faults:
-        monkeypatch.setattr(storage, "STALL_SECONDS", 0.3)
+        monkeypatch.setattr(storage, "STALL_SECONDS", 0.15)
     before = retries()
     with FaultProxy(bucket.server.url, faults) as proxy:
         use_store(proxy.url)
@@ -152,7 +152,7 @@ def test_one_request_in_five(
     due = set[str]().union(*(RETRIES[fault] for fault in faults))
     if len(faults) == 1:
         assert counted == due
-    else:  # what a kept connection has lost, aiohttp itself sends once more, uploads aside
+    else:  # aiohttp itself repeats what a closed connection has lost, uploads excepted
         assert counted >= due - {"connection"}
 
 

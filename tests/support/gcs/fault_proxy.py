@@ -1,8 +1,8 @@
 """A proxy in front of a server that does to a share of the requests what bad networks do.
 
-Which request is hit follows from a hash of a seed and the request alone: method, address, range,
-and how many times the same one has come. So it does not depend on the timing of threads, and the
-same tries of the same run meet the same faults.
+Which request is hit follows from a hash of a seed and the request alone: method, address (without
+generations, which are times), range, and how often the same request has come. So it does not
+depend on the timing of threads, and the same tries of the same run meet the same faults.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ STATUSES = ("429", "500", "503")
 FAULTS = (
     *STATUSES,
     "reset",  # the connection, before or after the server has done its work
-    "stall",  # nothing comes, or half a body and then nothing, until the client gives up
+    "stall",  # no answer, or half of a body and no more, until the client gives up
     "cut",  # the connection ends before the promised Content-Length
     "short",  # half a body with a Content-Length to match
     "flip",  # one bit of the bytes of an object
@@ -68,7 +68,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        identity = " ".join((self.command, self.path, self.headers.get("Range", "")))
+        path = re.sub(r"(?<=GenerationMatch=)[1-9]\d*", "N", self.path)
+        identity = " ".join((self.command, path, self.headers.get("Range", "")))
         fault, dice = self.server.choose(identity)
         at_once = fault in STATUSES or (fault == "reset" and dice % 2)
         reply = Reply(0) if at_once else self.forward(body)
@@ -108,7 +109,9 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def stall(self, reply: Reply, dice: int) -> None:
-        if dice % 2:
+        # The head of a reply without a body would be all of it: the client would send its next
+        # request on this connection and see that one fail.
+        if reply.body and dice % 2:
             self.send_head(reply)
             self.wfile.write(reply.body[: len(reply.body) // 2])
         self.connection.recv(1)  # returns when the client closes

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import random
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
+
+import pytest
 
 from tests.support.gcs.fault_proxy import FAULTS, FaultProxy
+from tests.support.gcs.local import Store
 
 REQUESTS = [f"GET /o/{name} bytes={start}-" for name in "abcde" for start in range(40)] * 10
 
@@ -33,3 +38,15 @@ def test_the_share_is_kept_and_no_request_is_lost() -> None:
     assert {*hit} == {*FAULTS}
     assert all("none" in met[start : start + 4] for met in names for start in range(7))
     assert all(fault != "none" for met in fates(REQUESTS, 1.0).values() for fault, _ in met)
+
+
+def test_a_stalled_reply_without_a_body_is_not_sent(store: Store) -> None:
+    """Its head would be a whole reply; the next request on the connection would fail instead."""
+    with FaultProxy(store.server.url, ["stall"], share=1.0) as proxy:
+        for name in "abcdef":
+            store.server.gcs.store.insert("bucket", {"name": name}, memoryview(b""), {})
+            client = HTTPConnection(urlsplit(proxy.url).netloc, timeout=0.05)
+            client.request("DELETE", f"/storage/v1/b/bucket/o/{name}")
+            with pytest.raises(TimeoutError):
+                client.getresponse()
+            client.close()
