@@ -34,7 +34,7 @@ from tests.support.delivery import (
 )
 from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import GcsServer
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
 LAYOUTS = {
     "gzip": {"compression": "gzip"},

@@ -18,7 +18,7 @@ from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.distributed import start_checks
 from quickdraw_dist.distributed.ranks import from_first_rank
 from quickdraw_dist.distributed.start_checks import first_difference, refuse_differences, spell
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from jobs import shard
 from quickdraw_dist.run import terminal as live
 from quickdraw_dist.run.terminal import LiveLine
 from tests.support import runs
-from tests.support.terminal import Terminal, screen
+from tests.support.processes.terminal import Terminal, screen
 
 
 @contextmanager

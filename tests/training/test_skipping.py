@@ -18,7 +18,7 @@ from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
 from tests.support.datasets import Dataset
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
 BATCH = 12
 CPU = torch.device("cpu")
