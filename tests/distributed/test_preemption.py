@@ -19,7 +19,7 @@ import pytest
 from tests.support import runs
 from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
-from tests.test_launch import NAMESPACE, has, may_unshare
+from tests.support.processes.system import PID_NAMESPACE, children, has_signal, may_unshare
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ def whole(
     def reference(ranks: int) -> Path:
         if ranks not in made:
             made[ranks] = tmp_path_factory.mktemp(f"whole-{ranks}")
-            runs.run_here(processes, ranks, runs.settings(dataset, made[ranks], *EXTRA))
+            runs.run_forked(processes, ranks, runs.settings(dataset, made[ranks], *EXTRA))
         return made[ranks]
 
     return reference
@@ -65,11 +65,6 @@ def stop(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> str:
     return said
 
 
-def children(pid: int) -> list[int]:
-    """Of a process, by its main thread."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 # -- before the first step: there is nothing to save -----------------------------------------------
 
 
@@ -78,7 +73,7 @@ def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
     while True:
         assert launcher.poll() is None
         ranks = [rank for torchrun in children(launcher.pid) for rank in children(torchrun)]
-        if len(ranks) == 2 and all(has(rank, "SigCgt", signal.SIGTERM) for rank in ranks):
+        if len(ranks) == 2 and all(has_signal(rank, "SigCgt", signal.SIGTERM) for rank in ranks):
             return ranks
         time.sleep(0.001)
 
@@ -138,31 +133,31 @@ def test_in_mid_step_and_as_first_process(
     dataset: Path, tmp_path: Path, whole: Reference, processes: ForkServerContext
 ) -> None:
     """Accumulating, with loader threads at work; USR1, as Slurm sends it."""
-    namespace = NAMESPACE if may_unshare else []
+    namespace = PID_NAMESPACE if may_unshare else []
     arguments = runs.settings(dataset, tmp_path, *EXTRA)
     process = runs.start([*namespace, *runs.launcher(2)], arguments)
-    runs.wait_for(process, "epoch 1/2  step 3/5")
+    runs.wait_for_step(process, tmp_path, 3)
     (launcher,) = children(process.pid) if namespace else [process.pid]
     os.kill(launcher, signal.SIGUSR1)
     said, _ = process.communicate()
     assert process.returncode == 85, said
     assert runs.checkpoints(tmp_path)[-1] > 2  # not the regular one
     assert "stopped by a signal; saved" in said.splitlines()[-1]
-    runs.run_here(processes, 2, arguments)
+    runs.run_forked(processes, 2, arguments)
     runs.assert_equal_runs(whole(2), tmp_path)
 
 
 def evaluate_slowly(command: list[str], dataset: Path, output: Path) -> subprocess.Popen[str]:
-    """A run that has just done the last step of its first epoch; its validation takes seconds."""
+    """Start a run and wait for its first validation, which takes seconds."""
     slowly = runs.settings(dataset, output, *EXTRA, "--evaluation.batch", "1")
     process = runs.start(command, slowly)
-    runs.wait_for(process, "epoch 1/2  step 5/5")
+    runs.wait_for_step(process, output, 5)
     return process
 
 
-def assert_stopped_in_evaluation(output: Path, said: str) -> None:
+def assert_stopped_in_evaluation(output: Path) -> None:
     """The epoch's steps are saved, and its validation is still to be made."""
-    assert "validation after" not in said
+    assert runs.records(output, "validation") == []
     meta = runs.last_meta(output)
     assert (meta["epoch"], meta["step_in_epoch"], meta["validation"]) == (0, 5, None)
 
@@ -172,8 +167,9 @@ def test_in_evaluation(
 ) -> None:
     """It ends there and then; the next start makes it anew, and all is as it would have been."""
     process = evaluate_slowly(runs.launcher(2), dataset, tmp_path)
-    assert_stopped_in_evaluation(tmp_path, stop(process, signal.SIGINT))
-    runs.run_here(processes, 2, runs.settings(dataset, tmp_path, *EXTRA))
+    stop(process, signal.SIGINT)
+    assert_stopped_in_evaluation(tmp_path)
+    runs.run_forked(processes, 2, runs.settings(dataset, tmp_path, *EXTRA))
     runs.assert_equal_runs(whole(2), tmp_path)
 
 
@@ -186,8 +182,8 @@ def test_one_of_three_ranks_under_bare_torchrun(
     said, _ = process.communicate()
     assert process.returncode == 1
     assert said.count("exitcode  : 85") >= 1 and "stopped by a signal; saved" in said
-    assert_stopped_in_evaluation(tmp_path, said)
-    runs.run_here(processes, 3, runs.settings(dataset, tmp_path, *EXTRA))
+    assert_stopped_in_evaluation(tmp_path)
+    runs.run_forked(processes, 3, runs.settings(dataset, tmp_path, *EXTRA))
     runs.assert_equal_runs(whole(3), tmp_path)
 
 
@@ -223,7 +219,7 @@ def test_during_a_save(
     said, _ = process.communicate()
     assert process.returncode == 85, said
     assert "passed over" not in said
-    runs.run_here(processes, 2, runs.settings(dataset, output, *EXTRA), store.server.url)
+    runs.run_forked(processes, 2, runs.settings(dataset, output, *EXTRA), store.server.url)
     runs.assert_equal_runs(whole(2), output)
 
 
@@ -247,14 +243,14 @@ def test_a_store_that_stands_still(
     assert "was asked to stop 0.5 seconds ago and is still busy with evaluation" in said
     assert {2} <= set(runs.checkpoints(tmp_path / "run")) <= {2, 4}
     held.go.set()
-    runs.run_here(processes, 2, runs.settings(dataset, tmp_path / "run", *EXTRA))
+    runs.run_forked(processes, 2, runs.settings(dataset, tmp_path / "run", *EXTRA))
     runs.assert_equal_runs(whole(2), tmp_path / "run")
 
 
 def test_a_rank_that_is_killed(dataset: Path, tmp_path: Path) -> None:
     """The TERM that the others get then is torchrun's: they leave with 1 and save nothing."""
     process = launch(dataset, tmp_path)
-    runs.wait_for(process, "epoch 1/2  step 3/5")
+    runs.wait_for_step(process, tmp_path, 3)
     (torchrun,) = children(process.pid)
     os.kill(children(torchrun)[1], signal.SIGKILL)
     said, _ = process.communicate()

@@ -34,7 +34,7 @@ def test_profile(
     arguments = ["--data", dataset.folder, "--output", str(tmp_path), "--train.epochs", "1"]
     arguments += ["--train.global_batch", "128", "--train.micro_batch", "80", "--model.width", "2"]
     arguments += ["--metrics.port", "0", "--train.device", "cpu", "--train.profile", str(steps)]
-    said = runs.run_here(processes, ranks, [*arguments, *runs.NO_PAGE])
+    said = runs.run_forked(processes, ranks, [*arguments, *runs.NO_PAGE])
     assert str(tmp_path / "profile" / "rank-0.md") in said
     for rank in range(ranks):
         page = (tmp_path / "profile" / f"rank-{rank}.md").read_text()

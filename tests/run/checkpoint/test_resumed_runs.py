@@ -29,28 +29,27 @@ def test_killed_run_resumes_bit_for_bit(
     dataset: Path, tmp_path: Path, processes: ForkServerContext, ranks: int, extra: list[str]
 ) -> None:
     """SIGKILL to everything in mid-epoch, the same command again: equal final weights."""
-    runs.run_here(processes, ranks, runs.settings(dataset, tmp_path / "whole", *extra))
+    runs.run_forked(processes, ranks, runs.settings(dataset, tmp_path / "whole", *extra))
     arguments = runs.settings(dataset, tmp_path / "killed", *extra)
-    killed = runs.Here(processes, ranks, arguments)
-    killed.wait_for("checkpoint saved at step 2")
-    killed.kill()
-    runs.run_here(processes, ranks, arguments)
+    saved = tmp_path / "killed" / "checkpoints" / "step-000000002" / "meta.json"
+    runs.kill_forked(processes, ranks, arguments, step=3, after=saved)
+    runs.run_forked(processes, ranks, arguments)
     assert runs.last_meta(tmp_path / "killed")["restarts"] == 1
     runs.assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
-    assert "this run is finished" in runs.run_here(processes, ranks, arguments)
+    assert "this run is finished" in runs.run_forked(processes, ranks, arguments)
 
 
 def test_another_world_goes_on_in_the_same_order(
     dataset: Path, tmp_path: Path, processes: ForkServerContext
 ) -> None:
     """One rank, two that a signal ends, and three: the drawings come as to one alone."""
-    runs.run_here(processes, 1, runs.settings(dataset, tmp_path / "whole"))
+    runs.run_forked(processes, 1, runs.settings(dataset, tmp_path / "whole"))
     stopped = start(dataset, tmp_path / "stopped", 2)
-    runs.wait_for(stopped, "epoch 1/2  step 3/5")
+    runs.wait_for_step(stopped, tmp_path / "stopped", 3)
     stopped.terminate()
     output, _ = stopped.communicate()
     assert "stopped by a signal; saved" in output, output
-    runs.run_here(processes, 3, runs.settings(dataset, tmp_path / "stopped"))
+    runs.run_forked(processes, 3, runs.settings(dataset, tmp_path / "stopped"))
     whole, other = (runs.last_meta(tmp_path / name) for name in ("whole", "stopped"))
     assert whole["order_digest"] == other["order_digest"]
 
@@ -58,7 +57,7 @@ def test_another_world_goes_on_in_the_same_order(
 def test_single_process_leaves_with_85_after_a_signal(dataset: Path, tmp_path: Path) -> None:
     """'Saved, requeue me' is what a scheduler is told."""
     process = start(dataset, tmp_path / "run", 1)
-    runs.wait_for(process, "epoch 1/2  step 2/5")
+    runs.wait_for_step(process, tmp_path / "run", 2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 85, output
@@ -82,7 +81,9 @@ def test_more_ranks_than_lanes_cannot_go_on(
     dataset: Path, tmp_path: Path, processes: ForkServerContext
 ) -> None:
     """The order was fixed with the lanes; the message says whose they are and how many fit."""
-    runs.run_here(processes, 1, runs.settings(dataset, tmp_path / "run", "--stream.lanes", "1"))
-    said, codes = runs.Here(processes, 2, runs.settings(dataset, tmp_path / "run")).end()
+    runs.run_forked(processes, 1, runs.settings(dataset, tmp_path / "run", "--stream.lanes", "1"))
+    said, codes = runs.ForkedRun(
+        processes, 2, runs.settings(dataset, tmp_path / "run")
+    ).communicate()
     assert codes == [2, 2]
     assert "begun with 1 lanes" in said and "at most 1 ranks can go on" in said
