@@ -12,20 +12,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("QUICKDRAW_METRICS__REPORT", "false")
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import fsspec.config
 import hypothesis
 import pytest
+import torch
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.settings import Shard
+from quickdraw_dist.base.telemetry import phases
 from quickdraw_dist.data.drawings.sources import open_source
 from tests.support import datasets
 from tests.support.datasets import Dataset, DatasetMaker
 from tests.support.gcs.local import Store, serve, use_store
+from tests.support.processes import faults
 
 # A slow machine is no failure. Failing examples are printed, so none is lost with a runner.
 hypothesis.settings.register_profile("quickdraw", deadline=None, print_blob=True)
@@ -78,6 +81,38 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         use_store(opened.server.url)
         monkeypatch.setattr(storage, "BACKOFF_SECONDS", 0.001)
         yield opened
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Faults in runs of this process, as in `at(step=9, phase="forward", do=delete)`.
+
+    `do` is called once, when the run first enters the phase after that many steps, and must have
+    been called by the end of the test.
+    """
+    monkeypatch.setattr(phases, faults.ENTER, getattr(phases, faults.ENTER))  # put back at the end
+    planned: list[faults.Fault] = []
+
+    def plan(*, step: int, phase: str, do: Callable[[], None]) -> None:
+        planned.append(faults.at(step=step, phase=phase, do=do))
+
+    yield plan
+    assert [fault for fault in planned if not fault.happened] == []
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Runs in this process use one thread of torch.
+
+    A network this small is slower on two, ten times so beside other tests, and its weights would
+    differ from those of runs on one.
+    """
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        torch.set_num_threads(1)
+        patch.setattr(torch, "set_num_threads", lambda _: None)
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from jobs import shard
 from quickdraw_dist import train
 from quickdraw_dist.base import storage
+from quickdraw_dist.base.process import processors
 from quickdraw_dist.distributed.exits import leave
 from quickdraw_dist.run.checkpoint import files as checkpoint
 from tests.support.gcs.local import use_store
@@ -57,6 +58,8 @@ def settings(dataset: Path | str, output: Path | str, *extra: str) -> list[str]:
     return [*chosen, *NO_PAGE, *extra]
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": str(processors())}
+"""Environment of a command that trains alone, as if its node's cores were shared with others."""
 ALONE = [sys.executable]
 """A world of one rank."""
 
@@ -82,8 +85,22 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | ONE_THREAD,
     )
+
+
+def start_with_fault(
+    command: Sequence[str],
+    arguments: Sequence[str],
+    *,
+    step: int,
+    phase: str,
+    action: str,
+    rank: int = 0,
+) -> subprocess.Popen[str]:
+    """Start the training command with a function of `faults` that one rank calls at a point."""
+    fault = [str(step), phase, action, str(rank)]
+    return start(command, [*fault, *arguments], "tests.support.programs.train_with_fault")
 
 
 def finish(process: subprocess.Popen[str]) -> str:

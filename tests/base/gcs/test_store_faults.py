@@ -4,25 +4,19 @@ same order and the same weights as without faults. And what happens when every r
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from jobs import shard, verify
 from quickdraw_dist import train
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.base.process import processors
 from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from tests.support import runs
@@ -39,7 +33,7 @@ SHARD = ["--source", SOURCE, "--dest", DATASET, "--processes", "1", *SIZES]
 TRAIN = ["--train.epochs", "1", "--train.global_batch", "96", "--train.device", "cpu"]
 TRAIN += ["--model.width", "4", "--metrics.port", "0", *runs.NO_PAGE]
 
-CORES = str(processors())
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RETRIES = {
     "429": {"429"},
@@ -89,16 +83,6 @@ class Result:
             [sha256(weights).hexdigest() for weights in checkpoints("/model.safetensors")],
             [json.loads(meta)["order_digest"] for meta in checkpoints("/meta.json")],
         )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_core() -> Iterator[None]:
-    """Threads of torch that wait for each other spin: next to other tests that costs tenfold."""
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quickdraw_dist.distributed.ranks.processors", lambda: 1)
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -231,34 +215,21 @@ def test_a_store_that_goes_away_in_the_middle(
     assert result.weights == without_faults.weights[1:]
 
 
-def start(*command: str) -> subprocess.Popen[str]:
-    """A command as a user types it, its lines readable one by one."""
-    one_thread = {"LOCAL_WORLD_SIZE": CORES}  # as if the node's cores were shared out; see above
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | one_thread,
-    )
-
-
 @pytest.mark.slow
 def test_all_commands_on_a_store(bucket: Store, without_faults: Result, tmp_path: Path) -> None:
     """Source, dataset and run in gs://, each command a process of its own, and one killed."""
-    said = runs.finish(start("jobs.shard", *SHARD))
+    said = runs.finish(runs.start(runs.ALONE, SHARD, "jobs.shard"))
     assert f"{DATASET}/manifest.json: complete" in said
-    said = runs.finish(start("jobs.verify", DATASET, "--source", SOURCE))
+    proof = [DATASET, "--source", SOURCE]
+    said = runs.finish(runs.start(runs.ALONE, proof, "jobs.verify"))
     assert "every pixel equal to the source's" in said
     settings = ["--data", DATASET, "--output", "gs://bucket/run", *TRAIN]
-    settings += ["--checkpoint.every_drawings", "192", "--train.log_every", "1"]
+    settings += ["--checkpoint.every_drawings", "192"]
     settings += ["--stream.cache_folder", str(tmp_path)]
-    killed = start("quickdraw_dist.train", *settings)
-    assert killed.stdout is not None
-    assert any("step 9/18" in line for line in killed.stdout)
-    killed.send_signal(signal.SIGKILL)
+    killed = runs.start_with_fault(runs.ALONE, settings, step=9, phase="data wait", action="kill")
     killed.communicate()
-    assert "resumed" in runs.finish(start("quickdraw_dist.train", *settings))
+    assert killed.returncode == -signal.SIGKILL
+    assert "resumed" in runs.finish(runs.start(runs.ALONE, settings))
     result = Result.of(bucket.server)
     assert result.dataset == without_faults.dataset
     assert result.order_digests[-1] == without_faults.order_digests[0]

@@ -3,53 +3,36 @@ is the run from a local disk, bit for bit, and fetches again only what it must."
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-import torch
 
 from quickdraw_dist import train
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.order.memory import plan_memory
 from quickdraw_dist.data.order.order import Order
-from quickdraw_dist.distributed.exits import leave
-from quickdraw_dist.training.learner import Learner
-from quickdraw_dist.training.trainer import Trainer
 from tests.support import runs
 from tests.support.caching import URL, base, downloads, held, shards_of
 from tests.support.datasets import Dataset
 from tests.support.delivery import least_bytes
 from tests.support.gcs.local import Store
+from tests.support.processes.system import with_disk_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LANES, STEPS = 8, 18
 TRAIN = ["--train.epochs", "2", "--train.global_batch", "96", "--train.device", "cpu"]
 TRAIN += ["--stream.lanes", str(LANES), "--stream.window_blocks", "1", "--stream.threads", "1"]
 TRAIN += ["--model.width", "4", "--metrics.port", "0", "--train.seed", "5", *runs.NO_PAGE]
-
-
-def keep_to_one_thread(patch: pytest.MonkeyPatch) -> None:
-    """A network this small is slower on two, much so beside other tests; and bits would differ."""
-    torch.set_num_threads(1)
-    patch.setattr(torch, "set_num_threads", lambda _: None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        keep_to_one_thread(patch)
-        yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -87,38 +70,6 @@ def arguments(dataset: Dataset, tmp_path: Path, *more: str) -> list[str]:
     return [*settings, "--stream.cache_folder", str(tmp_path / "cache"), *more]
 
 
-@dataclass
-class Moments:
-    """What happens in a run, and when."""
-
-    at_step: dict[int, Callable[[], None]]
-    after_epoch: dict[int, Callable[[], None]]
-
-    def happen(self, due: dict[int, Callable[[], None]], moment: int) -> None:
-        if moment in due:
-            due.pop(moment)()
-
-
-@pytest.fixture
-def moments(monkeypatch: pytest.MonkeyPatch) -> Iterator[Moments]:
-    """Things to be done in this process's run, before a step or between epochs."""
-    planned = Moments({}, {})
-    step, validate = Learner.step, Trainer.validate
-
-    def step_then(self: Learner, drawings: object, labels: object, number: int) -> None:
-        planned.happen(planned.at_step, number)
-        step(self, drawings, labels, number)  # type: ignore[arg-type]
-
-    def validate_after(self: Trainer) -> None:
-        planned.happen(planned.after_epoch, self.epoch)
-        validate(self)
-
-    monkeypatch.setattr(Learner, "step", step_then)
-    monkeypatch.setattr(Trainer, "validate", validate_after)
-    yield planned
-    assert not planned.at_step and not planned.after_epoch
-
-
 def test_undisturbed_from_a_store(
     remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -131,16 +82,17 @@ def test_undisturbed_from_a_store(
 
 
 def test_the_folder_is_deleted_in_the_middle_of_epochs(
-    remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path, moments: Moments
+    remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path, at: Callable[..., None]
 ) -> None:
-    """Somebody cleans up a disk: what comes after is fetched again, and kept again."""
+    """Shards that are needed after that are fetched again, and kept again."""
     left: list[int] = []
 
     def delete() -> None:
         left.append(len(held(tmp_path / "cache")))
         shutil.rmtree(tmp_path / "cache")
 
-    moments.at_step = {STEPS // 2: delete, STEPS + STEPS // 2: delete}
+    at(step=STEPS // 2, phase="forward", do=delete)
+    at(step=STEPS + STEPS // 2, phase="forward", do=delete)
     assert train.main(arguments(dataset, tmp_path)) == 0
     assert Result.of(tmp_path / "run") == undisturbed
     assert min(left) > 0
@@ -171,13 +123,22 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 3)
 
 
-@pytest.mark.parametrize("when", ["between epochs", "in an epoch"])
-@pytest.mark.parametrize("damage", [flip, replace, cut])
-def test_a_cached_shard_is_damaged(
-    remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path, moments: Moments,
-    capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], when: str,
+@pytest.mark.parametrize(
+    ("damage", "step", "phase"),
+    [
+        (flip, STEPS // 2, "forward"),
+        (replace, STEPS, "evaluation"),
+        pytest.param(cut, STEPS // 2, "forward", marks=pytest.mark.slow),
+        pytest.param(replace, STEPS // 2, "forward", marks=pytest.mark.slow),
+        pytest.param(flip, STEPS, "evaluation", marks=pytest.mark.slow),
+        pytest.param(cut, STEPS, "evaluation", marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_shard_in_the_cache_is_fetched_again(
+    remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path, at: Callable[..., None],
+    capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], step: int, phase: str,
 ) -> None:  # fmt: skip
-    """Never trained on: that shard is fetched again, and only that one, and the log has it."""
+    """Damage is never trained on: that shard alone is fetched again, and the log says so once."""
     damaged: list[Path] = []
 
     def do() -> None:
@@ -185,10 +146,7 @@ def test_a_cached_shard_is_damaged(
         damage(path)
         damaged.append(path)
 
-    if when == "in an epoch":
-        moments.at_step = {STEPS // 2: do}
-    else:
-        moments.after_epoch = {0: do}
+    at(step=step, phase=phase, do=do)
     assert train.main(arguments(dataset, tmp_path)) == 0
     assert Result.of(tmp_path / "run") == undisturbed
     (path,) = damaged
@@ -233,32 +191,16 @@ def test_a_cache_that_just_holds_them(
 # -- a disk that fills -----------------------------------------------------------------------------
 
 
-def with_full_disk(cache: Path, size_bytes: int) -> list[str]:
-    """A prefix for a command: in namespaces of its own, the folder is a disk of that size."""
-    mount = f'mount -t tmpfs -o size={size_bytes} none "{cache}"'
-    return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f'{mount} && exec "$@"',
-            "sh"]  # fmt: skip
-
-
+@pytest.mark.slow
 def test_the_disk_fills(
     remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path
 ) -> None:
-    """A real disk, full after some shards: the run goes on without a cache and says so once, with
-    the setting that would help."""
+    """A real disk is full after some shards: the run streams without a cache, and says so once."""
     cache = tmp_path / "cache"
     cache.mkdir()
-    prefix = with_full_disk(cache, 2 * shards_of(dataset)[0].bytes)
-    try:
-        subprocess.run([*prefix, "true"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no disk of a certain size to be had: {error}")
-    run = [
-        sys.executable,
-        "-m",
-        "tests.data.stream.cache.test_cache_in_runs",
-        *arguments(dataset, tmp_path),
-    ]
-    done = subprocess.run([*prefix, *run], text=True, capture_output=True)
+    prefix = with_disk_of(2 * shards_of(dataset)[0].bytes, cache)
+    command = [*prefix, sys.executable, "-m", "quickdraw_dist.train", *arguments(dataset, tmp_path)]
+    done = subprocess.run(command, text=True, capture_output=True, env=os.environ | runs.ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert Result.of(tmp_path / "run") == undisturbed
     lines = [line for line in done.stderr.splitlines() if line.startswith("cache: ")]
@@ -267,48 +209,19 @@ def test_the_disk_fills(
         assert word in lines[0]
 
 
-def test_the_disk_fills_at_a_moment(
-    remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path, moments: Moments,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """The same in the middle of an epoch, after a clean-up: what was cached is gone, and nothing
-    can be written any more."""
-
-    def fill() -> None:
-        shutil.rmtree(tmp_path / "cache")
-        monkeypatch.setattr(tempfile, "mkstemp", no_space)
-
-    def no_space(*_: object, **__: object) -> tuple[int, str]:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    moments.at_step = {STEPS + STEPS // 2: fill}
-    assert train.main(arguments(dataset, tmp_path)) == 0
-    assert Result.of(tmp_path / "run") == undisturbed
-    said = capsys.readouterr().err
-    assert "No space left on device; streaming without it from here on" in said
-    assert held(tmp_path / "cache") == {}
-
-
 # -- two ranks -------------------------------------------------------------------------------------
 
 
 def test_two_ranks_fetch_each_shard_once(
-    remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path
+    remote: Store,
+    dataset: Dataset,
+    undisturbed: Result,
+    tmp_path: Path,
+    processes: ForkServerContext,
 ) -> None:
-    """A node's ranks share its cache: the store is asked once for each shard, two epochs long."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launcher, "-m", "quickdraw_dist.train"]
-    command += arguments(dataset, tmp_path)
-    done = subprocess.run(
-        command, text=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    """A node's ranks share its cache: two epochs ask the store once for each shard."""
+    runs.run_forked(processes, 2, arguments(dataset, tmp_path), remote.server.url)
     assert Result.of(tmp_path / "run").order_digest == undisturbed.order_digest
     assert downloads(remote, dataset) == [1] * len(shards_of(dataset))
     names = [base(shard) for shard in dataset.manifest.splits["val"]]
     assert [remote.media_reads(name) for name in names] == [1] * len(names)
-
-
-if __name__ == "__main__":
-    keep_to_one_thread(pytest.MonkeyPatch())
-    leave(train.main(sys.argv[1:]))
