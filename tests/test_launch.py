@@ -99,7 +99,7 @@ def test_a_refusal_is_the_last_line(tmp_path: Path) -> None:
 
 def launch(tmp_path: Path, program: str, *options: str, ranks: int = 1) -> subprocess.Popen[str]:
     """Start the launcher with a program, which gets the path of a file `mark`."""
-    module = ["-m", f"tests.support.programs.{program}", str(tmp_path / "mark")]
+    module = ["-m", f"tests.support.processes.programs.{program}", str(tmp_path / "mark")]
     return subprocess.Popen(
         [*runs.launcher(ranks, *options), *module],
         stdout=subprocess.PIPE,
@@ -175,6 +175,6 @@ def test_a_signal_to_the_launcher_that_just_started(number: int, tmp_path: Path)
 @pytest.mark.skipif(not may_unshare, reason="needs the right to make a PID namespace")
 def test_the_first_process_of_a_container_reaps_orphans() -> None:
     """Orphans become its children; as zombies they would fill the container's process table."""
-    program = ["-m", "tests.support.programs.leave_an_orphan"]
+    program = ["-m", "tests.support.processes.programs.leave_an_orphan"]
     command = [*PID_NAMESPACE, *runs.launcher(1), *program]
     assert subprocess.run(command, capture_output=True).returncode == 0

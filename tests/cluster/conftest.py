@@ -12,17 +12,8 @@ import pytest
 
 from tests.cluster.support import images
 from tests.cluster.support.hosts import require
-from tests.cluster.support.slurm import Slurm
-
-SOURCE = {
-    "SOURCE": "synthetic:?classes=6&per_class=400&seed=3",
-    "QUICKDRAW_SHARD__DRAWINGS_PER_SHARD": "200",
-    "QUICKDRAW_SHARD__BLOCK": "32",
-    "QUICKDRAW_SHARD__GROUP_SHARDS": "2",
-}
-"""What the scripts of slurm/ shard here: 2,400 drawings, 2,160 of them to train."""
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.cluster.support.manifests import ROOT
+from tests.cluster.support.slurm import SOURCE, Slurm
 
 
 def left_behind(name: str) -> list[str]:

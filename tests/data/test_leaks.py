@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_feed import make_settings, open_feed
 from tests.support.caching import URL
 from tests.support.datasets import Dataset
-from tests.support.delivery import USUAL
+from tests.support.delivery import USUAL, feed_settings, open_feed
 from tests.support.gcs.local import Store
 
 SELF = Path("/proc/self")
@@ -46,7 +45,7 @@ def test_three_epochs_leave_no_more_than_one(
     remote: Store, dataset: Dataset, tmp_path: Path, source: str
 ) -> None:
     """Threads, files and maps, of training and of validation, also where epochs are left early."""
-    settings = make_settings(
+    settings = feed_settings(
         URL if source in ("cache", "ranges") else dataset.folder, tmp_path, USUAL, threads=3,
         resident=source == "resident", cache_bytes=0 if source == "ranges" else 10**9,
     )  # fmt: skip

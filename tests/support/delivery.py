@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.settings import Stream
+from quickdraw_dist.base.settings import Settings, Stream
+from quickdraw_dist.data.feed import ShardFeed
 from quickdraw_dist.data.order.digest import OrderDigest, mix_identities
 from quickdraw_dist.data.order.memory import LoaderMemory, least_batches
 from quickdraw_dist.data.order.order import Order, rank_part
@@ -25,6 +26,7 @@ from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.loader import TrainLoader
 from quickdraw_dist.data.stream.prefetch import ShardsAhead
 from quickdraw_dist.data.stream.reader import SplitReader
+from quickdraw_dist.distributed.ranks import World
 from tests.support.datasets import Dataset
 
 WORLDS = (1, 2, 3, 4, 7, 8)
@@ -195,3 +197,25 @@ def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x10
     path.write_bytes(data)
+
+
+# -- a feed, as a run opens it -------------------------------------------------------------------
+
+
+def feed_settings(data: str, cache: Path, shape: Shape, **stream: object) -> Settings:
+    """Return the settings of a run on the CPU that cuts its epochs by a shape."""
+    cut = {"lanes": shape.lanes, "window_blocks": shape.window_blocks, "cache_folder": str(cache)}
+    return Settings.model_validate(
+        {
+            "data": data,
+            "train": {"global_batch": shape.global_batch, "seed": 5, "device": "cpu"},
+            "evaluation": {"batch": 32},
+            "stream": cut | stream,
+        }
+    )
+
+
+def open_feed(settings: Settings, dataset: Dataset, rank: int = 0, size: int = 1) -> ShardFeed:
+    """Open the feed of one rank, all of them on one node."""
+    world = World(rank, size, rank, size, torch.device("cpu"))
+    return ShardFeed(settings, dataset.manifest, world, settings.stream.lanes)

@@ -100,7 +100,7 @@ def start_with_fault(
 ) -> subprocess.Popen[str]:
     """Start the training command with a function of `faults` that one rank calls at a point."""
     fault = [str(step), phase, action, str(rank)]
-    return start(command, [*fault, *arguments], "tests.support.programs.train_with_fault")
+    return start(command, [*fault, *arguments], "tests.support.processes.programs.train_with_fault")
 
 
 def finish(process: subprocess.Popen[str]) -> str:

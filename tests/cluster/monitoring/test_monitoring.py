@@ -14,7 +14,7 @@ import yaml
 from jobs import shard
 from monitoring.dashboard import FILE, text
 from monitoring.panels import PANELS, expression
-from tests.cluster.conftest import ROOT
+from tests.cluster.support.manifests import ROOT
 from tests.cluster.support.scraping import Prometheus, Run, free_ports, needs_prometheus
 from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response

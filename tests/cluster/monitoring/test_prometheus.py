@@ -12,8 +12,8 @@ from urllib.request import urlopen
 import pytest
 
 from jobs import shard
-from tests.base.telemetry.test_metrics import OF_THE_DESIGN
 from tests.cluster.support.scraping import Prometheus, Run, free_ports, needs_prometheus
+from tests.support.metric_units import UNITS
 
 pytestmark = needs_prometheus
 
@@ -72,7 +72,7 @@ def test_scraped_before_and_after_a_restart(
 def check_metadata(server: Prometheus) -> None:
     """What a person sees who hovers over a metric in Prometheus or Grafana."""
     metadata = server.ask("metadata")
-    for name, unit in OF_THE_DESIGN.items():
+    for name, unit in UNITS.items():
         (facts,) = metadata[f"quickdraw_{name}"]
         assert facts["unit"] == unit, name
         assert facts["help"].endswith("."), name

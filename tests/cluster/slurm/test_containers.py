@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import SOURCE
-from tests.cluster.support.slurm import Slurm
+from tests.cluster.support.slurm import SOURCE, Slurm
 
 APPTAINER = """#!/bin/bash
 [ "$1 $2 $3 $5" = "exec --nv --bind --pwd" ] || { echo "apptainer: what? $*"; exit 255; }

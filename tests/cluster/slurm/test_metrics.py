@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.cluster.conftest import ROOT
 from tests.cluster.support.hosts import require
+from tests.cluster.support.manifests import ROOT
 from tests.cluster.support.slurm import Slurm
 
 LISTEN = "localhost:9090"

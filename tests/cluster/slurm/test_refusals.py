@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import ROOT
+from tests.cluster.support.manifests import ROOT
 from tests.cluster.support.slurm import Slurm
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import SOURCE
-from tests.cluster.support.slurm import Slurm
+from tests.cluster.support.slurm import SOURCE, Slurm
 
 DRAWINGS, BATCH, EPOCHS = 2160, 96, 3  # nine tenths of the drawings, to train
 STEPS = DRAWINGS // BATCH

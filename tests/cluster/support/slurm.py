@@ -15,6 +15,14 @@ from tests.cluster.support.hosts import Host, Network
 
 ADDRESSES = {"ctl": "10.77.0.1", "n1": "10.77.0.11", "n2": "10.77.0.12", "n3": "10.77.0.13"}
 
+SOURCE = {
+    "SOURCE": "synthetic:?classes=6&per_class=400&seed=3",
+    "QUICKDRAW_SHARD__DRAWINGS_PER_SHARD": "200",
+    "QUICKDRAW_SHARD__BLOCK": "32",
+    "QUICKDRAW_SHARD__GROUP_SHARDS": "2",
+}
+"""What the scripts of slurm/ shard here: 2,400 drawings, 2,160 of them to train."""
+
 # No systemd, no cgroups, no accounting database: the settings that make that possible.
 _CONF = """\
 ClusterName=test

@@ -141,7 +141,7 @@ def test_the_disk_fills(dataset: Dataset, tmp_path: Path) -> None:
     output = tmp_path / "run"
     output.mkdir()
     arguments = command(dataset, str(output), 4, "--checkpoint.keep_last", "3")
-    program = [sys.executable, "-m", "tests.support.programs.train_twice_on_full_disk"]
+    program = [sys.executable, "-m", "tests.support.processes.programs.train_twice_on_full_disk"]
     done = subprocess.run(
         [*with_disk_of(int(2.6 * size), output), *program, str(output), *arguments],
         capture_output=True,
