@@ -1,4 +1,4 @@
-"""Goodput of a run that is killed, lies there and is started again: no second is lost."""
+"""Goodput of a run that is killed and started again accounts for every second."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from tests.support import runs
 BATCH = 64
 
 
+@pytest.mark.slow
 def test_causes_add_up_to_the_wall_over_restarts(
     tmp_path: Path, processes: ForkServerContext
 ) -> None:
-    """Killed before the first checkpoint and after it, then let run to the end. The causes are the
-    time since the first start within 1 %, and what was lost stands under restart."""
+    """A run is killed before the first checkpoint and after it, then runs to its end: the causes
+    add up to the time since the first start within 1 %, and lost time is charged to restart."""
     data, output = tmp_path / "shards", tmp_path / "run"
     source = ["--source", "synthetic:?classes=4&per_class=100&seed=3", "--processes", "1"]
     shard.main([*source, "--dest", str(data), "--shard.block", "64"])

@@ -86,7 +86,7 @@ def test_in_mid_epoch_it_goes_on_otherwise_and_says_so(
     assert "stream.epoch_drawings: 0 -> 64" in said and "epoch 2/2  step 2/2" in said
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_any_rank_names_the_drawing_that_it_cannot_use(tmp_path: Path, rank: int) -> None:
     """With the length of an epoch given nothing was counted: it is found in training."""
     write_shards(tmp_path / "data", [50, 50], wrong_in=rank)

@@ -1,4 +1,4 @@
-"""A run that is killed and started again is the run that was never touched, bit for bit."""
+"""A run that is killed and started again ends like one that was never killed, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from tests.support import runs
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small one that the runs are made for."""
+    """The small dataset of tests.support.runs."""
     return runs.make_dataset(tmp_path_factory.mktemp("resume") / "shards")
 
 
 def start(dataset: Path, output: Path, ranks: int, *extra: str) -> subprocess.Popen[str]:
-    """As a user does."""
+    """Start the training command as a user does."""
     command = runs.torchrun(ranks) if ranks > 1 else runs.ALONE
     return runs.start(command, runs.settings(dataset, output, *extra))
 
 
-@pytest.mark.parametrize(("ranks", "extra"), [(1, []), (2, []), (3, ["--train.micro_batch", "20"])])
+@pytest.mark.parametrize(
+    ("ranks", "extra"),
+    [
+        pytest.param(1, [], marks=pytest.mark.slow),
+        (2, []),
+        pytest.param(3, ["--train.micro_batch", "20"], marks=pytest.mark.slow),
+    ],
+)
 def test_killed_run_resumes_bit_for_bit(
     dataset: Path, tmp_path: Path, processes: ForkServerContext, ranks: int, extra: list[str]
 ) -> None:
@@ -39,10 +46,11 @@ def test_killed_run_resumes_bit_for_bit(
     assert "this run is finished" in runs.run_forked(processes, ranks, arguments)
 
 
-def test_another_world_goes_on_in_the_same_order(
+@pytest.mark.slow
+def test_another_number_of_ranks_resumes_in_the_same_order(
     dataset: Path, tmp_path: Path, processes: ForkServerContext
 ) -> None:
-    """One rank, two that a signal ends, and three: the drawings come as to one alone."""
+    """Two ranks that a signal stops, resumed by three, get the drawings that one rank gets."""
     runs.run_forked(processes, 1, runs.settings(dataset, tmp_path / "whole"))
     stopped = start(dataset, tmp_path / "stopped", 2)
     runs.wait_for_step(stopped, tmp_path / "stopped", 3)
@@ -55,7 +63,7 @@ def test_another_world_goes_on_in_the_same_order(
 
 
 def test_single_process_leaves_with_85_after_a_signal(dataset: Path, tmp_path: Path) -> None:
-    """'Saved, requeue me' is what a scheduler is told."""
+    """Exit code 85 tells a scheduler: saved, requeue me."""
     process = start(dataset, tmp_path / "run", 1)
     runs.wait_for_step(process, tmp_path / "run", 2)
     process.send_signal(signal.SIGTERM)
@@ -63,7 +71,8 @@ def test_single_process_leaves_with_85_after_a_signal(dataset: Path, tmp_path: P
     assert process.returncode == 85, output
 
 
-def test_a_refusal_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_an_error_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_path: Path) -> None:
     """No rank waits for another or shows a traceback; a folder of broken checkpoints is named."""
     broken = tmp_path / "run" / "checkpoints" / "step-000000004"
     broken.mkdir(parents=True)
@@ -77,10 +86,10 @@ def test_a_refusal_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_p
     assert f"traceback : error: --output {tmp_path / 'run'}" in output  # among the last lines
 
 
-def test_more_ranks_than_lanes_cannot_go_on(
+def test_more_ranks_than_lanes_cannot_resume(
     dataset: Path, tmp_path: Path, processes: ForkServerContext
 ) -> None:
-    """The order was fixed with the lanes; the message says whose they are and how many fit."""
+    """The lanes of the run are fixed; the message says how many ranks they allow."""
     runs.run_forked(processes, 1, runs.settings(dataset, tmp_path / "run", "--stream.lanes", "1"))
     said, codes = runs.ForkedRun(
         processes, 2, runs.settings(dataset, tmp_path / "run")
