@@ -1,4 +1,4 @@
-"""The launcher: what it returns, what it starts again, and that nothing outlives it."""
+"""The launcher: its exit codes, its restarts, and that no process outlives it."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ from tests.support.processes.system import PID_NAMESPACE, has_signal, may_unshar
         (1, [0], False, 1),
     ],
 )
-def test_outcome(torchrun: int, codes: list[int], signalled: bool, code: int) -> None:
-    """Of two ranks: 85 only where nothing was lost, 2 only where a retry cannot help."""
+def test_exit_code(torchrun: int, codes: list[int], signalled: bool, code: int) -> None:
+    """With two ranks: 85 only where nothing was lost, 2 only where a retry cannot help."""
     assert outcome(torchrun, codes, 2 if codes else 0, signalled) == code
 
 
@@ -57,8 +57,7 @@ def test_outcome(torchrun: int, codes: list[int], signalled: bool, code: int) ->
         (["--restarts=2", "--nnodes=1:4"], ["--restarts 2"]),
     ],
 )
-def test_refused(arguments: list[str], parts: list[str]) -> None:
-    """What would lose work in silence."""
+def test_options_that_would_lose_work_are_refused(arguments: list[str], parts: list[str]) -> None:
     parser = torchrun.get_args_parser()
     parser.add_argument("--restarts", type=int, default=0)
     parsed = parser.parse_args([*arguments, "script.py"])
@@ -67,8 +66,8 @@ def test_refused(arguments: list[str], parts: list[str]) -> None:
     assert all(part in str(refused.value) for part in parts)
 
 
-def test_torchrun_waits_a_little_longer_than_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a rank's own words come first; torchrun's argument, where given, stands."""
+def test_torchrun_waits_longer_than_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank's own message comes before torchrun ends it. An explicit timeout is kept."""
     monkeypatch.setenv("QUICKDRAW_TRAIN__SHUTDOWN_SECONDS", "7.5")
     for given, seconds in (([], 13), (["--shutdown-timeout=3"], 3)):
         parsed = torchrun.parse_args([*given, "-m", "quickdraw_dist.train"])
@@ -78,14 +77,14 @@ def test_torchrun_waits_a_little_longer_than_the_ranks(monkeypatch: pytest.Monke
 
 
 def test_help(capfd: pytest.CaptureFixture[str]) -> None:
-    """Exit codes and options, in words."""
+    """--help explains options, exit codes and signals."""
     done = subprocess.run([*runs.launcher(1), "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("--restarts N", "85 stopped by a signal", "INT"))
 
 
 def test_a_refusal_is_the_last_line(tmp_path: Path) -> None:
-    """Not 40 lines of torchrun's after it."""
+    """The 40 lines of torchrun's report do not follow it."""
     none = str(tmp_path / "none")
     process = runs.start(runs.launcher(2), runs.settings(none, tmp_path / "run"))
     said, _ = process.communicate()
@@ -110,7 +109,7 @@ def launch(tmp_path: Path, program: str, *options: str, ranks: int = 1) -> subpr
 
 @pytest.mark.parametrize(("restarts", "code"), [(1, 0), (0, 1)])
 def test_restarts(restarts: int, code: int, tmp_path: Path) -> None:
-    """A crashed run is started again if that is asked for; which rank died of what is said."""
+    """--restarts restarts a crashed run; the log names the rank and the signal that ended it."""
     process = launch(tmp_path, "crash_once", f"--restarts={restarts}", ranks=2)
     said, _ = process.communicate()
     assert process.returncode == code, said
@@ -119,7 +118,7 @@ def test_restarts(restarts: int, code: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", ["launcher", "torchrun"])
-def test_nothing_outlives_the_killed(victim: str, tmp_path: Path) -> None:
+def test_no_rank_outlives_a_killed_launcher(victim: str, tmp_path: Path) -> None:
     """The ranks hold the launcher's output open: it ends only when the last of them is gone."""
     process = launch(tmp_path, "ignore_signals", ranks=2)
     assert process.stdout is not None
@@ -132,7 +131,7 @@ def test_nothing_outlives_the_killed(victim: str, tmp_path: Path) -> None:
 
 
 def test_a_second_interrupt_ends_everything(tmp_path: Path) -> None:
-    """The ranks here do not end by TERM, which is all that the first one sends them."""
+    """The first interrupt sends the ranks TERM, which these ignore; the second one kills them."""
     process = launch(tmp_path, "ignore_signals")
     assert process.stdout is not None
     process.stdout.readline()
@@ -145,7 +144,7 @@ def test_a_second_interrupt_ends_everything(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_signals_to_the_whole_tree(tmp_path: Path) -> None:
-    """Some schedulers send them to torchrun, too: it goes on waiting for the rank that saves."""
+    """Schedulers may signal torchrun, too: it goes on waiting for the rank that saves."""
     process = launch(tmp_path, "leave_on_mark")
     assert process.stdout is not None
     torchrun_pid = int(process.stdout.readline().split()[2])
@@ -162,7 +161,7 @@ def test_signals_to_the_whole_tree(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_to_the_launcher_that_just_started(number: int, tmp_path: Path) -> None:
-    """Before there is a torchrun, or while that is still importing: nothing was lost."""
+    """Before torchrun runs nothing can be lost: exit code 85 and no output."""
     process = launch(tmp_path, "ignore_signals")
     while not has_signal(process.pid, "SigCgt", SIGNALS[-1]):  # the last that gets a handler
         assert process.poll() is None

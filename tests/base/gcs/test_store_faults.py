@@ -1,5 +1,5 @@
-"""A whole shard and train run against a store that fails one request in five: the same bytes, the
-same order and the same weights as without faults. And what happens when every request fails."""
+"""Sharding and training against a store that fails one request in five give the same bytes, order
+and weights as without faults. When every request fails, both end with a clear error."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ RETRIES = {
     "flip": {"checksum"},
     "trickle": set[str](),
 }
-"""What each fault is counted as."""
+"""The kinds of retries that each fault is counted as."""
 
 
 def train_into(output: str, *more: str) -> int:
-    """This process is the only rank; returns the exit code."""
+    """Train in this process; returns the exit code."""
     return train.main(["--data", DATASET, "--output", output, *TRAIN, *more])
 
 
 def whole_run(cache: Path) -> None:
-    """Shard; prove; train from whole shards in a cache, and from ranges of shards without one."""
+    """Shard, verify, and train twice: from a cache of whole shards and from ranges without one."""
     shard.main(SHARD)
     verify.main([DATASET, "--source", SOURCE])
     assert train_into("gs://bucket/cached", "--stream.cache_folder", str(cache)) == 0
@@ -64,7 +64,7 @@ def whole_run(cache: Path) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """What a whole run leaves, as the server itself has it."""
+    """What a whole run has written, read from the server's memory."""
 
     dataset: dict[str, bytes] = field(repr=False)
     weights: list[str]  # checksums of those of the two trainings
@@ -87,7 +87,7 @@ class Result:
 
 @pytest.fixture(scope="module")
 def without_faults(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """What every run of this module has to leave."""
+    """The result that every run of this module must have."""
     with GcsServer() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", server.url)
         server.gcs.store.create_bucket("bucket")
@@ -104,7 +104,7 @@ def bucket(store: Store, dataset: Dataset) -> Store:
 
 
 def retries() -> dict[str, float]:
-    """Repeated requests so far, by kind."""
+    """Count the repeated requests of this process by kind."""
     families = telemetry.STORE_RETRIES.collect()
     samples = (sample for family in families for sample in family.samples)
     return {sample.labels["kind"]: sample.value for sample in samples}
@@ -151,12 +151,12 @@ ALWAYS = {
     "short": "(short|checksum): ",
     "flip": "checksum: ",
 }
-"""What a run says when the same fault meets all of its requests."""
+"""How the error reads when a fault hits every request."""
 
 
 @pytest.fixture
 def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives up sooner than a user would want."""
+    """Requests are tried three times instead of six."""
     monkeypatch.setattr(storage, "ATTEMPTS", 3)
 
 
@@ -169,7 +169,7 @@ def test_every_request(
     capsys: pytest.CaptureFixture[str],
     fault: str,
 ) -> None:
-    """Both commands end within the bound, naming object and cause; nothing half-made is left."""
+    """Both commands end after three tries, name object and cause, and leave nothing half-made."""
     if fault == "stall":
         monkeypatch.setattr(storage, "STALL_SECONDS", 0.3)
     with FaultProxy(bucket.server.url, [fault], share=1.0) as proxy:
@@ -194,8 +194,8 @@ def test_every_request(
 def test_a_store_that_goes_away_in_the_middle(
     bucket: Store, without_faults: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A thread far from the loop meets it; the run still ends with the name of the shard, and the
-    same command later gives what an undisturbed run gives."""
+    """The error occurs in a thread of the loader; the run still ends with the name of the shard,
+    and the same command later ends like any other run."""
     for name, data in without_faults.dataset.items():
         bucket.server.gcs.store.insert("bucket", {"name": name}, memoryview(data), {})
     no_cache = ["--stream.cache_bytes", "0"]
@@ -220,7 +220,7 @@ def test_a_store_that_goes_away_in_the_middle(
 
 @pytest.mark.slow
 def test_all_commands_on_a_store(bucket: Store, without_faults: Result, tmp_path: Path) -> None:
-    """Source, dataset and run in gs://, each command a process of its own, and one killed."""
+    """Source, dataset and run are in gs://; each command is a process, one of them killed."""
     said = runs.finish(runs.start(runs.ALONE, SHARD, "jobs.shard"))
     assert f"{DATASET}/manifest.json: complete" in said
     proof = [DATASET, "--source", SOURCE]

@@ -35,7 +35,7 @@ def start(dataset: Path, output: Path, ranks: int, *extra: str) -> subprocess.Po
 def test_killed_run_resumes_bit_for_bit(
     dataset: Path, tmp_path: Path, processes: ForkServerContext, ranks: int, extra: list[str]
 ) -> None:
-    """SIGKILL to everything in mid-epoch, the same command again: equal final weights."""
+    """SIGKILL to all ranks within an epoch, then the same command: equal final weights."""
     runs.run_forked(processes, ranks, runs.settings(dataset, tmp_path / "whole", *extra))
     arguments = runs.settings(dataset, tmp_path / "killed", *extra)
     saved = tmp_path / "killed" / "checkpoints" / "step-000000002" / "meta.json"
@@ -73,7 +73,7 @@ def test_single_process_leaves_with_85_after_a_signal(dataset: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_an_error_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_path: Path) -> None:
-    """No rank waits for another or shows a traceback; a folder of broken checkpoints is named."""
+    """A folder of broken checkpoints: no rank waits for another or prints a traceback."""
     broken = tmp_path / "run" / "checkpoints" / "step-000000004"
     broken.mkdir(parents=True)
     (broken / "meta.json").write_text("{}")

@@ -31,14 +31,14 @@ FAULTS = (
     "cut",  # the connection ends before the promised Content-Length
     "short",  # half a body with a Content-Length to match
     "flip",  # one bit of the bytes of an object
-    "trickle",  # all of it, slowly
+    "trickle",  # the whole reply, slowly
 )
 
 OF_A_BODY = {"cut", "short", "flip", "trickle"}
 
 GOOD_TURN = 4
-"""Every fourth try of a request is let through, unless all are hit: with a share of one in five,
-six faults in a row would otherwise end one request in 15,000, and with it a test."""
+"""Every fourth try of a request succeeds unless all are hit: with a share of one in five, one
+request in 15,000 would otherwise meet six faults in a row, and fail a test."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         return "alt=media" in self.path
 
     def forward(self, body: bytes) -> Reply:
-        """What the server says to this request."""
+        """Send the request to the server and return its reply."""
         self.upstream.request(self.command, self.path, body, dict(self.headers))
         answer = self.upstream.getresponse()
         return Reply(answer.status, dict(answer.getheaders()), answer.read())
@@ -146,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.pause_seconds)
 
     def log_message(self, *args: Any) -> None:
-        """Says nothing: clients tell what went wrong."""
+        """Log nothing: clients report what went wrong."""
 
 
 class FaultProxy(socketserver.ThreadingTCPServer):
@@ -164,8 +164,13 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         seed: int = 1,
         pause_seconds: float = 0.005,
     ) -> None:
-        """Does one of `faults` to a share of the requests to the server at the URL `upstream`;
-        a trickle pauses after each eighth of a body."""
+        """Start a proxy for the server at the URL `upstream`.
+
+        Args:
+            faults: One of these hits a request.
+            share: The share of requests that are hit.
+            pause_seconds: A trickle's pause after each eighth of a body.
+        """
         self.upstream, self.faults, self.share = urlsplit(upstream).netloc, faults, share
         self.seed, self.pause_seconds = seed, pause_seconds
         self.did: Counter[str] = Counter()
@@ -175,7 +180,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def choose(self, identity: str) -> tuple[str, int]:
-        """The fault for a request, perhaps 'none', and a number to settle its particulars."""
+        """Return the fault for a request, or 'none', and a random number for its details."""
         with self.lock:
             turn = self.turns[identity]
             self.turns[identity] += 1

@@ -1,5 +1,5 @@
-"""Whole runs while something happens to the node's cache: deleted, full, damaged, too small. Each
-is the run from a local disk, bit for bit, and fetches again only what it must."""
+"""Whole runs whose node cache is deleted, full, damaged or too small. Each ends like the run from
+a local disk, bit for bit, and fetches again only what it must."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TRAIN += ["--model.width", "4", "--metrics.port", "0", "--train.seed", "5", *run
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves."""
+    """The result of a run."""
 
     weights: str  # their checksum
     order_digest: str
@@ -53,14 +53,14 @@ class Result:
 
 @pytest.fixture(scope="module")
 def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """What every run here has to leave: that of a run on local shards."""
+    """The result of a run on local shards, which all other runs must have."""
     output = tmp_path_factory.mktemp("run")
     assert train.main(["--data", dataset.folder, "--output", str(output), *TRAIN]) == 0
     return Result.of(output)
 
 
 def arguments(dataset: Dataset, tmp_path: Path, *more: str) -> list[str]:
-    """A run from the store with the least memory: most blocks are read when their turn comes."""
+    """Return arguments of a run from the store with the least memory, hence little prefetch."""
     order = Order(dataset.manifest.block_counts("train"), 96, LANES, 1, 5)
     largest = max(shard.bytes for shard in shards_of(dataset))
     with pytest.raises(RefusedError) as refused:
@@ -74,7 +74,7 @@ def test_undisturbed_from_a_store(
     remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Two epochs, one download a shard, and nothing to say about it."""
+    """Two epochs download each shard once and print no warning."""
     assert train.main(arguments(dataset, tmp_path)) == 0
     assert Result.of(tmp_path / "run") == undisturbed
     assert downloads(remote, dataset) == [1] * len(shards_of(dataset))
@@ -102,7 +102,7 @@ def test_the_folder_is_deleted_in_the_middle_of_epochs(
 
 
 def flip(path: Path) -> None:
-    """A bit in the middle."""
+    """Flip a bit in the middle."""
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         byte = file.read(1)[0]
@@ -111,7 +111,7 @@ def flip(path: Path) -> None:
 
 
 def replace(path: Path) -> None:
-    """Another file of the same length in its place."""
+    """Replace the file by another one of the same length."""
     size, other = path.stat().st_size, path.with_name("other")
     donor = next(each for each in sorted(path.parent.glob("*.tar")) if each != path)
     other.write_bytes((donor.read_bytes() + bytes(size))[:size])
@@ -119,7 +119,7 @@ def replace(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    """The same file, shorter."""
+    """Truncate the file."""
     os.truncate(path, path.stat().st_size // 3)
 
 
@@ -161,8 +161,8 @@ def test_a_cache_smaller_than_what_lanes_need_at_once(
     remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """It would throw out each shard before it is used up: not used, and said once, with what would
-    be enough; blocks come by range."""
+    """It would evict shards before their last block is read: it is not used, one line says what
+    size would be enough, and blocks are read by range."""
     largest = max(shard.bytes for shard in shards_of(dataset))
     assert len(shards_of(dataset)) == LANES  # each of which is at one of them
     limit = LANES * largest - 1
@@ -179,8 +179,8 @@ def test_a_cache_smaller_than_what_lanes_need_at_once(
 def test_a_cache_that_just_holds_them(
     remote: Store, dataset: Dataset, undisturbed: Result, tmp_path: Path
 ) -> None:
-    """One more byte, and it is used: there is nothing to spare for shards ahead, and what makes
-    room for the validation's shards is fetched once more."""
+    """With one more byte it is used, without prefetch; the shards that the validation's evict are
+    fetched twice."""
     limit = LANES * max(shard.bytes for shard in shards_of(dataset))
     assert train.main(arguments(dataset, tmp_path, "--stream.cache_bytes", str(limit))) == 0
     assert Result.of(tmp_path / "run") == undisturbed
