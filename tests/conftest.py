@@ -23,7 +23,6 @@ import torch
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.settings import Shard
-from quickdraw_dist.base.telemetry import phases
 from quickdraw_dist.data.drawings.sources import open_source
 from tests.support import datasets
 from tests.support.datasets import Dataset, DatasetMaker
@@ -90,7 +89,8 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     `do` is called once, when the run first enters the phase after that many steps, and must have
     been called by the end of the test.
     """
-    monkeypatch.setattr(phases, faults.ENTER, getattr(phases, faults.ENTER))  # put back at the end
+    plain = getattr(faults.HOOKED, faults.ENTER)
+    monkeypatch.setattr(faults.HOOKED, faults.ENTER, plain)  # put back at the end
     planned: list[faults.Fault] = []
 
     def plan(*, step: int, phase: str, do: Callable[[], None]) -> None:

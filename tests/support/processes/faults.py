@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quickdraw_dist.base.telemetry import phases
 
-ENTER = "at"
-"""The function of `phases` that is called with every phase and step that a run enters."""
+HOOKED, ENTER, FIRST = phases, "at", 0
+"""Where the function is that is called with every phase and step that a run enters, its name, and
+the index of the phase among its arguments."""
 
 
 @dataclass
@@ -32,15 +34,15 @@ def at(*, step: int, phase: str, do: Callable[[], None]) -> Fault:
 
     A test that trains in its own process uses the fixture of the same name, which undoes it.
     """
-    fault, enter = Fault(step, phase, do), getattr(phases, ENTER)
+    fault, enter = Fault(step, phase, do), getattr(HOOKED, ENTER)
 
-    def enter_and_fail(name: str, number: int, *rest: int) -> None:
-        enter(name, number, *rest)
-        if (name, number) == (phase, step) and not fault.happened:
+    def enter_and_fail(*arguments: Any) -> None:
+        enter(*arguments)
+        if arguments[FIRST : FIRST + 2] == (phase, step) and not fault.happened:
             fault.happened = True
             do()
 
-    setattr(phases, ENTER, enter_and_fail)
+    setattr(HOOKED, ENTER, enter_and_fail)
     return fault
 
 
