@@ -1,4 +1,4 @@
-"""The training command as its users meet it: its errors, its lines, its files, its endpoint."""
+"""The training command as users see it: errors, progress lines, files, metrics endpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
+    """Return a port that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -57,7 +57,7 @@ def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 
 def test_progress_lines_are_complete(run: tuple[Path, str, str]) -> None:
-    """Epoch, speed, loss, accuracy, data wait and time left on every line."""
+    """A line has epoch, speed, loss, accuracy, data wait and time left."""
     output, said, _ = run
     line = next(line for line in said.splitlines() if line.startswith("epoch"))
     for word in ("epoch 1/2", "step 2/5", "drawings/s", "loss", "accuracy", "data wait", "left"):
@@ -78,7 +78,7 @@ def test_metrics_file_has_every_log_interval_and_validation(run: tuple[Path, str
 
 
 def test_prometheus_endpoint_has_the_metrics_of_the_run(run: tuple[Path, str, str]) -> None:
-    """Counters and gauges of the design's list, with the values of the run."""
+    """Counters and gauges have the values of the run."""
     figures = dict(line.rsplit(" ", 1) for line in run[2].splitlines() if line[0] != "#")
     assert float(figures["quickdraw_drawings_total"]) == 320
     assert float(figures["quickdraw_steps_total"]) == 5
@@ -88,7 +88,7 @@ def test_prometheus_endpoint_has_the_metrics_of_the_run(run: tuple[Path, str, st
 
 
 def test_meta_json_is_enough_without_the_dataset(run: tuple[Path, str, str], dataset: Path) -> None:
-    """Everything that export and serving need without the dataset."""
+    """A checkpoint has all that export and serving need."""
     newest = max((run[0] / "checkpoints").iterdir())
     meta = json.loads((newest / "meta.json").read_text())
     manifest = json.loads((dataset / "manifest.json").read_text())
@@ -102,7 +102,7 @@ def test_meta_json_is_enough_without_the_dataset(run: tuple[Path, str, str], dat
 def test_evaluate_writes_a_report(
     run: tuple[Path, str, str], dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Figures as JSON last; the page is there; a run's folder is enough to name a checkpoint."""
+    """A run's folder names its best checkpoint; the metrics are the last line, as JSON."""
     evaluate.main(["--checkpoint", str(run[0]), "--data", str(dataset), "--split", "val"])
     *_, said, figures = capsys.readouterr().out.strip().splitlines()
     meta = json.loads((max((run[0] / "checkpoints").iterdir()) / "meta.json").read_text())
@@ -123,7 +123,7 @@ def test_evaluate_writes_a_report_into_a_store(
     store: Store,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Beside the checkpoints of a run that is there: a pod's own disk is gone when it ends."""
+    """The report of a run in gs:// is written next to its checkpoints."""
     store.upload(run[0], "gs://bucket/run")
     evaluate.main(["--checkpoint", "gs://bucket/run", "--data", str(dataset), "--split", "val"])
     *_, said, figures = capsys.readouterr().out.strip().splitlines()
@@ -134,8 +134,8 @@ def test_evaluate_writes_a_report_into_a_store(
 
 
 def test_a_run_that_explodes_ends_and_keeps_its_checkpoint(dataset: Path, tmp_path: Path) -> None:
-    """A rate of 1e30 makes every later loss infinite: some steps are skipped, filed and said, then
-    the run ends with advice; the weights that were saved before are numbers."""
+    """A learning rate of 1e30 makes losses infinite: steps are skipped, recorded and reported, then
+    the run ends with advice. The weights saved before are finite."""
     command = [sys.executable, "-m", "quickdraw_dist.train", "--data", str(dataset)]
     command += ["--output", str(tmp_path), "--train.epochs", "9", "--train.global_batch", "64"]
     command += ["--model.width", "4", "--metrics.port", "0", "--train.log_every", "2"]
@@ -171,13 +171,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_missing_dataset_names_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing there, or only a part: how to make one."""
+    """The error of a missing dataset has the command that makes it."""
     said = refused(capsys, "--data", str(tmp_path / "none"))
     assert f"make shard DEST={tmp_path / 'none'}" in said and "no dataset" in said
 
 
 def test_unknown_setting_suggests(capsys: pytest.CaptureFixture[str]) -> None:
-    """A typing mistake costs one look."""
+    """The error of an unknown setting names the setting that was meant."""
     assert "--train.global_batch" in refused(capsys, "--train.globalbatch", "3")
 
 
@@ -203,7 +203,7 @@ def test_impossible_settings_under_two_ranks(
     arguments: list[str],
     parts: list[str],
 ) -> None:
-    """Each refused before the ranks meet: the second one does not even exist here."""
+    """Impossible settings are errors before the ranks meet (there is no second one here)."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     said = refused(capsys, "--data", str(dataset), "--output", str(tmp_path / "run"), *arguments)

@@ -17,7 +17,7 @@ from tests.cluster.support.slurm import SOURCE, Slurm
 
 
 def left_behind(name: str) -> list[str]:
-    """Processes of this machine that have this in their command line or environment."""
+    """List the processes of this machine with this text in command line or environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended just now
@@ -52,7 +52,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture(scope="session")
 def sharded(slurm: Slurm) -> Path:
-    """Sharded by `sbatch slurm/shard.sh` in two tasks, proven by the job that follows."""
+    """The dataset of `sbatch slurm/shard.sh` in two tasks, verified by the job that follows."""
     array = slurm.submit("--array=0-1", "slurm/shard.sh", **SOURCE)
     for task in ("0", "1"):
         slurm.completes(f"{array}_{task}")

@@ -29,7 +29,7 @@ OBJECTS = load("overlays/cpu")
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the claim `quickdraw` is bound to."""
+    """The folder that the claim `quickdraw` is bound to."""
     folder = tmp_path_factory.mktemp("volume")
     folder.chmod(0o777)
     return folder
@@ -39,12 +39,12 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pods(
     request: pytest.FixtureRequest, built: dict[str, str], volume: Path, tmp_path: Path
 ) -> Pods:
-    """Those of the Job that the test is parametrized with."""
+    """Pods of the Job that the test is parametrized with."""
     return Pods(OBJECTS, workload(OBJECTS, request.param), built, {"quickdraw": volume}, tmp_path)
 
 
 def run(pods: Pods, index: int = 0) -> tuple[int, str]:
-    """A pod without a network; its exit code and all that its containers said."""
+    """Run a pod without a network; returns its exit code and output."""
     script = pods.script(index, ["--network=none"])
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
@@ -52,7 +52,7 @@ def run(pods: Pods, index: int = 0) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def dataset(built: dict[str, str], volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the Jobs quickdraw-shard and quickdraw-merge leave in the volume."""
+    """The dataset that the Jobs quickdraw-shard and quickdraw-merge write into the volume."""
     folder = tmp_path_factory.mktemp("shard")
     workers, merge = (
         Pods(OBJECTS, workload(OBJECTS, name), built, {"quickdraw": volume}, folder)
@@ -70,7 +70,7 @@ def dataset(built: dict[str, str], volume: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("pods", ["quickdraw-train"], indirect=True)
 def test_a_missing_dataset_fails_the_check(pods: Pods, built: dict[str, str]) -> None:
-    """Before anything else, for good, naming what is missing."""
+    """The init container fails with exit code 2 and names what is missing."""
     empty = pods.folder / "empty"
     empty.mkdir(mode=0o755)
     code, said = run(Pods(OBJECTS, pods.job, built, {"quickdraw": empty}, pods.folder))
@@ -90,7 +90,7 @@ def test_a_misspelt_setting_fails_the_check(pods: Pods) -> None:
 
 
 def test_an_unedited_bucket_fails_the_check(built: dict[str, str], tmp_path: Path) -> None:
-    """k8s/train.yaml as it is."""
+    """k8s/train.yaml without edits fails with the name of the placeholder."""
     objects = load("train.yaml")
     code, said = run(Pods(objects, workload(objects, "quickdraw-train"), built, {}, tmp_path))
     assert (code, action(workload(objects, "quickdraw-train"), code)) == (2, "FailJob")

@@ -1,4 +1,4 @@
-"""The scripts of slurm/ with a container runtime. Neither pyxis nor apptainer is to be had as a
+"""The scripts of slurm/ with a container runtime. Neither pyxis nor apptainer is available as a
 package, so these are stand-ins that take the options which their manuals have, and refuse others;
 what they would run in a container, they run."""
 

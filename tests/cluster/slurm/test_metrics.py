@@ -1,4 +1,4 @@
-"""A Prometheus beside the Slurm cluster finds the ranks of a job by what the job writes down."""
+"""Prometheus finds the ranks of a Slurm job by the file that the job writes."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ SOURCE = {
     "QUICKDRAW_SHARD__BLOCK": "32",
     "QUICKDRAW_SHARD__GROUP_SHARDS": "2",
 }
-"""What the scripts of slurm/ shard here: 2,400 drawings, 2,160 of them to train."""
+"""Environment of slurm/shard.sh in tests: 2,400 drawings, 2,160 of them for training."""
 
 # No systemd, no cgroups, no accounting database: the settings that make that possible.
 _CONF = """\

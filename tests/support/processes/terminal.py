@@ -1,4 +1,4 @@
-"""A terminal for tests: a real pseudo-terminal, and what a person sees on it."""
+"""A pseudo-terminal for tests, and the text that a person sees on it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Terminal:
         os.close(self._ours)
 
     def read(self, until: str) -> str:
-        """Read what is written there up to these words."""
+        """Read until this text has been written; returns all text so far."""
         while until not in self.written:
             self.written += os.read(self._ours, 65536).decode()
         return self.written
 
     def read_to_the_end(self) -> str:
-        """All, when every program is gone; Linux says so by an error."""
+        """Read until all programs have closed the terminal (an error on Linux)."""
         self.stream.close()
         while True:
             try:
@@ -44,7 +44,7 @@ class Terminal:
 
 
 def screen(written: str) -> list[str]:
-    """The lines that are seen when all of this has been written to a wide terminal."""
+    """Return the lines that a wide terminal shows after this text."""
     lines, column = [""], 0
     for piece in re.findall(r"\x1b\[K|\r|\n|[^\x1b\r\n]+|\x1b", written):
         if piece == "\n":
