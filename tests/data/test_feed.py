@@ -46,7 +46,8 @@ def test_a_cache_is_for_the_lanes_of_all_ranks_of_the_node(
     limit = 4 * max(shard.bytes for shard in shards_of(dataset))
     settings = feed_settings(URL, tmp_path, shape, cache_bytes=limit)
     feeds = [open_feed(settings, dataset, rank, 2) for rank in range(2)]
-    assert f"{limit:,} does not hold the 8 shards" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{limit:,} does not hold the 8 shards" in said and f"({2 * limit:,} bytes)" in said
     got = deliver(feeds.__getitem__, feeds[0].order, 2)
     assert got.in_order() == line(dataset, shape, 0)
     assert held(tmp_path) == {}
