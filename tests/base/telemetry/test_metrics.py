@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.base.telemetry.metrics import CAUSES, REGISTRY, Goodput
-from tests.support.metric_units import UNITS
+from tests.cluster.support.metric_units import UNITS
 
 
 class Clock:

@@ -12,8 +12,8 @@ from urllib.request import urlopen
 import pytest
 
 from jobs import shard
+from tests.cluster.support.metric_units import UNITS
 from tests.cluster.support.scraping import Prometheus, Run, free_ports, needs_prometheus
-from tests.support.metric_units import UNITS
 
 pytestmark = needs_prometheus
 
