@@ -14,7 +14,7 @@ import pytest
 from jobs import report, shard
 from quickdraw_dist.base import storage
 from quickdraw_dist.run.report.page import write_run_report
-from tests.conftest import Store
+from tests.support.gcs.local import Store
 from tests.support.pages import Page
 
 CURVES = {"loss", "accuracy", "learning_rate", "speed", "goodput"}
