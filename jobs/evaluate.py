@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,6 +19,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.order.memory import default_threads
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import SPLITS
+from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.reader import SplitReader
 from quickdraw_dist.distributed.ranks import World, choose_device
@@ -82,17 +84,24 @@ def _evaluate(
     reader = SplitReader(settings.data, dataset, split, settings.stream)
     threads, batch = settings.stream.threads or default_threads(1), settings.evaluation.batch
     batches = evaluation_batches(reader, rank=0, world_size=1, batch=batch, threads=threads)
-    total = -(-dataset.drawings(split) // batch)
-    return evaluate(
-        checkpoint.build_model(saved).to(device),
-        tqdm(batches, total=total, unit=" drawings", unit_scale=batch),
-        split=split,
-        classes=dataset.classes,
-        normalisation=Normalisation(**saved.meta["normalisation"]),
-        world=World(0, 1, 0, 1, device),
-        autocast=torch.autocast(device.type, enabled=False),
-        keep_mistakes=MISTAKES,
-    )
+    with tqdm(total=dataset.drawings(split), unit=" drawings", unit_scale=True) as bar:
+        return evaluate(
+            checkpoint.build_model(saved).to(device),
+            _counted(batches, bar),
+            split=split,
+            classes=dataset.classes,
+            normalisation=Normalisation(**saved.meta["normalisation"]),
+            world=World(0, 1, 0, 1, device),
+            autocast=torch.autocast(device.type, enabled=False),
+            keep_mistakes=MISTAKES,
+        )
+
+
+def _counted(batches: Iterator[Batch], bar: tqdm[Any]) -> Iterator[Batch]:
+    """Yield the batches, and advance the bar by the drawings of each."""
+    for batch in batches:
+        yield batch
+        bar.update(len(batch.labels))
 
 
 if __name__ == "__main__":
