@@ -1,1 +1,1 @@
-"""What one runs: each is ``python -m jobs.NAME``."""
+"""The commands besides training, each ``python -m jobs.NAME``: parse, call, print."""

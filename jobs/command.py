@@ -1,4 +1,4 @@
-"""What jobs share: how each ends, and which part of the work a worker has."""
+"""What all jobs share: exit codes, and a worker's share of the work."""
 
 from __future__ import annotations
 
@@ -31,26 +31,36 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def worker_share(worker: int | None, of: int | None) -> tuple[int, int]:
-    """This worker's number and the number of workers, from its flags or from the scheduler.
+    """Return this worker's number, from 0, and the number of workers.
+
+    Read from the flags --worker and --of, else from JOB_COMPLETION_INDEX (Kubernetes; needs --of)
+    or SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT; one worker by default.
 
     Raises:
-        RefusedError: they do not make sense together.
+        RefusedError: numbers that are missing or do not fit together.
     """
     if worker is None and (worker := _number("JOB_COMPLETION_INDEX")) is not None and of is None:
-        raise RefusedError("JOB_COMPLETION_INDEX without --of; give --of N, the Job's completions")
+        raise RefusedError(
+            "JOB_COMPLETION_INDEX", worker, "the number of workers is unknown",
+            "Give --of N, the Job's completions",
+        )  # fmt: skip
     if worker is None and (worker := _number("SLURM_ARRAY_TASK_ID")) is not None and of is None:
         of = _number("SLURM_ARRAY_TASK_COUNT")
         if of is None:
-            raise RefusedError("SLURM_ARRAY_TASK_ID without SLURM_ARRAY_TASK_COUNT; give --of N")
+            problem = "SLURM_ARRAY_TASK_COUNT is not set"
+            raise RefusedError("SLURM_ARRAY_TASK_ID", worker, problem, "Give --of N")
     worker, of = worker or 0, 1 if of is None else of
+    if of < 1:
+        raise RefusedError("--of", of, "no worker", "Give the number of workers, 1 or more")
     if not 0 <= worker < of:
-        raise RefusedError(f"--worker {worker} --of {of}: workers are numbered from 0 to {of - 1}")
+        problem = f"not one of the workers 0 to {of - 1} (--of {of})"
+        raise RefusedError("--worker", worker, problem)
     return worker, of
 
 
 def _number(variable: str) -> int | None:
-    """A scheduler's variable, None where it is not set."""
+    """The value of a scheduler's variable, None where it is not set."""
     value = os.environ.get(variable)
     if value is not None and not value.isdigit():
-        raise RefusedError(f"{variable}={value}: not a number; give --worker I --of N")
+        raise RefusedError(variable, value, "not a number", "Give --worker I --of N")
     return None if value is None else int(value)

@@ -1,4 +1,4 @@
-"""The whole path in minutes: python -m jobs.demo (or make demo)."""
+"""Shard, train and evaluate in minutes: python -m jobs.demo (or make demo)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ from quickdraw_dist.run.report.page import PAGE
 SOURCE = "synthetic:?classes=20&per_class=1000&seed=7"
 
 EPILOG = """\
-Draws 20 synthetic classes, shards them, trains on two processes, evaluates. Each step prints its
-command, so that it can be tried alone and changed; settings given here go to all of them. The
-same command again skips what is done.
+Draws 20 synthetic classes, shards them, trains with two processes and evaluates. Each step prints
+its command, to be run alone or changed; settings given here are passed to all steps. The same
+command again skips what is done.
+
+examples:
+  python -m jobs.demo
+  python -m jobs.demo --train.epochs 2 --output runs/short
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the three commands that a user would."""
-    title = "Synthetic drawings to a report."
-    parser = Parser("python -m jobs.demo", title, EPILOG, config="configs/demo.yaml")
+    """Run the three commands and print accuracy and reports."""
+    text = "From synthetic drawings to a trained and evaluated model."
+    parser = Parser("python -m jobs.demo", text, EPILOG, config="configs/demo.yaml")
     settings, arguments = load(parser, argv, ())
     given = sys.argv[1:] if argv is None else list(argv)
     config = ["--config", arguments.config, *given]
     gpus = torch.cuda.device_count()
-    # Apple's GPU has no collectives, so one process has it alone; GPUs are not shared either.
+    # One process per GPU; Apple's supports no collectives.
     ranks = min(2, gpus) if gpus else 1 if torch.backends.mps.is_available() else 2
     started = time.monotonic()
     _step("1/3 draw and shard", "-m", "jobs.shard", "--source", SOURCE, *config)
@@ -44,21 +48,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         *("-m", "quickdraw_dist.train", *config),
     )
     output = _step("3/3 evaluate", "-m", "jobs.evaluate", *config, capture=True)
-    report, figures = output.strip().splitlines()[-2:]
-    top1, count = json.loads(figures)["top1"], json.loads(figures)["drawings"]
+    report, metrics = output.strip().splitlines()[-2:]
+    top1, count = json.loads(metrics)["top1"], json.loads(metrics)["drawings"]
     print(
         f"\naccuracy on {count:,} test drawings: {top1:.1%}, in {time.monotonic() - started:.0f} s"
     )
-    print("pages for a browser:")
-    print(f"  the training    {Path(settings.output, PAGE).resolve()}")
-    print(f"  the evaluation  {Path(report.removeprefix('report: ')).resolve()}")
+    print("reports:")
+    print(f"  training    {Path(settings.output, PAGE).resolve()}")
+    print(f"  evaluation  {Path(report.removeprefix('report: ')).resolve()}")
 
 
 def _step(title: str, *command: str, capture: bool = False) -> str:
-    """Show and run one command with this Python; stop where it stops."""
+    """Print a command and run it with this Python; exit with its code if that is not 0."""
     shown = " ".join(f"'{part}'" if set(part) & set("?&") else part for part in command)
     print(f"\n== {title}: python {shown}", flush=True)
-    # torchrun sets it per rank, and warns when it has to.
+    # torchrun would set it itself, with a warning.
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     done = subprocess.run(  # noqa: S603
         [sys.executable, *command], env=environment, text=True,

@@ -1,4 +1,4 @@
-"""Measure a checkpoint: python -m jobs.evaluate --checkpoint runs/quickdraw --split test."""
+"""Evaluate a checkpoint: python -m jobs.evaluate --checkpoint runs/quickdraw --split test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.data.order.memory import processor_share
+from quickdraw_dist.data.order.memory import default_threads
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import SPLITS
 from quickdraw_dist.data.stream.batch import Batch
@@ -29,64 +29,61 @@ from quickdraw_dist.models.input import Normalisation
 from quickdraw_dist.run.checkpoint import files as checkpoint
 
 EPILOG = """\
-Prints the figures as one line of JSON and writes a folder of pictures with an index.html.
---checkpoint is a run's folder (its best checkpoint is taken) or one checkpoints/step-... of it.
+Prints the metrics as one line of JSON and writes a folder with a report, index.html, that shows the
+confusion matrix, the accuracy per class and the most confident mistakes.
 
+examples:
   python -m jobs.evaluate --checkpoint runs/quickdraw --split test --data data/shards
+  python -m jobs.evaluate --checkpoint gs://B/run/checkpoints/step-000012345 --data gs://B/quickdraw
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, load, evaluate, report."""
-    parser = Parser("python -m jobs.evaluate", "Measure a checkpoint.", EPILOG)
-    parser.add_argument("--checkpoint", help="run or checkpoint [the setting output]")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="what to measure on [test]")
+    """Evaluate the checkpoint, write the report and print the metrics."""
+    parser = Parser("python -m jobs.evaluate", "Evaluate a checkpoint on a whole split.", EPILOG)
+    parser.add_argument("--checkpoint", help="checkpoint, or run (its best one) [--output]")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="split to use [test]")
     parser.add_argument(
-        "--report", metavar="DIR", help="folder of the report, or gs:// [RUN/report-SPLIT]"
+        "--report", metavar="DIR", help="folder or gs:// address to write to [RUN/report-SPLIT]"
     )
     settings, arguments = load(parser, argv, ("data", "output", "evaluation"))
     url = checkpoint.find(arguments.checkpoint or settings.output)
-    saved = checkpoint.load(url)
-    dataset = manifest.read(settings.data)
-    if list(dataset.classes) != saved.meta["classes"]:
-        raise RefusedError(
-            f"{settings.data}: has {len(dataset.classes)} classes, {url} was trained on "
-            f"{len(saved.meta['classes'])}, other ones; its own dataset is right: --data"
-        )
-    result = _measure(saved, dataset, arguments.split, settings)
-    place = arguments.report or storage.join(_run_folder(url), f"report-{arguments.split}")
+    saved, dataset = checkpoint.load(url), manifest.read_trainable(settings.data)
+    if list(dataset.classes) != (trained := saved.meta["classes"]):
+        problem = f"has {len(dataset.classes)} classes, {url} was trained on {len(trained)} others"
+        raise RefusedError("--data", settings.data, problem, "Give the checkpoint's dataset")
+    result = _evaluate(saved, dataset, arguments.split, settings)
+    absolute = url.rstrip("/") if storage.is_remote(url) else str(Path(url).resolve())
+    run_folder = absolute.rsplit("/", 2)[0]  # above checkpoints/step-...
+    folder = arguments.report or storage.join(run_folder, f"report-{arguments.split}")
     with TemporaryDirectory() as scratch:
         page = write_report(
             result,
-            Path(scratch if storage.is_remote(place) else place),
+            Path(scratch if storage.is_remote(folder) else folder),
             title=f"{saved.meta['config']['model']['name']} on {len(dataset.classes)} classes",
-            facts={
+            details={
                 "checkpoint": url,
                 "trained on": f"{saved.meta['drawings']:,} drawings, {saved.meta['epoch']} epochs",
                 "dataset": f"{settings.data}, digest {dataset.digest[:16]}",
                 "versions": ", ".join(f"{k} {v}" for k, v in checkpoint.versions().items()),
             },
         )
-        if storage.is_remote(place):
+        if storage.is_remote(folder):
             for file in page.parent.iterdir():
-                storage.publish(storage.join(place, file.name), file.read_bytes())
-    print(f"report: {storage.join(place, page.name)}")
-    print(json.dumps(result.figures()))
+                storage.publish(storage.join(folder, file.name), file.read_bytes())
+    print(f"report: {storage.join(folder, page.name)}")
+    print(json.dumps(result.metrics()))
 
 
-def _measure(
+def _evaluate(
     saved: checkpoint.Checkpoint, dataset: manifest.Manifest, split: str, settings: Settings
 ) -> Evaluation:
-    """The figures of a whole split in this one process, with a progress bar."""
+    """Evaluate a whole split in this process, with a progress bar."""
     gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     device = torch.device(choose_device(settings.train.device, 0, 1, gpus, mps))
-    batches = evaluation_batches(
-        SplitReader(settings.data, dataset, split, settings.stream),
-        rank=0,
-        world_size=1,
-        batch=settings.evaluation.batch,
-        threads=settings.stream.threads or processor_share(1),
-    )
+    reader = SplitReader(settings.data, dataset, split, settings.stream)
+    threads, batch = settings.stream.threads or default_threads(1), settings.evaluation.batch
+    batches = evaluation_batches(reader, rank=0, world_size=1, batch=batch, threads=threads)
     with tqdm(total=dataset.drawings(split), unit=" drawings", unit_scale=True) as bar:
         return evaluate(
             checkpoint.build_model(saved).to(device),
@@ -100,14 +97,8 @@ def _measure(
         )
 
 
-def _run_folder(checkpoint_url: str) -> str:
-    """What a checkpoint belongs to."""
-    if storage.is_remote(checkpoint_url):
-        return checkpoint_url.rstrip("/").rsplit("/", 2)[0]
-    return str(Path(checkpoint_url).resolve().parents[1])
-
-
 def _counted(batches: Iterator[Batch], bar: tqdm[Any]) -> Iterator[Batch]:
+    """Yield the batches, and advance the bar by the drawings of each."""
     for batch in batches:
         yield batch
         bar.update(len(batch.labels))

@@ -1,4 +1,4 @@
-"""What a run will need: python -m jobs.plan --data D --world-size 16 --nodes 2."""
+"""Estimate what a run needs: python -m jobs.plan --data D --world-size 16 --nodes 2."""
 
 from __future__ import annotations
 
@@ -17,56 +17,54 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.capacity.estimate import SHARD_DRAWINGS_PER_SECOND, Cluster, capacity
-from quickdraw_dist.data.capacity.text import describe
+from quickdraw_dist.data.capacity.text import format_capacity
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import Plan
 
 EPILOG = """\
-From the manifest of a dataset, or before there is one from a source or the official counts: then
-bytes are those that official drawings take, and the dataset is taken to be in a bucket.
-What the run would refuse is refused. Requests are counted; a price list tells what they cost.
+Prints steps, shards, memory, cache, store requests and durations: from the manifest of a dataset,
+or before there is one from a source or the official counts (assuming shards in a bucket that
+compress like the official drawings). Refuses what a run would refuse.
 
+examples:
   python -m jobs.plan --official --world-size 16 --nodes 2 --drawings-per-second 40000
   python -m jobs.plan --data gs://B/quickdraw --world-size 8 --stream.resident true --gpu-bytes 80e9
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, compute, print."""
-    parser = Parser("python -m jobs.plan", "What a run will need.", EPILOG)
+    """Compute and print the estimate."""
+    parser = Parser("python -m jobs.plan", "Estimate what a run needs.", EPILOG)
     before = parser.add_mutually_exclusive_group()
     before.add_argument("--official", action="store_true", help="plan for the official drawings")
     before.add_argument("--source", help="plan for these drawings, as in jobs.shard")
-    rate = f"[{SHARD_DRAWINGS_PER_SECOND:,.0f}]"
+    rate = SHARD_DRAWINGS_PER_SECOND
     numbers = {
-        "--world-size": (_whole, 1, "ranks (GPUs) [1]"),
-        "--nodes": (_whole, 1, "machines that the ranks are on [1]"),
-        "--gpu-bytes": (_whole, None, "memory of one GPU, such as 80e9"),
-        "--drawings-per-second": (_real, None, "that one rank, not all of them, trains"),
-        "--shard-workers": (_whole, 1, "processes that shard [1]"),
-        "--shard-drawings-per-second": (_real, SHARD_DRAWINGS_PER_SECOND, f"of one {rate}"),
+        "--world-size": (_whole, 1, "ranks, one per GPU [1]"),
+        "--nodes": (_whole, 1, "machines that the ranks run on [1]"),
+        "--gpu-bytes": (_whole, None, "memory of one GPU in bytes, such as 80e9"),
+        "--drawings-per-second": (_real, None, "training rate of one rank"),
+        "--shard-workers": (_whole, 1, "processes that shard, over all workers [1]"),
+        "--shard-drawings-per-second": (_real, rate, f"rate of one of them [{rate:,.0f}]"),
     }
     for name, (kind, default, text) in numbers.items():
         parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
-    parser.add_argument("--json", action="store_true", help="print all figures as one JSON line")
+    parser.add_argument("--json", action="store_true", help="print all numbers as one line of JSON")
     settings, given = load(parser, argv, ("data", "shard", "stream", "train", "evaluation"))
     dataset, where = _outline(settings, given)
     planned = given.official or given.source is not None
-    own = [field.name for field in fields(Cluster) if field.name != "remote"]
-    cluster = Cluster(
-        remote=planned or storage.is_remote(settings.data),
-        **{name: getattr(given, name) for name in own},
-    )
+    own = {f.name: getattr(given, f.name) for f in fields(Cluster) if f.name in given}
+    cluster = Cluster(remote=planned or storage.is_remote(settings.data), **own)
     needs = capacity(dataset, cluster, settings)
     if given.json:
         print(json.dumps(asdict(needs)))
     else:
-        print(f"dataset   {len(dataset.plan.classes):,} classes, {where}\n{describe(needs)}")
+        print(f"dataset   {len(dataset.plan.classes):,} classes, {where}\n{format_capacity(needs)}")
 
 
 def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Outline, str]:
-    """What to plan for, and where that is known from."""
+    """The dataset to plan for, and where its sizes come from."""
     if given.official:
         plan = outline.official_plan(settings.shard)
         return outline.of_plan(plan, OFFICIAL), "planned from the official counts"
@@ -75,24 +73,25 @@ def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Out
         plan = Plan(source.classes, source.counts, settings.shard, source.identity)
         return outline.of_plan(plan, given.source), f"planned from {given.source}"
     try:
-        dataset = manifest.read(settings.data)
+        dataset = manifest.read_trainable(settings.data)
     except RefusedError as error:
-        raise RefusedError(f"{error}. To plan before that: --official or --source") from None
+        remedy = f"{error.remedy}. To plan before that, give --official or --source".lstrip(". ")
+        raise RefusedError(error.subject, error.value, error.problem, remedy) from None
     return outline.of_manifest(dataset), f"as sharded in {settings.data}"
 
 
 def _real(text: str) -> float:
-    """A number above 0."""
+    """A finite number above 0."""
     with contextlib.suppress(ValueError):
         if 0 < float(text) < math.inf:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: a number above 0 is right")
+    raise argparse.ArgumentTypeError(f"{text}: should be a number above 0")
 
 
 def _whole(text: str) -> int:
-    """A whole one, 80e9 included."""
+    """A whole number above 0; 80e9 counts as one."""
     if not _real(text).is_integer():
-        raise argparse.ArgumentTypeError(f"{text}: a whole number is right")
+        raise argparse.ArgumentTypeError(f"{text}: should be a whole number")
     return int(float(text))
 
 

@@ -1,4 +1,4 @@
-"""Write a run's page anew: python -m jobs.report runs/quickdraw."""
+"""Write the report of a run: python -m jobs.report runs/quickdraw."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from jobs.command import run
 from quickdraw_dist.run.report.page import write_run_report
 
 EPILOG = """\
-Works on any run's folder, also on gs:// and while the run goes on: curves up to the last look.
-What the model takes for what, on any split: python -m jobs.evaluate.
+The page shows the curves up to the last log interval; the run may be in progress. For the
+confusion matrix of any split: python -m jobs.evaluate.
+
+examples:
+  python -m jobs.report runs/quickdraw
+  python -m jobs.report gs://BUCKET/runs/quickdraw
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse and write."""
+    """Write the report of the run that the command line names."""
     parser = argparse.ArgumentParser(
         "python -m jobs.report",
-        description="Write report.html, the page of a run, into its folder.",
+        description="Write report.html, a page with a run's curves and numbers, into its folder.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", help="a run's folder or gs:// address")
+    parser.add_argument("run", help="folder or gs:// address of the run")
     print(f"report: {write_run_report(parser.parse_args(argv).run)}")
 
 

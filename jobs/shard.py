@@ -15,17 +15,19 @@ from quickdraw_dist.base.process import processors
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import integrity, manifest, writer
-from quickdraw_dist.data.shards.manifest import Manifest, Part
+from quickdraw_dist.data.shards.manifest import Manifest, PartFile
 from quickdraw_dist.data.shards.plan import Plan, describe
 
 OFFICIAL = "gs://quickdraw_dataset/full/numpy_bitmap"
 
 EPILOG = """\
-Restartable: a finished group is skipped. Exact: the same bytes whoever builds them.
-On a cluster every worker runs the same command; --worker and --of default to
-JOB_COMPLETION_INDEX (with --of) or SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT.
-Whoever finishes last merges the parts into manifest.json.
+A finished group is skipped, so the same command again continues; the bytes do not depend on how
+many workers and processes write them. On a cluster every worker runs the same command: --worker and
+--of default to JOB_COMPLETION_INDEX (give --of) or SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT.
+The worker that finishes last writes manifest.json.
+Exit codes: 0 done, 2 refused (do not retry), otherwise 1.
 
+examples:
   python -m jobs.shard --source 'synthetic:?classes=20&per_class=1000' --dest data/try
   python -m jobs.shard --source gs://quickdraw_dataset/full/numpy_bitmap --dest gs://B/quickdraw
   python -m jobs.shard --source DIR --dest DIR --worker 0 --of 3 --shard.drawings_per_shard 8192
@@ -33,37 +35,35 @@ Whoever finishes last merges the parts into manifest.json.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, check, build, merge."""
-    parser = Parser("python -m jobs.shard", "Shard drawings into a WebDataset.", EPILOG)
-    parser.add_argument("--source", default=OFFICIAL, help="folder or gs:// prefix of .npy files, "
-                        f"or synthetic:?classes=&per_class=&seed= [{OFFICIAL}]")  # fmt: skip
-    parser.add_argument("--dest", help="dataset folder or gs:// prefix [the setting data]")
-    parser.add_argument("--worker", type=int, help="this worker, from 0 [0]")
-    parser.add_argument("--of", type=int, help="number of workers [1]")
-    parser.add_argument(
-        "--processes", type=int, default=processors(), help="local processes [all cores]"
-    )
-    parser.add_argument("--merge", action="store_true", help="merge finished parts, also anew")
+    """Build this worker's groups that are not done, and merge when all groups are done."""
+    parser = Parser("python -m jobs.shard", "Write drawings into shards.", EPILOG)
+    parser.add_argument("--source", default=OFFICIAL, help="folder or gs:// address of .npy "
+                        f"files, or synthetic:?classes=&per_class=&seed= [{OFFICIAL}]")  # fmt: skip
+    parser.add_argument("--dest", help="folder or gs:// address of the dataset [--data]")
+    parser.add_argument("--worker", type=int, metavar="I", help="number of this worker, from 0 [0]")
+    parser.add_argument("--of", type=int, metavar="N", help="number of workers [1]")
+    parser.add_argument("--processes", type=int, metavar="N", help="processes [all CPUs]")
+    parser.add_argument("--merge", action="store_true", help="build nothing, write manifest.json")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     settings, arguments = load(parser, argv, ("data", "shard"))
     dest = arguments.dest or settings.data
     worker, of = worker_share(arguments.worker, arguments.of)
     if not storage.is_remote(dest) and Path(dest).exists() and not Path(dest).is_dir():
-        raise RefusedError(f"--dest {dest}: a file; a folder or a gs:// prefix is right")
+        raise RefusedError("--dest", dest, "is a file", "Give a folder or a gs:// address")
 
     source = open_source(arguments.source, settings.shard.classes)
     plan = Plan(source.classes, source.counts, settings.shard, source.identity)
-    done = {} if arguments.dry_run else writer.finished_parts(plan, dest)
+    done = {} if arguments.dry_run else writer.finished_groups(plan, dest)
     dataset = None if arguments.merge else writer.finished_dataset(plan, dest, done)
     if dataset is None:
-        processes = max(min(arguments.processes, plan.groups), 1)
+        processes = max(min(arguments.processes or processors(), plan.groups), 1)
         print(f"{arguments.source} -> {dest}\n{describe(plan, processes)}")
         if arguments.dry_run:
             return
         share = range(worker, plan.groups, of)
         if not arguments.merge and any(group not in done for group in share):
             _build(plan, share, source, dest, processes, done)
-            done = writer.finished_parts(plan, dest)
+            done = writer.finished_groups(plan, dest)
         dataset = _merge(plan, source, dest, done)
     if dataset is not None:
         print(f"checked   {integrity.summary(dataset.source_files)}")
@@ -72,24 +72,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = [group for group in range(plan.groups) if group not in done]
     left = f"{len(missing)} of {plan.groups} groups are not done yet, the first {missing[0]}"
     if arguments.merge:
-        raise RefusedError(f"{dest}: {left}. Run their workers, then --merge again")
+        raise RefusedError(dest, None, left, "Run their workers, then --merge again")
     print(f"{dest}: {left}; the worker that finishes last merges")
 
 
 def _build(
     plan: Plan, share: range, source: Source, dest: str, processes: int, done: Collection[int]
 ) -> None:
-    """Build the groups of this worker's share that are not done."""
+    """Build the groups of this worker's share that are not done, with a progress bar."""
     mine = [group for group in share if group not in done]
     left = plan.estimated_bytes * len(mine) // plan.groups
-    storage.check_room(dest, left, "free some, or give another DEST")
+    storage.check_free_space(dest, left, "Free some, or give another --dest")
     total, to_do = (int(plan.split_sizes[groups].sum()) for groups in (share, mine))
     with tqdm(total=total, initial=total - to_do, unit=" drawings", unit_scale=True) as bar:
         writer.build(plan, mine, source, dest, processes, bar.update)
 
 
-def _merge(plan: Plan, source: Source, dest: str, done: dict[int, Part]) -> Manifest | None:
-    """Check the source and write the manifest, when all groups are done."""
+def _merge(plan: Plan, source: Source, dest: str, done: dict[int, PartFile]) -> Manifest | None:
+    """If all groups are done, check the source, write the manifest and return it."""
     if len(done) < plan.groups:
         return None
     with tqdm(total=len(plan.classes), unit=" files", desc="checksums of the source") as bar:

@@ -1,4 +1,4 @@
-"""Prove a dataset: python -m jobs.verify DATA [--source SOURCE]."""
+"""Check a dataset byte by byte: python -m jobs.verify DATA [--source SOURCE]."""
 
 from __future__ import annotations
 
@@ -11,36 +11,44 @@ from jobs.command import run
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.drawings.sources import open_source
-from quickdraw_dist.data.shards import manifest, verify
+from quickdraw_dist.data.shards import manifest
+from quickdraw_dist.data.verify import find_problems
 
 EPILOG = """\
-Checks the checksum of every shard and block, that every (class, row) of the source is there
-exactly once over all splits, and labels and counts; with --source every pixel, too, and the
-MD5 of every file there that has an official name and size.
+Reads every shard and checks the checksums of shards and blocks, that every (class, row) of the
+source is there exactly once over all splits, and labels and counts. With --source it also compares
+every pixel with the source, and the MD5 of every source file that has an official name and size.
+Exit codes: 0 no problem found, 2 problems found (printed), otherwise 1.
 
-  python -m jobs.verify data/shards --source ../shared/quickdraw/numpy_bitmap
+examples:
+  python -m jobs.verify data/shards
+  python -m jobs.verify gs://BUCKET/quickdraw --source gs://quickdraw_dataset/full/numpy_bitmap
 """
 
 _SHOWN = 20
-"""Problems printed before giving up: a wrong folder would fill the screen."""
+"""Most problems to print: a wrong folder would fill the screen."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, check, say what is wrong."""
-    parser = Parser("python -m jobs.verify", "Prove a dataset.", EPILOG)
-    parser.add_argument("dataset", nargs="?", help="dataset folder or gs:// [the setting data]")
-    parser.add_argument("--source", help="compare every pixel with this source")
+    """Check the dataset and print its size and digest.
+
+    Raises:
+        CorruptError: problems were found; lists them.
+    """
+    parser = Parser("python -m jobs.verify", "Check a dataset byte by byte.", EPILOG)
+    parser.add_argument("dataset", nargs="?", help="dataset folder or gs:// address [--data]")
+    parser.add_argument("--source", help="compare every pixel with this source, as in jobs.shard")
     settings, arguments = load(parser, argv, ("data",))
     folder = arguments.dataset or settings.data
     dataset = manifest.read(folder)
     source = open_source(arguments.source, dataset.classes) if arguments.source else None
     total = sum(file.drawings for file in dataset.source_files)
     with tqdm(total=total, unit=" drawings", unit_scale=True) as bar:
-        found = list(islice(verify.problems(folder, dataset, source, bar.update), _SHOWN + 1))
+        found = list(islice(find_problems(folder, dataset, source, bar.update), _SHOWN + 1))
     if found:
         if len(found) > _SHOWN:
-            found[_SHOWN] = "and more; verify again when these are repaired"
-        raise CorruptError("\n       ".join(found))
+            found[_SHOWN] = "and more; repair these and verify again"
+        raise CorruptError("\n       ".join(found), problems=found)
     shards = sum(len(entries) for entries in dataset.splits.values())
     print(
         f"{folder}: {total:,} drawings of {len(dataset.classes)} classes in {shards} shards: "

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from quickdraw_dist.base.orphans import PARENT
+from quickdraw_dist.base.process import PARENT_VARIABLE
 from quickdraw_dist.distributed.exits import EXIT_FILE, SAVED
 from quickdraw_dist.distributed.signals import signals_to_answer
 
@@ -85,7 +85,7 @@ class Launcher:
             exit_file = Path(folder, "exit")
             self._torchrun = torchrun = subprocess.Popen(  # noqa: S603  what the user asks for
                 [sys.executable, "-m", "quickdraw_dist.distributed.torchrun", *arguments],
-                env=os.environ | {EXIT_FILE: str(exit_file), PARENT: str(os.getpid())},
+                env=os.environ | {EXIT_FILE: str(exit_file), PARENT_VARIABLE: str(os.getpid())},
                 start_new_session=True,  # the terminal's INT comes from here only, as TERM
             )
             if self.signals:  # while it was being started

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-from quickdraw_dist.base.orphans import die_with_parent
+from quickdraw_dist.base.process import die_with_parent
 from quickdraw_dist.distributed.exits import SAVED, leave, report
 from quickdraw_dist.distributed.signals import StopSignal
 
@@ -22,8 +23,7 @@ def main(argv: Sequence[str] | None = None, stop: StopSignal | None = None) -> i
     from quickdraw_dist.base.telemetry.phases import Phases
 
     phases = Phases()  # first: loading torch takes seconds, which are the run's
-    from quickdraw_dist.base.errors import RefusedError, TrainingError
-    from quickdraw_dist.base.storage import StorageError
+    from quickdraw_dist.base.errors import RefusedError, StorageError, TrainingError
 
     stop = stop or StopSignal()
     try:
@@ -57,8 +57,8 @@ def _train(argv: Sequence[str] | None, stop: StopSignal, phases: Phases) -> int:
         metrics.serve(settings.metrics.host, settings.metrics.port + world.local_rank)
     with (
         watchdog.watch(world, phases, settings.train),
-        folder.held(settings.output) as held,
-        Trainer(settings, world, dataset, phases, held, stop) as trainer,
+        folder.locked(settings.output) as locked,
+        closing(Trainer(settings, world, dataset, phases, locked, stop)) as trainer,
     ):
         return trainer.run()
 

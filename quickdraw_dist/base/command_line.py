@@ -1,4 +1,4 @@
-"""From what a user typed to the tree of settings: command line, environment, YAML file."""
+"""Resolve the settings from command line, environment and YAML file."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource, SettingsError
 
 from quickdraw_dist.base.errors import RefusedError, nearest
-from quickdraw_dist.base.settings import Section, Settings
+from quickdraw_dist.base.settings import Settings, is_section, setting_fields
 
 EPILOG = """\
+examples:
   torchrun --nproc_per_node=2 -m quickdraw_dist.train --data data/shards --train.epochs 2
   python -m quickdraw_dist.train --config configs/demo.yaml
 
 The same command again resumes the run in --output. Every setting is also a line of the --config
 file and an environment variable: --train.epochs 2 is QUICKDRAW_TRAIN__EPOCHS=2.
 Exit codes: 0 done, 2 refused (do not retry), 85 stopped by a signal and saved, otherwise 1.
-(torchrun itself ends with 1 whenever a rank's is not 0; python -m quickdraw_dist.launch in its
-place passes them on.)
+torchrun itself exits with 1 whenever a rank's code is not 0; use python -m quickdraw_dist.launch
+instead to get the codes above.
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose unknown arguments are errors that suggest the nearest name."""
+    """A command line whose errors suggest the nearest known argument.
+
+    Every parser has --config and --print-config; `load` adds the settings.
+    """
 
     def __init__(
         self, prog: str, description: str, epilog: str = "", config: str | None = None
     ) -> None:
-        """Every command has these two options; `config` is the file that the first defaults to.
-        The settings are added by `load`."""
+        """`config` is the file that --config defaults to; the others are argparse's."""
         super().__init__(
             prog=prog,
             usage="%(prog)s [--NAME VALUE ...]",
@@ -53,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """One line that names the trouble and where to look, exit code 2."""
+        """Print one line that names the wrong argument, and exit with 2."""
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             name = unknown.split()[0].split("=")[0]
@@ -62,12 +65,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_settings(argv: Sequence[str] | None = None) -> Settings:
-    """What a command line, with environment and YAML file, asks for.
-
-    Raises:
-        RefusedError: something that cannot be.
-        SystemExit: after --help, --print-config or an unknown argument.
-    """
+    """Return the settings of quickdraw_dist.train; arguments and errors are those of `load`."""
     parser = Parser("quickdraw_dist.train", "Train a classifier on a sharded dataset.", EPILOG)
     sections = [name for name in Settings.model_fields if name != "shard"]
     return load(parser, argv, sections)[0]
@@ -76,7 +74,7 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
 def load(
     parser: Parser, argv: Sequence[str] | None = None, sections: Sequence[str] | None = None
 ) -> tuple[Settings, argparse.Namespace]:
-    """Resolve the settings and a command's own arguments.
+    """Return the resolved settings and a command's own arguments.
 
     Args:
         parser: with the command's own arguments already added.
@@ -87,19 +85,10 @@ def load(
         RefusedError: an unknown setting, a value of the wrong type, an unreadable --config.
         SystemExit: after --help, --print-config or an unknown argument.
     """
-    for path, section, field in _leaves():
-        help_text = (field.description or "").replace("\n", " ").replace("%", "%%")
-        shown = sections is None or path.split(".")[0] in sections
-        parser.add_argument(
-            f"--{path}",
-            default=argparse.SUPPRESS,
-            nargs="+" if typing.get_origin(field.annotation) is tuple else None,
-            metavar=section,
-            help=f"{help_text} [{field.default}]" if shown else argparse.SUPPRESS,
-        )
+    _add_settings(parser, sections)
     arguments = parser.parse_args(argv)
     tree = _merge(_read_yaml(arguments.config), _read_environment())
-    for path, _, _ in _leaves():
+    for path in setting_fields():
         if path in arguments:
             *above, name = path.split(".")
             leaf = {name: vars(arguments)[path]}
@@ -107,21 +96,36 @@ def load(
     try:
         settings = Settings(**tree)
     except ValidationError as error:
-        raise RefusedError("\n".join(_explain(error))) from None
+        errors = list(_refusals(error))
+        if len(errors) == 1:
+            raise errors[0] from None
+        raise RefusedError("\n".join(map(str, errors)), errors=errors) from None
     if arguments.print_config:
         sys.stdout.write(settings.to_yaml())
         parser.exit()
     return settings, arguments
 
 
-def _leaves() -> Iterator[tuple[str, str, FieldInfo]]:
-    """Every setting: its dotted path, the word that stands for its value, its field."""
-    for name, field in Settings.model_fields.items():
-        if isinstance(field.default, Section):
-            for leaf, inner in type(field.default).model_fields.items():
-                yield f"{name}.{leaf}", _metavar(inner), inner
-        else:
-            yield name, _metavar(field), field
+def _add_settings(parser: Parser, sections: Sequence[str] | None) -> None:
+    """Add every setting to a parser, one group per section in --help."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for path, field in setting_fields().items():
+        section = path.split(".")[0]
+        shown = sections is None or section in sections
+        group: argparse._ActionsContainer = parser
+        if shown:
+            if section not in groups and is_section(section):
+                heading = type(Settings.model_fields[section].default).__doc__
+                groups[section] = parser.add_argument_group(section, heading)
+            group = groups.get(section, parser)
+        help_text = (field.description or "").replace("\n", " ").replace("%", "%%")
+        group.add_argument(
+            f"--{path}",
+            default=argparse.SUPPRESS,
+            nargs="+" if typing.get_origin(field.annotation) is tuple else None,
+            metavar=_metavar(field),
+            help=f"{help_text} [{field.default}]" if shown else argparse.SUPPRESS,
+        )
 
 
 def _metavar(field: FieldInfo) -> str:
@@ -132,7 +136,7 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`below` with the values of `above` on top, branch by branch."""
+    """Return `below` overridden by `above`, section by section."""
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
@@ -142,90 +146,89 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_environment() -> dict[str, Any]:
-    """QUICKDRAW_SECTION__SETTING variables. Others with the prefix are not settings: Kubernetes
-    makes QUICKDRAW_METRICS_PORT of a service called quickdraw-metrics."""
+    """Read the QUICKDRAW_SECTION__SETTING variables. Others with the prefix are not settings:
+    Kubernetes sets QUICKDRAW_METRICS_PORT for a service called quickdraw-metrics."""
     for variable in os.environ:
         section, nested, _ = variable.upper().removeprefix("QUICKDRAW_").partition("__")
         if variable.upper().startswith("QUICKDRAW_") and nested:
-            _check_section(section.lower(), variable, os.environ[variable])
-            if not isinstance(Settings.model_fields[section.lower()].default, Section):
-                raise RefusedError(
-                    f"unknown setting {variable}: {section.lower()} has none below it; "
-                    f"QUICKDRAW_{section} is right"
-                )
+            _check_root(section.lower(), variable, os.environ[variable])
+            if not is_section(section.lower()):
+                problem = f"unknown setting: {section.lower()} is not a section"
+                raise RefusedError(variable, None, problem, f"Set QUICKDRAW_{section}")
     try:
         return EnvSettingsSource(Settings)()
     except SettingsError as error:
         raise RefusedError(
-            f"environment: {error}; a section or list is JSON there, such as "
-            """QUICKDRAW_SHARD__CLASSES='["cat", "dog"]'"""
+            "environment",
+            None,
+            str(error),
+            "Give a section or list as JSON, such as "
+            """QUICKDRAW_SHARD__CLASSES='["cat", "dog"]'""",
         ) from None
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """Refuses a name that stands twice: YAML would keep the last in silence."""
+class _UniqueLoader(yaml.SafeLoader):
+    """Refuses a name that is given twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping, if its names differ."""
         names = [key.value for key, _ in node.value]
         for name in names:
             if names.count(name) > 1:
-                raise yaml.YAMLError(f"{name} stands twice{node.start_mark}")
+                raise yaml.YAMLError(f"{name} is given twice{node.start_mark}")
         return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: str | None) -> dict[str, Any]:
+    """Read the tree of a --config file; {} for an empty one or None."""
     if path is None:
         return {}
     try:
         text = Path(path).read_text(encoding="utf-8")
-        tree = yaml.load(text, _OnceLoader)  # noqa: S506  a SafeLoader
+        tree = yaml.load(text, _UniqueLoader)  # noqa: S506  a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RefusedError(f"--config {path}: cannot be read as YAML: {error}") from None
+        raise RefusedError("--config", path, f"cannot be read as YAML: {error}") from None
     if tree is None:
         return {}
+    remedy = "Give settings by name, as in 'train: {epochs: 2}'"
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise RefusedError(f"--config {path}: holds {type(tree).__name__}, not settings by name")
+        kind = type(tree).__name__
+        raise RefusedError("--config", path, f"holds {kind}, not settings by name", remedy)
     for name, value in tree.items():
-        _check_section(name, name, value)
-        if isinstance(Settings.model_fields[name].default, Section):
+        _check_root(name, name, value)
+        if is_section(name):
             if value is None:
                 tree[name] = {}  # all of its lines are commented out
             elif not isinstance(value, dict):
-                raise RefusedError(
-                    f"--config {path}: {name}: {value!r}: a section; settings by name below it "
-                    "are right"
-                )
+                problem = f"section {name} is {value!r}"
+                raise RefusedError("--config", path, problem, remedy, section=name)
     return tree
 
 
-def _check_section(name: str, shown: str, value: object) -> None:
+def _check_root(name: str, shown: str, value: object) -> None:
     """Refuse a name that is not at the root of the tree."""
     if name in Settings.model_fields:
         return
-    leaves = [path for path, _, _ in _leaves()]
-    below = [path for path in leaves if name in (path, path.split(".")[-1])]
-    suggestion = f" Did you mean {below[0]!r}?" if below else nearest(name, Settings.model_fields)
+    below = [path for path in setting_fields() if name in (path, path.split(".")[-1])]
+    remedy = f"Did you mean {below[0]!r}?" if below else nearest(name, Settings.model_fields)
     if below and "." in below[0]:
         section, leaf = below[0].split(".")
-        suggestion += f" In YAML: {{{section}: {{{leaf}: ...}}}}"
-    raise RefusedError(f"unknown setting {shown} = {value!r}.{suggestion}")
+        remedy += f" In YAML: {{{section}: {{{leaf}: ...}}}}"
+    raise RefusedError(shown, value, "unknown setting", remedy.strip())
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
-    """One line a setting: its name, its value, what would be right, the flag that sets it."""
+def _refusals(error: ValidationError) -> Iterator[RefusedError]:
+    """Yield one error per wrong setting, with everything that is wrong with its value."""
     wrong: dict[str, tuple[Any, list[str]]] = {}
     for problem in error.errors():
-        names = [str(part) for part in problem["loc"]]
-        section = Settings.model_fields.get(names[0])
-        leaves = [path for path, _, _ in _leaves()]
+        names, value = [str(part) for part in problem["loc"]], problem["input"]
         if problem["type"] == "extra_forbidden":
             name = ".".join(names)
-            yield f"unknown setting {name} = {problem['input']!r}.{nearest(name, leaves)}"
+            suggestion = nearest(name, setting_fields()).strip()
+            yield RefusedError(name, value, "unknown setting", suggestion)
         else:
-            depth = 2 if section and isinstance(section.default, Section) else 1
-            name = ".".join(names[:depth])
+            name = ".".join(names[: 2 if is_section(names[0]) else 1])
             message = problem["msg"].lower().removeprefix("input should be ")
-            wrong.setdefault(name, (problem["input"], []))[1].append(message)
+            wrong.setdefault(name, (value, []))[1].append(message)
     for name, (value, messages) in wrong.items():
-        yield f"setting {name} = {value!r}: should be {' or '.join(messages)}; set it with --{name}"
+        shown = "null" if value is None else value  # YAML's
+        yield RefusedError(f"--{name}", shown, f"should be {' or '.join(messages)}")

@@ -55,6 +55,19 @@ class TrainingError(Exception):
     """The run cannot continue as it is; says what to change."""
 
 
+class StorageError(Exception):
+    """An object store failed on all tries of a request; names the object. A later start may
+    succeed: ends a process with exit code 1."""
+
+
+class DeniedError(StorageError, RefusedError):
+    """An object store denies a request to this account; says how to log in."""
+
+
+class ChangedError(StorageError):
+    """An object no longer has the generation that a conditional write or removal named."""
+
+
 def flag(setting: str, value: object = None) -> str:
     """Return a setting as it is typed on a command line: flag("train.epochs", 2) is
     '--train.epochs 2'."""

@@ -1,16 +1,32 @@
-"""How many processors this process may use: in a container or a job, fewer than the machine has."""
+"""This process: the CPUs it may use, its parent, its garbage collector."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
-"""Where Linux tells of groups of processes and their limits (cgroup version 2)."""
+"""Mount point of Linux's control groups, version 2, which limit a container's or a job's CPUs."""
+
+PARENT_VARIABLE = "QUICKDRAW_PARENT_PID"
+"""Environment variable in which a parent tells its children its process id, so that they notice
+even if it was killed before they called `die_with_parent`."""
+
+_PARENT_POLL_SECONDS = 0.5
+"""Interval at which the parent is checked where the kernel does not report its death."""
 
 
 def processors() -> int:
-    """Processors by the scheduler's binding and by the group's share of time, at least 1."""
+    """Return how many CPUs this process may use, at least 1: the smaller of its scheduler
+    affinity and its control group's quota, which may be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
@@ -19,7 +35,7 @@ def processors() -> int:
 
 
 def _quotas(root: Path) -> list[float]:
-    """What this process's group and those around it may use at once, where that is limited."""
+    """CPU quotas of this process's control group and of the groups that contain it."""
     try:
         own = Path("/proc/self/cgroup").read_text(encoding="utf-8").partition("0::/")[2].strip()
     except OSError:
@@ -34,6 +50,58 @@ def _quotas(root: Path) -> list[float]:
 
 
 def quota(cpu_max: str) -> float:
-    """Processors of a `cpu.max`: microseconds in a period, and the period; pure."""
+    """Return the CPUs that the contents of a `cpu.max` file allow ("QUOTA PERIOD" in
+    microseconds, or "max PERIOD": infinity); pure."""
     used, _, period = cpu_max.strip().partition(" ")
     return float("inf") if used == "max" else int(used) / int(period or 100_000)
+
+
+def die_with_parent() -> None:
+    """Kill this process when its parent dies, however the parent dies; exit with 1 if it is dead
+    already. An orphaned worker would keep a run's lock or a GPU, and no scheduler would stop it."""
+    parent = os.getppid()
+    if platform.system() == "Linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent or _is_dead(os.environ.get(PARENT_VARIABLE)):  # before the call
+        os._exit(1)
+    if platform.system() == "Linux":
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def _is_dead(pid: str | None) -> bool:
+    """Whether no process has this id. (It need not be the parent's: a shell may be in between.)"""
+    try:
+        os.kill(int(pid or os.getpid()), 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@contextmanager
+def manual_garbage_collection() -> Iterator[None]:
+    """Turn automatic garbage collection off in the body, which calls `collect_garbage` itself.
+
+    An automatic collection in a training step delays one rank, at another step each rank, and all
+    other ranks wait for it.
+    """
+    gc.collect()
+    gc.freeze()  # later collections skip what exists now
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def collect_garbage() -> None:
+    """Free the reference cycles of the last steps: young generations only, about a millisecond."""
+    gc.collect(1)

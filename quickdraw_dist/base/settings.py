@@ -1,27 +1,27 @@
-"""The one tree of settings: defaults, then a YAML file, then environment, then command line.
+"""Every setting of every command: name, type, range, default and meaning.
 
-Every setting has one name in four spellings, the later winning over the earlier:
+A setting has one name in four spellings; the command line overrides the environment, which
+overrides the file:
 
     train: {global_batch: 4096}             a YAML file given with --config
     QUICKDRAW_TRAIN__GLOBAL_BATCH=4096      environment
     --train.global_batch 4096               command line
     settings.train.global_batch             code
 
-The tree is frozen; an unknown name anywhere is an error that suggests the nearest one.
+The tree is frozen. An unknown name is refused with the nearest known one. The sentences below a
+setting are its text in --help.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 
 def _no_boolean(value: object) -> object:
@@ -33,11 +33,11 @@ def _no_boolean(value: object) -> object:
 _Number = BeforeValidator(_no_boolean)
 Positive = Annotated[int, Field(gt=0), _Number]
 Natural = Annotated[int, Field(ge=0), _Number]
-Share = Annotated[float, Field(ge=0, lt=1), _Number]
+Fraction = Annotated[float, Field(ge=0, lt=1), _Number]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
 NaturalReal = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
 Probability = Annotated[float, Field(ge=0, le=1), _Number]
-OpenShare = Annotated[float, Field(gt=0, lt=1), _Number]
+OpenFraction = Annotated[float, Field(gt=0, lt=1), _Number]
 CompileMode = Annotated[
     Literal["auto", "off", "default", "reduce-overhead", "max-autotune"],
     BeforeValidator(lambda value: "off" if value is False else value),  # YAML's off
@@ -45,152 +45,156 @@ CompileMode = Annotated[
 
 
 class Section(BaseModel):
-    """A branch of the tree."""
+    """A group of settings; its docstring is the heading of the group in --help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Shard(Section):
-    """How drawings are written into shards."""
+    """Writing drawings into shards."""
 
     drawings_per_shard: Positive = 65_536
-    """Most drawings in one shard."""
+    """Most drawings per shard."""
     block: Positive = 1_024
-    """Drawings in one block, the unit of compression and of reading."""
+    """Drawings per block, the unit of compression and of reading."""
     group_shards: Positive = 8
-    """Shards' worth of drawings in one group, the unit of work; a worker holds one in memory."""
+    """Shards per group, the unit of work; a process holds the drawings of one group in memory."""
     compression: Literal["gzip", "none"] = "gzip"
-    """gzip: about 280 bytes a drawing; none: 790, but several times as fast to read."""
+    """gzip: about 280 bytes per drawing. none: 790, but several times as fast to read."""
     layout: Literal["blocks", "per_drawing"] = "blocks"
-    """blocks: what this trainer reads; per_drawing: one png and one cls each, for other readers."""
-    val_fraction: Share = 0.05
-    """Share of every class that goes to the validation split."""
-    test_fraction: Share = 0.05
-    """Share of every class that goes to the test split."""
+    """blocks: for this trainer. per_drawing: a png and a cls per drawing, for other readers."""
+    val_fraction: Fraction = 0.05
+    """Fraction of every class in the validation split."""
+    test_fraction: Fraction = 0.05
+    """Fraction of every class in the test split; the rest is the training split."""
     classes: tuple[str, ...] = ()
-    """Only these classes, in this order; empty for all that the source has."""
+    """Classes to shard, in the order of their labels 0, 1, ... Empty: all classes of the source."""
     seed: Natural = 1
-    """Decides the splits and the order of drawings in the shards."""
+    """Random seed of the splits and of the order of drawings in the shards."""
 
 
 class Stream(Section):
-    """How shards become batches."""
+    """Reading shards into batches."""
 
     reader: Literal["shards", "webdataset"] = "shards"
-    """shards: ours, exactly once and resumed anywhere. webdataset: any WebDataset tars, through
-    the webdataset package; of the settings here it reads memory_bytes and the next three."""
-    epoch_drawings: Natural = 0
-    """webdataset: drawings that count as an epoch; 0: all, counted once by reading everything."""
-    validation_data: str = ""
-    """webdataset: folder or pattern of the tars to validate on; empty: the folder val beside train
-    in data, if there is one."""
-    class_names: tuple[str, ...] = ()
-    """webdataset: name of every label from 0 on; empty: the 345 official ones."""
+    """shards: datasets made by jobs.shard, every drawing exactly once per epoch, resumable with any
+    number of ranks. webdataset: any WebDataset tar files; of the settings of stream, it reads
+    memory_bytes, epoch_drawings, validation_data and class_names."""
     lanes: Literal["auto"] | Positive = "auto"
-    """Parallel lines through the dataset; divides the global batch. auto: gcd(global batch, 64),
-    or 512 beyond 64 ranks."""
+    """Parallel sequences that the dataset is divided into; a rank reads one or several. Must divide
+    train.global_batch. auto: gcd(train.global_batch, 64), or 512 beyond 64 ranks."""
     window_blocks: Positive = 4
     """Blocks of a lane whose drawings are shuffled together."""
     threads: Natural = 0
-    """Threads a rank that read and decompress; 0: the rank's share of the processors, at most 8."""
+    """Threads per rank that read and decompress. 0: the rank's share of the CPUs, at most 8."""
     memory_bytes: Positive = 1_000_000_000
-    """Most bytes of drawings that a rank's loader holds; depth and threads follow from it."""
+    """Most bytes of drawings per rank in host memory; decides how far ahead the loader reads."""
     resident: bool = False
-    """Read a rank's drawings once and keep them in the device's memory (without one in the host's,
-    beside memory_bytes for batches); about 800 bytes a drawing."""
+    """Read each rank's drawings once and keep them in the GPU's memory (without a GPU in host
+    memory, in addition to memory_bytes); about 800 bytes per drawing."""
     cache_folder: str = "~/.cache/quickdraw_dist"
-    """Where the shards of a remote dataset are kept on this node, shared by its ranks."""
+    """Local folder for copies of a remote dataset's shards, shared by the ranks of a node."""
     cache_bytes: Natural = 100_000_000_000
-    """Most bytes kept in cache_folder; the least recently used shards go first. 0: no cache."""
+    """Most bytes in cache_folder; the least recently used shards are removed first. 0: no cache."""
+    epoch_drawings: Natural = 0
+    """With reader webdataset: drawings per epoch. 0: all of them, counted once by reading them."""
+    validation_data: str = ""
+    """With reader webdataset: folder or pattern of the validation tar files. Empty: the folder val
+    beside the folder train in data, if it exists."""
+    class_names: tuple[str, ...] = ()
+    """With reader webdataset: class names of the labels 0, 1, ... Empty: the 345 official ones."""
 
 
 class Model(Section):
-    """Which network."""
+    """The network."""
 
     name: str = "sketchcnn"
-    """A name in the registry, quickdraw_dist/models."""
+    """Name of the network, as registered in quickdraw_dist/models/registry.py."""
     width: Positive = 64
-    """Channels of the first block; the other blocks have two and four times as many."""
-    dropout: Share = 0.3
-    """Share of the hidden layer's outputs dropped in training."""
+    """Channels of the first block; the next two have two and four times as many."""
+    dropout: Fraction = 0.3
+    """Probability of dropping an output of the hidden layer in training."""
 
 
 class Optimizer(Section):
-    """How the weights move. Durations are in drawings: the same whatever the batch or world."""
+    """Optimizer and learning rate; durations count drawings, whatever the batch size."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    """Which optimizer, fused on the device."""
+    """Optimizer: AdamW, or SGD with Nesterov momentum."""
     learning_rate: PositiveReal = 2e-3
-    """Peak learning rate, after warmup; sgd needs a far larger one than adamw, such as 0.1."""
-    momentum: OpenShare = 0.9
-    """sgd: share of the last move in the next one, Nesterov's way."""
+    """Peak learning rate, reached after warmup; sgd needs a far higher one, such as 0.1."""
+    momentum: OpenFraction = 0.9
+    """Nesterov momentum of sgd."""
     weight_decay: NaturalReal = 0.05
-    """Not of biases and normalisation. adamw: decoupled; sgd: in the gradient, such as 5e-4."""
+    """Weight decay, except of biases and normalisation. adamw: decoupled from the gradient. sgd:
+    added to the gradient, so that it must be far smaller, such as 5e-4."""
     warmup_drawings: Literal["auto"] | Natural = "auto"
-    """Drawings over which the learning rate rises from 0; auto: 5 % of the run."""
-    final_share: Share = 0.01
-    """Share of the peak learning rate that the cosine ends at."""
+    """Drawings over which the learning rate rises linearly from 0. auto: 5 % of the run."""
+    final_share: Fraction = 0.01
+    """Learning rate at the end of the cosine decay, as a fraction of the peak."""
     clip_norm: NaturalReal = 1.0
-    """Largest norm of the gradient; 0: not clipped."""
-    label_smoothing: Share = 0.1
-    """Share of the target spread evenly over all classes."""
+    """Largest L2 norm of the gradient; a larger one is scaled down to it. 0: no clipping."""
+    label_smoothing: Fraction = 0.1
+    """Fraction of the target probability that is spread evenly over all classes."""
     ema_half_life_drawings: Natural = 100_000
-    """Half-life of the average of the weights that is evaluated and exported; 0: no average."""
+    """Half-life, in drawings, of the exponential moving average (EMA) of the weights; the average
+    is what is evaluated. 0: no average."""
 
 
 class Augment(Section):
-    """Random changes of every training drawing, on the device, as one piece with the network."""
+    """Random changes of the training drawings, made on the device."""
 
     affine: bool = True
-    """Shift, rotation, scale and horizontal shear."""
+    """Shift, rotate, scale and shear every drawing at random."""
     flip: Probability = 0.0
-    """Share of drawings that are mirrored left to right. Caution, class by class: people draw mugs,
-    cups, stairs, guitars and baseball bats mostly one way round, and that clue is lost; where the
-    side is the meaning, as with letters, leave it at 0."""
+    """Probability of mirroring a drawing left to right, which removes a clue: mugs, stairs, guitars
+    and bats are drawn mostly one way round. Keep 0 where the side matters, as in letters."""
     erase: Probability = 0.0
-    """Share of drawings that lose a random rectangle, of 2 to 20 % of the picture."""
+    """Probability of erasing a random rectangle, 2 to 20 % of the image."""
     thickness: Probability = 0.0
-    """Share of drawings whose lines become thicker, each by its own part of a pixel a side."""
+    """Probability of making a drawing's lines thicker, by a random part of a pixel per side."""
 
 
 class Train(Section):
-    """The loop."""
+    """The training loop."""
 
     epochs: Positive = 4
-    """Passes over the training split."""
+    """Passes over the training split, those before a resume included."""
     global_batch: Positive = 4_096
-    """Drawings in one optimizer step, over all ranks."""
+    """Drawings per optimizer step, summed over all ranks."""
     micro_batch: Natural = 0
-    """Most drawings a rank holds in one forward pass; more are accumulated. 0: all at once."""
+    """Most drawings per rank in one forward pass; gradients of several are accumulated. 0: all."""
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    """auto: cuda, else mps, else cpu."""
+    """Device to train on. auto: cuda if there is one, else mps, else cpu."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto: bf16 on cuda, fp32 elsewhere."""
+    """Number format of the forward pass (autocast). auto: bf16 on cuda, fp32 elsewhere."""
     channels_last: bool = True
-    """Memory format of activations and convolution weights."""
+    """Lay activations and convolution weights out in memory with channels last."""
     compile: CompileMode = "auto"
-    """torch.compile of augmentation, network and loss as one, by its mode; auto: default on cuda,
-    off elsewhere. reduce-overhead and max-autotune replay CUDA graphs."""
+    """Mode of torch.compile for augmentation, network and loss together. auto: default on cuda, off
+    elsewhere. reduce-overhead and max-autotune replay CUDA graphs."""
     deterministic: bool = False
-    """Only algorithms that give the same bits every time; slower."""
+    """Use only algorithms whose results repeat bit for bit; slower."""
     seed: Natural = 1
-    """Decides initial weights, order, augmentation and dropout."""
+    """Random seed of initial weights, order of drawings, augmentation and dropout."""
     log_every: Positive = 20
-    """Steps between progress lines, metrics and looks at the loss."""
+    """Log interval in steps: progress line, metrics.jsonl, Prometheus. Reading the loss waits for
+    the device."""
     profile: Natural = 0
     """Steps, after a few first ones, that torch's profiler records: a trace and a table of
     operators for every rank, in the folder profile of output. 0: none."""
     max_skipped: Positive = 10
-    """Steps in a row that may be skipped because loss or gradient is not a number; then it ends."""
+    """Steps in a row that may be skipped for a loss or gradient of NaN or inf; more end the run."""
     shutdown_seconds: PositiveReal = 20
-    """Seconds from a signal to the end: a rank that is then still busy leaves without saving."""
+    """Seconds from a signal to the end of the run; a rank still busy then exits without saving."""
     stall_seconds: PositiveReal = 300
     """Seconds that a rank may stay at one point of a step before the run ends, naming the rank and
     the point. Start-up, compilation and a checkpoint may take six times as long."""
     resume: Literal["auto", "must", "never"] = "auto"
-    """auto: go on with the run in output, if there is one; never: refuse if there is one."""
+    """auto: resume the run in output, or start one. must: refuse if there is none to resume. never:
+    refuse if there is one."""
     allow_dataset_change: bool = False
-    """Resume although the dataset's digest is not the checkpoint's."""
+    """Resume although the dataset is not the one that the checkpoint was trained on."""
 
     @property
     def slow_phase_seconds(self) -> float:
@@ -205,44 +209,42 @@ class Train(Section):
 
 
 class Checkpoint(Section):
-    """When state is saved, in the background; always at the end of an epoch, too."""
+    """Checkpoints, written in the background; there is always one at the end of an epoch."""
 
     every_drawings: Positive = 5_000_000
-    """Drawings between two checkpoints."""
+    """Drawings trained on between two checkpoints."""
     keep_last: Positive = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_best: Natural = 1
-    """Checkpoints with the best validation that are kept beside them."""
+    """Number of checkpoints with the best validation to keep in addition."""
     best_metric: Literal["top1", "top3", "map3", "mean_class_accuracy", "loss"] = "top1"
-    """Figure of the validation that says which are best; of loss the lowest, else the highest."""
+    """Validation metric that ranks checkpoints: lowest loss, or highest of the others."""
 
 
 class EvaluationSettings(Section):
-    """When and how the model is measured; always at the end of an epoch, too."""
+    """Evaluation on the validation split; there is always one at the end of an epoch."""
 
     every_drawings: Natural = 0
-    """Drawings between two evaluations on the validation split; 0: only at the end of an epoch."""
+    """Drawings trained on between two evaluations. 0: only at the end of an epoch."""
     batch: Positive = 2_048
-    """Drawings that a rank evaluates at once."""
+    """Drawings per rank in one forward pass."""
 
 
 class Metrics(Section):
-    """What a run tells of itself beside metrics.jsonl."""
+    """Outputs of a run in addition to metrics.jsonl."""
 
     port: Annotated[int, Field(ge=0, le=65_000), _Number] = 9_400
-    """Port of the Prometheus endpoint of the node's first rank, the others follow; 0: none."""
+    """Port of the Prometheus endpoint of local rank 0; local rank r uses port + r. 0: none."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets another machine's Prometheus in."""
-    live: bool = True
-    """Where standard output is a terminal, one line that follows the run instead of one a look."""
+    """Address of the Prometheus endpoint. 0.0.0.0: also reachable from other machines."""
     report: bool = True
-    """At the end of the run, write its page report.html into output; needs the extra report."""
+    """Write report.html into output at the end of the run; needs the extra report."""
     tensorboard: bool = False
-    """TensorBoard's event files, in the folder tensorboard of a local output; an extra."""
+    """Write TensorBoard files into the folder tensorboard of a local output; needs that extra."""
 
 
 class Settings(BaseSettings):
-    """The whole tree."""
+    """The whole tree of settings."""
 
     model_config = SettingsConfigDict(
         env_prefix="QUICKDRAW_",
@@ -253,10 +255,10 @@ class Settings(BaseSettings):
     )
 
     data: str = "data/shards"
-    """The sharded dataset: a folder or a gs:// address with a manifest.json. With stream.reader
+    """Sharded dataset: a folder or gs:// address with a manifest.json. With stream.reader
     webdataset: a folder of .tar files, or a pattern such as 'data/x-{000..012}.tar'."""
     output: str = "runs/quickdraw"
-    """The run: checkpoints, metrics.jsonl and reports; a folder all ranks see, or gs://."""
+    """Folder of the run (checkpoints, metrics, reports), visible to all ranks; or gs:// address."""
     shard: Shard = Shard()
     stream: Stream = Stream()
     model: Model = Model()
@@ -269,16 +271,34 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        cls, settings_cls: Any, init_settings: Any, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what it is given: `command_line.load` alone reads files and the environment."""
+        """Use the arguments only: `command_line.load` reads files and the environment."""
         return (init_settings,)
 
     def to_yaml(self) -> str:
-        """The resolved tree, fit for --config."""
+        """Return the resolved tree as a file for --config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every leaf of a tree, such as `settings.model_dump()`, with its dotted path."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{path}", leaf) for path, leaf in leaves(value))
+        else:
+            yield name, value
+
+
+def is_section(name: str) -> bool:
+    """Return whether a field of `Settings` is a section rather than a setting."""
+    return isinstance(Settings.model_fields[name].default, Section)
+
+
+def setting_fields() -> dict[str, FieldInfo]:
+    """Return the field of every setting by its dotted path, in the order of the tree."""
+    fields = Settings.model_fields
+    sections = {
+        name: type(fields[name].default).model_fields for name in fields if is_section(name)
+    }
+    return dict(leaves({**fields, **sections}))

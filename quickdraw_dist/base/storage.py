@@ -1,8 +1,9 @@
-"""Local paths and gs:// addresses behind one small set of functions.
+"""Read, write, list and remove objects, by local path or gs:// address.
 
-The only file that knows which is which. Reading is whole or by range; publishing is atomic (a
-reader sees the old object or the new one, never a part); requests to a store are repeated with
-backoff, a bounded number of times, and counted.
+Objects are read whole or by range; `publish` is atomic: a reader sees the old contents or the new,
+never a mixture. Requests to a store are counted in the metrics and retried with backoff, a bounded
+number of times. Functions that ask a store raise StorageError when the last try fails, and
+DeniedError when the account lacks the permission.
 """
 
 from __future__ import annotations
@@ -16,54 +17,48 @@ import uuid
 from pathlib import Path
 
 import numpy as np
-from crc32c import crc32c as crc32c  # goes on from a second argument; other threads run meanwhile
+from crc32c import crc32c as crc32c  # (data, crc of what precedes it); releases the GIL
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.gcs.store import ChangedError as ChangedError
-from quickdraw_dist.base.gcs.store import DeniedError as DeniedError
-from quickdraw_dist.base.gcs.store import ObjectStore, Pace
-from quickdraw_dist.base.gcs.store import StorageError as StorageError
+from quickdraw_dist.base.gcs.request import Retries, Timeouts
+from quickdraw_dist.base.gcs.store import ObjectStore
+from quickdraw_dist.base.units import size_text
 
 ATTEMPTS = 6
-"""Tries of one request before it is an error."""
+"""Tries of one request before it fails."""
 
 BACKOFF_SECONDS = 0.5
-"""Mean wait before the first repetition; doubles with each, so 15 seconds over all."""
-
-_TEMPORARY = ".tmp"
-"""Ends the hidden name of a file that is being written."""
+"""Mean wait before the first retry; doubles with each, 15 seconds in total."""
 
 CONNECT_SECONDS, STALL_SECONDS = 10.0, 30.0
-"""A connection that takes longer, or a body that stands still for longer, is given up."""
+"""Timeouts of a try: to connect, and without a byte."""
 
-SLOWEST_BYTES_A_SECOND = 10_000
-"""What comes or goes slower over its whole length, STALL_SECONDS aside, is given up, too."""
+MIN_BYTES_PER_SECOND = 10_000
+"""A try is also given up when its whole transfer is slower, STALL_SECONDS aside."""
+
+_TEMPORARY = ".tmp"
+"""Suffix of the hidden file into which `replace_file` writes."""
 
 
 def is_remote(url: str) -> bool:
-    """Whether the address is an object store's rather than a path."""
+    """Return whether this is an address in an object store rather than a path."""
     return "://" in url
 
 
 def join(base: str, *parts: str) -> str:
-    """An address below another."""
+    """Return the address of something below `base`."""
     return "/".join([base.rstrip("/"), *parts]) if is_remote(base) else str(Path(base, *parts))
 
 
 def read(url: str) -> bytes:
-    """A whole object.
-
-    Raises:
-        FileNotFoundError: there is none.
-        StorageError: the store failed.
-    """
+    """Return the contents of a whole object; FileNotFoundError if there is no such object."""
     if not is_remote(url):
         return Path(url).read_bytes()
     return _store().read(url).data
 
 
 def read_with_crc32c(url: str) -> tuple[bytes, int]:
-    """The same with its checksum, which a store's client knows already."""
+    """Return the contents of a whole object and their CRC-32C."""
     if is_remote(url):
         whole = _store().read(url)
         return whole.data, whole.crc32c
@@ -72,7 +67,7 @@ def read_with_crc32c(url: str) -> tuple[bytes, int]:
 
 
 def read_range(url: str, start: int, length: int) -> bytes:
-    """Bytes `start` to `start + length` of an object; fewer only where the object ends."""
+    """Return bytes `start` to `start + length` of an object; fewer only where the object ends."""
     if not is_remote(url):
         with Path(url).open("rb") as file:
             file.seek(start)
@@ -81,27 +76,26 @@ def read_range(url: str, start: int, length: int) -> bytes:
 
 
 class Scratch(threading.local):
-    """Memory that is read into again and again, each thread's own. New memory for every read, or a
-    map of the file, costs as much as the reading, and makes threads wait for each other in the
-    system."""
+    """A buffer per thread that successive reads share. Allocating memory for every read, or mapping
+    the file, costs as much as the read, and threads wait for each other in the kernel."""
 
     def __init__(self) -> None:
-        """Nothing yet."""
         self._bytes = np.empty(0, np.uint8)
 
-    def of(self, size: int) -> memoryview:
-        """So many bytes, good until the thread asks again."""
+    def view(self, size: int) -> memoryview:
+        """Return `size` bytes of the buffer, valid until this thread's next call."""
         if len(self._bytes) < size:
-            # The next one may be a little larger; what is never written to takes no memory.
+            # Room for a slightly larger read; pages never written to take no memory.
             self._bytes = np.empty(size + size // 8, np.uint8)
         return self._bytes.data[:size]
 
 
 def read_range_into(scratch: Scratch, url: str, start: int, length: int) -> memoryview:
-    """Like `read_range`; what comes from a local file is good until `scratch` is used again."""
+    """Return what `read_range` does. A local file's bytes lie in `scratch` and are valid until this
+    thread uses it again."""
     if is_remote(url):
         return memoryview(read_range(url, start, length))
-    into, done = scratch.of(length), 0
+    into, done = scratch.view(length), 0
     handle = os.open(url, os.O_RDONLY)
     try:
         while done < length and (got := os.preadv(handle, [into[done:]], start + done)):
@@ -112,19 +106,15 @@ def read_range_into(scratch: Scratch, url: str, start: int, length: int) -> memo
 
 
 def size(url: str) -> int:
-    """Bytes of an object; FileNotFoundError if there is none."""
+    """Return an object's size in bytes; FileNotFoundError if there is no such object."""
     if not is_remote(url):
         return Path(url).stat().st_size
     return int(_store().stat(url)["size"])
 
 
 def sizes(folder: str, suffix: str) -> dict[str, int]:
-    """Names ending in `suffix` directly below a folder, sorted, with their bytes.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        StorageError: the store failed.
-    """
+    """Return the objects directly below a folder whose names end in `suffix`, sorted, with their
+    sizes in bytes; FileNotFoundError if there is no such folder."""
     if not is_remote(folder):
         found = {p.name: p.stat().st_size for p in Path(folder).iterdir() if p.suffix == suffix}
     else:
@@ -133,7 +123,7 @@ def sizes(folder: str, suffix: str) -> dict[str, int]:
 
 
 def folders(folder: str) -> list[str]:
-    """Names of the folders directly below a folder, sorted; none when it does not exist."""
+    """Return the names of the folders directly below a folder, sorted; [] if it does not exist."""
     try:
         if not is_remote(folder):
             return sorted(p.name for p in Path(folder).iterdir() if p.is_dir())
@@ -142,9 +132,9 @@ def folders(folder: str) -> list[str]:
         return []
 
 
-def own_crc32c(url: str) -> int | None:
-    """CRC-32C of a whole object: the one that the store keeps (None if it keeps none), or that of
-    a local file, read through."""
+def object_crc32c(url: str) -> int | None:
+    """Return the CRC-32C of a whole object: computed from a local file, or the one that the store
+    keeps (None if it keeps none)."""
     if is_remote(url):
         kept = _store().stat(url).get("crc32c")
         return int.from_bytes(base64.b64decode(kept), "big") if kept else None
@@ -155,9 +145,9 @@ def own_crc32c(url: str) -> int | None:
     return crc
 
 
-def own_md5(url: str) -> str | None:
-    """MD5 of a whole object, hexadecimal: the one that the store keeps (None if it keeps none, as
-    of composed objects), or that of a local file, read through."""
+def object_md5(url: str) -> str | None:
+    """Return the hexadecimal MD5 of a whole object: computed from a local file, or the one that the
+    store keeps (None if it keeps none, as for composed objects)."""
     if is_remote(url):
         kept = _store().stat(url).get("md5Hash")
         return base64.b64decode(kept).hex() if kept else None
@@ -166,7 +156,7 @@ def own_md5(url: str) -> str | None:
 
 
 def exists(url: str) -> bool:
-    """Whether there is such an object."""
+    """Return whether an object exists."""
     try:
         size(url)
     except (FileNotFoundError, NotADirectoryError):
@@ -175,19 +165,26 @@ def exists(url: str) -> bool:
 
 
 def publish(url: str, data: bytes) -> None:
-    """Write an object so that readers see all of it or none, also after a crash."""
+    """Create or replace an object atomically and durably; missing local folders are created."""
     if is_remote(url):
         _store().write(url, data)
         return
     path = Path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, data)
+
+
+def replace_file(path: Path, data: bytes, durable: bool = True) -> None:
+    """Create or replace a local file atomically: readers see the old contents or the new, also
+    after an OSError. If `durable`, the new ones survive a crash of the machine: synced to disk."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
     try:
         # Not tempfile's: its files are closed to other users, and `open` heeds the umask.
         with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -195,7 +192,7 @@ def publish(url: str, data: bytes) -> None:
 
 
 def read_version(url: str) -> tuple[bytes, int]:
-    """A whole object of a store and its generation, 0 for one that is not there."""
+    """Return the contents of an object in a store and its generation; (b"", 0) if there is none."""
     try:
         whole = _store().read(url)
         return whole.data, whole.generation
@@ -204,28 +201,29 @@ def read_version(url: str) -> tuple[bytes, int]:
 
 
 def publish_version(url: str, data: bytes, generation: int) -> int:
-    """Replace an object of a store, if it is still of this generation; returns the new one.
+    """Replace an object in a store if it still has this generation; return the new generation.
 
     Raises:
-        ChangedError: it is not. (It may be this very write, done by a try whose answer was lost.)
+        ChangedError: it has another generation, which may be this very write's: a try whose answer
+            was lost.
     """
     return _store().write(url, data, generation)
 
 
 def remove_version(url: str, generation: int) -> None:
-    """Remove an object of a store, if it is still of this generation; else ChangedError."""
+    """Remove an object from a store if it still has this generation; ChangedError if not."""
     _store().remove(url, generation)
 
 
-def sweep(folder: str) -> None:
-    """Remove what killed writers left half-written directly in a local folder."""
+def remove_temporary_files(folder: str) -> None:
+    """Remove the unfinished files of killed writers directly in a local folder."""
     if not is_remote(folder) and Path(folder).is_dir():
         for leftover in Path(folder).glob(f".*{_TEMPORARY}"):
             leftover.unlink(missing_ok=True)
 
 
 def remove_folder(url: str) -> None:
-    """Remove a folder and all below it; nothing happens when there is none."""
+    """Remove a folder with everything below it, if it exists."""
     if not is_remote(url):
         shutil.rmtree(url, ignore_errors=True)
         return
@@ -235,21 +233,26 @@ def remove_folder(url: str) -> None:
         return
 
 
-def check_room(folder: str, needed_bytes: int, remedy: str) -> None:
-    """Refuse when a local disk cannot hold `needed_bytes` more."""
+def check_free_space(folder: str, needed_bytes: int, remedy: str) -> None:
+    """Raise RefusedError if the disk of a local folder, which need not exist yet, has fewer than
+    `needed_bytes` free."""
     if is_remote(folder):
         return
-    there = Path(folder).absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if free < needed_bytes:
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
         raise RefusedError(
-            f"{folder}: needs about {needed_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB "
-            f"free; {remedy}"
+            folder,
+            None,
+            f"needs about {size_text(needed_bytes)}, the disk has {size_text(free_bytes)} free",
+            remedy,
+            needed_bytes=needed_bytes,
+            free_bytes=free_bytes,
         )
 
 
 def _store() -> ObjectStore:
-    pace = Pace(CONNECT_SECONDS, STALL_SECONDS, SLOWEST_BYTES_A_SECOND)
-    return ObjectStore(ATTEMPTS, BACKOFF_SECONDS, pace)
+    timeouts = Timeouts(CONNECT_SECONDS, STALL_SECONDS, MIN_BYTES_PER_SECOND)
+    return ObjectStore(Retries(ATTEMPTS, BACKOFF_SECONDS), timeouts)

@@ -59,8 +59,7 @@ def report(error: BaseException) -> int:
     """
     from concurrent.futures.process import BrokenProcessPool
 
-    from quickdraw_dist.base.errors import CorruptError, RefusedError, TrainingError
-    from quickdraw_dist.base.storage import StorageError
+    from quickdraw_dist.base.errors import CorruptError, RefusedError, StorageError, TrainingError
 
     match error:
         case SystemExit():  # --help, an unknown argument

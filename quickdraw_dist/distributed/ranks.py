@@ -11,10 +11,9 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, StorageError
 from quickdraw_dist.base.process import processors
 from quickdraw_dist.base.settings import Train
-from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.distributed.environment import check_network, read_numbers
 
 T = TypeVar("T")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from quickdraw_dist.base.errors import RefusedError, TrainingError
-from quickdraw_dist.base.settings import Section, Settings
+from quickdraw_dist.base.settings import Settings, leaves
 from quickdraw_dist.distributed import ranks
 
 _OWN = (
@@ -36,7 +35,9 @@ def check_same(settings: Settings, dataset_digest: str) -> None:
     own = {_START: os.environ.get("TORCHELASTIC_RUN_ID", "none")}
     own |= {"the code of quickdraw_dist": code_version(), "torch": torch.__version__}
     own |= {"the dataset's digest": dataset_digest[:16]}
-    own |= {f"--{name}": str(value) for name, value in _leaves(settings) if name not in _OWN}
+    own |= {
+        f"--{name}": str(value) for name, value in leaves(settings.model_dump()) if name not in _OWN
+    }
     difference = first_difference(ranks.gather_objects(own))
     if difference is not None and difference.startswith(_START):
         raise TrainingError(f"ranks of two starts met: {difference}. End the earlier one first")
@@ -47,17 +48,6 @@ def check_same(settings: Settings, dataset_digest: str) -> None:
             difference,
             "Start every node with the same code, command line, environment and --config file",
         )
-
-
-def _leaves(settings: Settings) -> Iterator[tuple[str, Any]]:
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, Section):
-            yield from (
-                (f"{name}.{leaf}", getattr(value, leaf)) for leaf in type(value).model_fields
-            )
-        else:
-            yield name, value
 
 
 def code_version() -> str:

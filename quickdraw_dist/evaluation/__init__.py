@@ -1,1 +1,1 @@
-"""A model measured on a split: metrics, charts, one HTML page."""
+"""Measure a model on a split: metrics, charts, one HTML page."""

@@ -1,9 +1,9 @@
-"""The pictures of an evaluation report.
+"""Draw the pictures of an evaluation report as PNG files.
 
-Importing this module needs matplotlib, the extra `report`. Figures are matplotlib's objects,
-never pyplot's, drawn with matplotlib's defaults whatever the user's matplotlibrc says and encoded
-without metadata, so equal evaluations give equal bytes. Pictures have `DPI` dots an inch and are
-meant to be shown at half their size, sharp on a dense screen.
+Importing this module needs matplotlib, the extra `report`. Figures are drawn without pyplot, with
+matplotlib's defaults whatever the user's matplotlibrc says, and encoded without metadata, so equal
+evaluations give equal bytes. Pictures have `DPI` dots per inch and are meant to be shown at half
+their size, sharp on a dense screen.
 """
 
 from __future__ import annotations
@@ -16,26 +16,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import style
+from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.evaluation.metrics import MISTAKES, Evaluation
-
-try:
-    from matplotlib import style
-    from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
-    from matplotlib.figure import Figure
-except ModuleNotFoundError as error:
-    raise RefusedError(
-        "a report needs matplotlib, which is not installed: pip install 'quickdraw-dist[report]'"
-    ) from error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
 DPI = 200
-NUMBERED_CLASSES = 40  # up to here a cell of the confusion matrix has room for its number
+NUMBERED_CLASSES = 40  # with up to this many, cells of the confusion matrix show numbers
 PAIRS = 20
 
 INK, MUTED, FAINT, EMPTY = "#1c2430", "#66707d", "#d3d9e0", "#eceff3"
@@ -54,7 +47,7 @@ STYLE = {
 
 
 def draw_pictures(evaluation: Evaluation) -> dict[str, bytes]:
-    """The report's PNG files by name; no 'pairs' or 'mistakes' where there are none to show."""
+    """Return the report's PNG files by name; no 'pairs' or 'mistakes' where there are none."""
     plots = {"confusion": plot_confusion, "classes": plot_classes}
     if evaluation.confused_pairs(1):
         plots["pairs"] = plot_pairs
@@ -64,9 +57,9 @@ def draw_pictures(evaluation: Evaluation) -> dict[str, bytes]:
 
 
 def render(plots: Mapping[str, Callable[[], Figure]]) -> dict[str, bytes]:
-    """The figures as PNG files, in the style of all reports."""
+    """Draw figures in the style of all reports; return PNG files."""
     with style.context(["default", STYLE]), warnings.catch_warnings():
-        # Names in scripts the bundled font lacks become boxes; the page's tables have the text.
+        # Characters that the bundled font lacks become boxes; the page's tables have the text.
         warnings.filterwarnings("ignore", message=r"Glyph \d+ ")
         return {name: _encode(plot()) for name, plot in plots.items()}
 
@@ -85,20 +78,23 @@ def _encode(figure: Figure) -> bytes:
 
 
 def short(name: str, limit: int = 26) -> str:
-    """`name`, cut to `limit` characters with an ellipsis."""
+    """Return `name`, cut to `limit` characters with an ellipsis."""
     return name if len(name) <= limit else name[: limit - 1].rstrip() + "…"
 
 
 def side_by_side(rates: NDArray[np.float64]) -> list[int]:
-    """An order of the classes of `rates` (C, C) that puts those taken for each other together.
+    """Return an order of the classes that puts those often confused next to each other.
 
-    Average-linkage clustering: the two groups most often taken for each other become one until a
-    single group is left, each time turned so that their nearest ends meet.
+    Average-linkage clustering: the two most similar groups are merged until one is left, each
+    time oriented so that their most similar ends meet.
+
+    Args:
+        rates: (C, C), the share of a class's drawings (row) that was taken for another (column).
     """
     alike = rates + rates.T
-    between = alike.copy()  # mean likeness of two groups, each at the place of its first class
+    between = alike.copy()  # mean similarity of two groups, each at the index of its first class
     np.fill_diagonal(between, -1.0)
-    groups = {place: [place] for place in range(len(rates))}
+    groups = {label: [label] for label in range(len(rates))}
     while len(groups) > 1:
         a, b = sorted(divmod(int(between.argmax()), len(rates)))
         left, right = groups[a], groups.pop(b)
@@ -112,10 +108,10 @@ def side_by_side(rates: NDArray[np.float64]) -> list[int]:
 
 
 def plot_confusion(evaluation: Evaluation) -> Figure:
-    """Row-normalised confusion matrix: the diagonal blue, mistakes orange on a square-root scale.
+    """Plot the row-normalised confusion matrix: diagonal blue, mistakes orange on a root scale.
 
-    Up to `NUMBERED_CLASSES` classes in their own order with all names and percentages; beyond, in
-    `side_by_side` order, where groups of similar classes show as squares on the diagonal.
+    Up to `NUMBERED_CLASSES` classes are in their own order with all names and percentages. More
+    are in `side_by_side` order, which shows groups of similar classes as squares.
     """
     count = len(evaluation.classes)
     rates = evaluation.confusion / np.maximum(evaluation.support, 1)[:, None]
@@ -126,36 +122,36 @@ def plot_confusion(evaluation: Evaluation) -> Figure:
     diagonal = np.eye(count, dtype=bool)
     ceiling = max(float(np.where(diagonal, 0.0, rates).max()), 0.01)
 
-    cell = min(max(2070 // count, 2), 300)  # whole dots, or cells would differ in size
+    cell = min(max(2070 // count, 2), 300)  # whole dots, so that all cells have one size
     side = cell * count / DPI  # inches
     figure = Figure(figsize=(side, side))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    axes.set_facecolor(EMPTY)  # shows through where a class has no drawings
+    axes.set_facecolor(EMPTY)  # visible where a class has no drawings
     scales = (
         (np.ma.array(rates, mask=~diagonal | empty), RIGHT_SCALE, Normalize(0.0, 1.0)),
         (np.ma.array(rates, mask=diagonal | empty), WRONG_SCALE, PowerNorm(0.5, 0.0, ceiling)),
     )
     right, wrong = (
         axes.imshow(
-            part, cmap=scale, norm=norm, interpolation="nearest", interpolation_stage="rgba"
+            cells, cmap=scale, norm=norm, interpolation="nearest", interpolation_stage="rgba"
         )
-        for part, scale, norm in scales
+        for cells, scale, norm in scales
     )
     _name_cells(axes, [short(evaluation.classes[label]) for label in order], cell, dense)
     if not dense:
         _number_cells(axes, rates, ceiling, cell)
-    _colour_bar(figure, (0.0, side), "recognised", right, (0.0, 0.5, 1.0))
-    _colour_bar(figure, (0.5, side), "taken for another", wrong, (0.0, ceiling / 4, ceiling))
+    _colour_bar(figure, 0.0, side, "recognised", right, (0.0, 0.5, 1.0))
+    _colour_bar(figure, 0.5, side, "taken for another", wrong, (0.0, ceiling / 4, ceiling))
     return figure
 
 
 def _name_cells(axes: Axes, names: list[str], cell: int, dense: bool) -> None:
-    """Class names along both sides, as many as fit one under the other; `cell` is in dots."""
+    """Write class names along both axes, as many as fit; `cell` is in dots."""
     size = min(9.0, max(6.5, 0.2 * cell * 72 / DPI + 2.5))
-    step = math.ceil(size * DPI / 72 * 1.3 / cell)  # a line of text is 1.3 of its size
-    places = range(0, len(names), step)
-    axes.set_xticks(places, [names[place] for place in places], rotation=90, fontsize=size)
-    axes.set_yticks(places, [names[place] for place in places], fontsize=size)
+    step = math.ceil(size * DPI / 72 * 1.3 / cell)  # a line is 1.3 times as high as its font size
+    ticks = range(0, len(names), step)
+    axes.set_xticks(ticks, names[::step], rotation=90, fontsize=size)
+    axes.set_yticks(ticks, names[::step], fontsize=size)
     axes.tick_params(length=2 if step > 1 else 0, color=MUTED, labelcolor=INK)
     note = " (similar classes side by side)" if dense else ""
     note += f" (one in {step} named)" if step > 1 else ""
@@ -164,7 +160,7 @@ def _name_cells(axes: Axes, names: list[str], cell: int, dense: bool) -> None:
 
 
 def _number_cells(axes: Axes, rates: NDArray[np.float64], ceiling: float, cell: int) -> None:
-    """Whole percentages in the cells that round to at least one."""
+    """Write whole percentages into the cells that round to at least one."""
     size = min(10.0, 3.0 + 0.19 * cell * 72 / DPI)
     for row, column in np.argwhere(rates >= 0.005).tolist():
         rate = rates[row, column]
@@ -176,13 +172,13 @@ def _number_cells(axes: Axes, rates: NDArray[np.float64], ceiling: float, cell: 
 
 def _colour_bar(
     figure: Figure,
-    place: tuple[float, float],
+    left: float,
+    side: float,
     title: str,
     image: AxesImage,
     ticks: tuple[float, ...],
 ) -> None:
-    """A slim scale above the matrix; `place` is its left edge, 0 to 1, and the side in inches."""
-    left, side = place
+    """Draw a colour scale above the matrix; `left` edge from 0 to 1, `side` in inches."""
     scale = figure.add_axes((left, 1 + 0.14 / side, 0.4, 0.09 / side))
     bar = figure.colorbar(image, cax=scale, orientation="horizontal")
     bar.outline.set_visible(False)
@@ -192,17 +188,17 @@ def _colour_bar(
 
 
 def _percent(share: float) -> str:
-    """Two digits: 0.85%, 3.4%, 17%, 100%."""
+    """Format a share with two digits: 0.85%, 3.4%, 17%, 100%."""
     return f"{100 * share:.0f}%" if share >= 0.0995 else f"{100 * share:.2g}%"
 
 
 def plot_classes(evaluation: Evaluation) -> Figure:
-    """A bar for the accuracy of every class, hardest first, in as many columns as it takes.
+    """Plot a bar per class, hardest class first, in up to five columns.
 
-    The dark part is the share recognised at the first guess, the pale part what the second and
-    third guesses add.
+    The dark bar is the share recognised at the first guess; the pale one adds the second and third
+    guesses.
     """
-    order = np.argsort(evaluation.class_accuracy, kind="stable")  # nan, no drawings, comes last
+    order = np.argsort(evaluation.class_accuracy, kind="stable")  # NaN (no drawings) comes last
     columns = min(math.ceil(len(order) / NUMBERED_CLASSES), 5)
     rows = math.ceil(len(order) / columns)
     single = columns == 1
@@ -225,24 +221,24 @@ def plot_classes(evaluation: Evaluation) -> Figure:
 
 
 def _class_bars(axes: Axes, evaluation: Evaluation, labels: list[int]) -> None:
-    """One column of `plot_classes`."""
+    """Draw one column of `plot_classes`."""
     accuracy = evaluation.class_accuracy[labels]
     top3 = evaluation.top3_per_class[labels] / np.maximum(evaluation.support[labels], 1)
-    places = range(len(labels))
-    axes.barh(places, top3, 0.72, color=ALMOST)
-    axes.barh(places, np.nan_to_num(accuracy), 0.72, color=RIGHT)
+    rows = range(len(labels))
+    axes.barh(rows, top3, 0.72, color=ALMOST)
+    axes.barh(rows, np.nan_to_num(accuracy), 0.72, color=RIGHT)
     size = 7.5 if len(evaluation.classes) > NUMBERED_CLASSES else 9
-    for place, label, share in zip(places, labels, accuracy.tolist(), strict=True):
-        name = short(evaluation.classes[label], 24)  # as text: ticks take three times as long
-        axes.text(-0.02, place, name, size=size, ha="right", va="center")
+    for row, label, share in zip(rows, labels, accuracy.tolist(), strict=True):
+        name = short(evaluation.classes[label], 24)  # text, as ticks take three times as long
+        axes.text(-0.02, row, name, size=size, ha="right", va="center")
         left, text = (0.0, "no drawings") if math.isnan(share) else (1.04, f"{100 * share:.1f}%")
-        axes.text(left, place, text, size=7.5, va="center", color=MUTED)
+        axes.text(left, row, text, size=7.5, va="center", color=MUTED)
     mean = evaluation.mean_class_accuracy
     axes.plot((mean, mean), (-0.5, len(labels) - 0.5), color=INK, linewidth=0.8)
 
 
 def plot_pairs(evaluation: Evaluation) -> Figure:
-    """The `PAIRS` most confused pairs as bars as long as the drawings they took."""
+    """Plot the `PAIRS` most confused pairs as bars of their drawings."""
     pairs = evaluation.confused_pairs(PAIRS)
     figure = Figure(figsize=(6.4, 0.26 * len(pairs)))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -264,15 +260,15 @@ def plot_pairs(evaluation: Evaluation) -> Figure:
 
 
 def plot_mistakes(evaluation: Evaluation) -> Figure:
-    """A contact sheet of the first `MISTAKES` mistakes, dark ink on paper, eight in a row."""
+    """Plot the first `MISTAKES` mistakes, dark on white, eight per row."""
     mistakes = evaluation.mistakes[:MISTAKES]
     columns = min(8, len(mistakes))
     rows = math.ceil(len(mistakes) / columns)
     tile = 1.3  # inches; a drawing is 1 unit wide in a cell of 1.15 x 1.5
     figure = Figure(figsize=(columns * 1.15 * tile, rows * 1.5 * tile))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    for place, mistake in enumerate(mistakes):
-        x, y = place % columns * 1.15, place // columns * 1.5
+    for index, mistake in enumerate(mistakes):
+        x, y = index % columns * 1.15, index // columns * 1.5
         axes.imshow(
             255 - mistake.pixels,
             cmap="gray",
@@ -282,7 +278,7 @@ def plot_mistakes(evaluation: Evaluation) -> Figure:
             interpolation="lanczos",
         )
         true, guess = evaluation.classes[mistake.label], evaluation.classes[mistake.predicted]
-        sure = math.floor(100 * mistake.confidence + 1e-6)  # 99.7 % is not certain
+        sure = math.floor(100 * mistake.confidence + 1e-6)  # 99.7% must not read 100%
         axes.text(x, y + 1.1, short(true, 18), size=8.5, weight="bold", va="center")
         axes.text(x, y + 1.24, f"→ {short(guess, 14)} {sure}%", size=8, va="center", color=WRONG)
     axes.set(xlim=(-0.02, columns * 1.15 - 0.13), ylim=(rows * 1.5 - 0.15, -0.02), aspect="auto")

@@ -1,4 +1,4 @@
-"""Exact figures over a whole split: top-1, top-3, MAP@3, per class, and who is taken for whom."""
+"""Exact metrics over a whole split: top-1, top-3, MAP@3, per class, and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from quickdraw_dist.distributed.ranks import World, sum_over_ranks
 from quickdraw_dist.models.input import Normalisation
 
 MISTAKES = 40
-"""Most that a report shows."""
+"""How many mistakes a report shows at most."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A drawing that the model took for another class."""
+    """A drawing whose first guess was wrong."""
 
     pixels: NDArray[np.uint8]  # (28, 28), white ink on black
     label: int
@@ -37,19 +37,19 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model does on one split, every drawing counted once."""
+    """The metrics of a model on one split, every drawing counted once."""
 
     split: str
     classes: tuple[str, ...]
     confusion: NDArray[np.int64]  # (C, C): rows are true classes, columns predictions
     top3_per_class: NDArray[np.int64]  # (C,): drawings whose class is among the first three
-    map3: float  # mean of 1, 1/2, 1/3 or 0 by the place of the true class
+    map3: float  # mean of 1, 1/2, 1/3 or 0 by the rank of the true class among the guesses
     loss: float  # mean cross entropy, nats, without label smoothing
     mistakes: tuple[Mistake, ...] = ()
 
     @cached_property
     def support(self) -> NDArray[np.int64]:
-        """Drawings of every class, (C,)."""
+        """Drawings of each class, (C,)."""
         return np.asarray(self.confusion.sum(axis=1))
 
     @property
@@ -69,7 +69,7 @@ class Evaluation:
 
     @cached_property
     def class_accuracy(self) -> NDArray[np.float64]:
-        """Top-1 share of every class, (C,); nan for a class without drawings."""
+        """Top-1 share of each class, (C,); NaN for a class without drawings."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(np.diag(self.confusion) / self.support, dtype=np.float64)
 
@@ -79,7 +79,7 @@ class Evaluation:
         return float(np.nanmean(self.class_accuracy)) if self.drawings else 0.0
 
     def confused_pairs(self, count: int) -> list[tuple[int, int, int]]:
-        """The most frequent mistakes, as (true label, predicted label, drawings), most first."""
+        """Return the most frequent mistakes first, as (true label, predicted label, drawings)."""
         off = self.confusion.copy()
         np.fill_diagonal(off, 0)
         order = np.argsort(-off, axis=None, kind="stable")[:count]
@@ -87,9 +87,9 @@ class Evaluation:
         return [(true, guess, int(off[true, guess])) for true, guess in pairs if off[true, guess]]
 
     def to_bytes(self) -> bytes:
-        """All of it, an .npz file without pickle."""
+        """Return the evaluation as an .npz file without pickle."""
         rest = {"split": self.split, "classes": self.classes, "map3": self.map3, "loss": self.loss}
-        facts = [(m.label, m.predicted, m.row, m.confidence) for m in self.mistakes]
+        values = [(m.label, m.predicted, m.row, m.confidence) for m in self.mistakes]
         out = io.BytesIO()
         np.savez_compressed(
             out,
@@ -97,16 +97,16 @@ class Evaluation:
             confusion=self.confusion,
             top3_per_class=self.top3_per_class,
             pixels=np.array([m.pixels for m in self.mistakes], np.uint8).reshape(-1, 28, 28),
-            facts=np.array(facts, np.float64).reshape(-1, 4),
+            facts=np.array(values, np.float64).reshape(-1, 4),
         )
         return out.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Evaluation:
-        """What `to_bytes` made.
+    def from_bytes(cls, data: bytes, url: str) -> Evaluation:
+        """Read what `to_bytes` has written to `url`.
 
         Raises:
-            CorruptError: it did not make this.
+            CorruptError: it is something else, or damaged.
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -125,10 +125,10 @@ class Evaluation:
                     ),
                 )
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise CorruptError(f"not a kept evaluation: {error}") from None
+            raise CorruptError(url, None, f"not a stored evaluation: {error}") from None
 
-    def figures(self) -> dict[str, float | int | str]:
-        """The headline numbers, ready for JSON."""
+    def metrics(self) -> dict[str, float | int | str]:
+        """Return the overall metrics, ready for JSON."""
         return {
             "split": self.split,
             "drawings": self.drawings,
@@ -141,22 +141,22 @@ class Evaluation:
         }
 
 
-class _Tally:
-    """Counts on the device, so that no batch waits for the host."""
+class _Counters:
+    """Counters on the device, so that no batch waits for the host."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self.confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-        self.hits = torch.zeros(3, classes, dtype=torch.int64, device=device)  # by place, class
+        self.hits = torch.zeros(3, classes, dtype=torch.int64, device=device)  # by rank, class
         self.loss = torch.zeros(1, dtype=torch.float32, device=device)
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Take in (B, C) float32 logits and (B,) labels; returns the first guesses, (B,)."""
+        """Count (B, C) float32 logits and their (B,) labels; return the first guesses, (B,)."""
         classes = logits.shape[1]
         guesses = logits.topk(min(3, classes), dim=1).indices  # (B, 3)
         ones = torch.ones_like(labels)
         self.confusion.index_add_(0, labels * classes + guesses[:, 0], ones)
-        for place in range(guesses.shape[1]):
-            self.hits[place].index_add_(0, labels, (guesses[:, place] == labels).long())
+        for rank in range(guesses.shape[1]):
+            self.hits[rank].index_add_(0, labels, (guesses[:, rank] == labels).long())
         self.loss += functional.cross_entropy(logits, labels, reduction="sum")
         return guesses[:, 0]
 
@@ -173,42 +173,42 @@ def evaluate(
     autocast: torch.autocast,
     keep_mistakes: int = 0,
 ) -> Evaluation:
-    """Run a model over this rank's batches and add up the figures of all ranks.
+    """Run a model over this rank's batches and sum the counters over all ranks.
 
     Args:
         model: unwrapped, with the same weights and buffers on every rank.
-        batches: this rank's part of the split; parts may differ in length.
+        batches: this rank's share of the split; shares may differ in length.
         split: name for the report.
-        classes: names of the model's outputs.
+        classes: names of the classes, in the order of the logits.
         normalisation: the values the model was trained with.
-        world: who adds up; every rank gets the same figures.
-        autocast: numeric precision.
-        keep_mistakes: so many of this rank's most confident mistakes are kept, with pixels.
+        world: the ranks to sum over; every rank gets the same metrics.
+        autocast: the context that sets the forward pass's precision.
+        keep_mistakes: how many of this rank's most confident mistakes to keep, with pixels.
     """
     was_training = model.training
     model.eval()
-    tally = _Tally(len(classes), world.device)
+    counters = _Counters(len(classes), world.device)
     mistakes: list[Mistake] = []
     for batch in batches:
         labels = batch.labels.to(world.device)
         with autocast:
             logits = model(normalisation.apply(batch.drawings.to(world.device))).float()
-        guesses = tally.add(logits, labels)
+        guesses = counters.add(logits, labels)
         if keep_mistakes:
             mistakes += _mistakes(batch, guesses, logits, labels, keep_mistakes)
             mistakes = sorted(mistakes, key=lambda m: -m.confidence)[:keep_mistakes]
     model.train(was_training)
-    for counts in (tally.confusion, tally.hits, tally.loss):
-        sum_over_ranks(counts)
-    hits = tally.hits.cpu().numpy()
-    total = max(int(tally.confusion.sum()), 1)
+    for counter in (counters.confusion, counters.hits, counters.loss):
+        sum_over_ranks(counter)
+    hits = counters.hits.cpu().numpy()
+    total = max(int(counters.confusion.sum()), 1)
     return Evaluation(
         split=split,
         classes=classes,
-        confusion=tally.confusion.cpu().numpy().reshape(len(classes), len(classes)),
+        confusion=counters.confusion.cpu().numpy().reshape(len(classes), len(classes)),
         top3_per_class=hits.sum(axis=0),
         map3=float((hits.sum(axis=1) / np.array([1, 2, 3])).sum() / total),
-        loss=float(tally.loss) / total,
+        loss=float(counters.loss) / total,
         mistakes=tuple(mistakes),
     )
 
@@ -216,20 +216,20 @@ def evaluate(
 def _mistakes(
     batch: Batch, guesses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, most: int
 ) -> list[Mistake]:
-    """The most confident ones of a batch, at `most`; chosen on the device."""
+    """Return the `most` most confident mistakes of a batch; chosen on the device."""
     confidence = logits.softmax(1).gather(1, guesses[:, None]).flatten()  # (B,)
     wrong = (guesses != labels).nonzero().flatten()
     surest = confidence[wrong].topk(min(most, len(wrong)))
-    at = wrong[surest.indices]
+    indices = wrong[surest.indices]
     return [
         Mistake(
-            pixels=batch.drawings[place].cpu().numpy().copy(),
-            label=int(batch.labels[place]),
+            pixels=batch.drawings[index].cpu().numpy().copy(),
+            label=int(batch.labels[index]),
             predicted=guess,
             confidence=sure,
-            row=int(batch.rows[place]),
+            row=int(batch.rows[index]),
         )
-        for place, guess, sure in zip(
-            at.tolist(), guesses[at].tolist(), surest.values.tolist(), strict=True
+        for index, guess, sure in zip(
+            indices.tolist(), guesses[indices].tolist(), surest.values.tolist(), strict=True
         )
     ]

@@ -1,7 +1,7 @@
-"""An evaluation as a folder of figures, pictures and one page that can be mailed.
+"""An evaluation as a folder: metrics, pictures and one page that can be mailed.
 
 `evaluation.json` has the numbers, four PNG files the pictures, and `index.html` everything in one
-file: it opens without a server and loads nothing from anywhere. Equal evaluations give equal bytes.
+file that loads nothing. Equal evaluations give equal bytes.
 """
 
 from __future__ import annotations
@@ -9,80 +9,107 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quickdraw_dist.evaluation.html import document, facts_table, printable
+from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.evaluation.metrics import Evaluation
-from quickdraw_dist.evaluation.report_page import SCRIPT, SECTIONS, Rows, evaluation_parts
+
+PICTURES = ("pairs", "mistakes", "confusion", "classes")
+"""Names of the PNG files, in the page's order."""
 
 PAIRS = 30  # most confused pairs in the JSON file and in the page's table
 
+Rows = list[dict[str, Any]]
+
+
+def check_installed() -> None:
+    """Check that what draws and renders a report is installed.
+
+    Raises:
+        RefusedError: a package of the extra `report` is missing.
+    """
+    for package in ("jinja2", "matplotlib"):
+        try:
+            import_module(package)
+        except ModuleNotFoundError:
+            raise RefusedError(
+                "report",
+                None,
+                f"the package {package} is not installed",
+                "Run pip install 'quickdraw-dist[report]'",
+            ) from None
+
 
 def write_report(
-    evaluation: Evaluation, folder: Path, *, title: str, facts: Mapping[str, str]
+    evaluation: Evaluation, folder: Path, *, title: str, details: Mapping[str, str]
 ) -> Path:
     """Write the report of `evaluation` into `folder` and return its index.html.
 
-    `facts` are shown in the given order: checkpoint, dataset, step, hardware. A picture with
-    nothing to show (no mistakes) is not written, and one of an earlier report is removed.
-    Raises RefusedError when matplotlib, the extra `report`, is not installed.
-    """
-    from quickdraw_dist.evaluation import (
-        charts as report_pictures,  # here, since importing it needs matplotlib
-    )
+    A picture with nothing to show (no mistakes) is not written, and one of an earlier report is
+    removed.
 
-    visible = _visible(evaluation)
-    pictures = report_pictures.draw_pictures(visible)
+    Args:
+        details: shown as a table, in the given order: checkpoint, dataset, step, hardware.
+
+    Raises:
+        RefusedError: a package of the extra `report` is missing.
+    """
+    check_installed()
+    from quickdraw_dist.evaluation import html  # needs the extra
+
+    view = EvaluationView.draw(evaluation)
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = json.dumps(figures(evaluation), indent=1, allow_nan=False) + "\n"
+    numbers = json.dumps(report_metrics(evaluation), indent=1, allow_nan=False) + "\n"
     (folder / "evaluation.json").write_text(numbers, encoding="utf-8")
-    for name in SECTIONS:
-        if name in pictures:
-            (folder / f"{name}.png").write_bytes(pictures[name])
+    for name in PICTURES:
+        if name in view.pictures:
+            (folder / f"{name}.png").write_bytes(view.pictures[name])
         else:
             (folder / f"{name}.png").unlink(missing_ok=True)
     page = folder / "index.html"
-    parts = evaluation_parts(visible, pictures, _tables(visible), facts_table(facts))
-    page.write_text(document(title, parts, SCRIPT), encoding="utf-8", newline="\n")
+    text = html.render(
+        "evaluation/templates/report.html.jinja", title=title, details=details, view=view
+    )
+    page.write_text(text, encoding="utf-8", newline="\n")
     return page
 
 
-def evaluation_section(evaluation: Evaluation) -> list[str]:
-    """An evaluation as part of another page: HTML for `page.document`, with `SCRIPT`.
+@dataclass(frozen=True)
+class EvaluationView:
+    """What evaluation.html.jinja shows."""
 
-    Raises RefusedError when matplotlib, the extra `report`, is not installed.
-    """
-    from quickdraw_dist.evaluation import charts as report_pictures
+    evaluation: Evaluation  # its class names are printable
+    per_class: Rows
+    confused_pairs: Rows
+    pictures: Mapping[str, bytes]  # PNG files by the names in PICTURES, where there is one
 
-    visible = _visible(evaluation)
-    return evaluation_parts(visible, report_pictures.draw_pictures(visible), _tables(visible))
+    @classmethod
+    def draw(cls, evaluation: Evaluation) -> EvaluationView:
+        """Draw the pictures and compute the tables; `check_installed` comes first."""
+        from quickdraw_dist.evaluation import charts, html  # need the extra
 
-
-def _visible(evaluation: Evaluation) -> Evaluation:
-    """With names that can be shown."""
-    return replace(evaluation, classes=tuple(printable(name) for name in evaluation.classes))
-
-
-def _tables(visible: Evaluation) -> dict[str, Rows]:
-    return {"classes": per_class(visible), "pairs": confused_pairs(visible)}
+        names = tuple(html.printable(name) for name in evaluation.classes)
+        shown = replace(evaluation, classes=names)
+        return cls(shown, per_class(shown), confused_pairs(shown), charts.draw_pictures(shown))
 
 
-def figures(evaluation: Evaluation) -> dict[str, Any]:
-    """What evaluation.json holds: the headline figures, every class, the most confused pairs."""
+def report_metrics(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the contents of evaluation.json: overall metrics, each class, most confused pairs."""
     headline = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in evaluation.figures().items()
+        for name, value in evaluation.metrics().items()
     }
     lists = {"per_class": per_class(evaluation), "confused_pairs": confused_pairs(evaluation)}
     return headline | lists
 
 
 def per_class(evaluation: Evaluation) -> Rows:
-    """The figures of every class, in the order of the classes; None where there is none to give."""
+    """Return the metrics of each class, in the order of the classes; None where undefined."""
     off = evaluation.confusion.copy()
     np.fill_diagonal(off, 0)
     rows: Rows = []
@@ -104,7 +131,10 @@ def per_class(evaluation: Evaluation) -> Rows:
 
 
 def confused_pairs(evaluation: Evaluation) -> Rows:
-    """The `PAIRS` most confused pairs, most first; `share` is of the true class's drawings."""
+    """Return the `PAIRS` most confused pairs, most frequent first.
+
+    `share` is the share of the true class's drawings.
+    """
     return [
         {
             "true": evaluation.classes[true],

@@ -1,1 +1,1 @@
-"""One run on disk and on screen: its folder, lock, progress lines."""
+"""One run on disk and on screen: its folder, lock, checkpoints, progress and report."""

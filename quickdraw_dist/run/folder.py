@@ -14,104 +14,117 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError, TrainingError
-from quickdraw_dist.base.storage import StorageError
-from quickdraw_dist.base.telemetry import metrics as telemetry
-from quickdraw_dist.distributed import ranks as distributed
-from quickdraw_dist.run.lease import Lease, who
+from quickdraw_dist.base.errors import RefusedError, StorageError, TrainingError
+from quickdraw_dist.base.telemetry import metrics
+from quickdraw_dist.distributed import ranks
+from quickdraw_dist.run.lease import Lease, in_use, process_name
+
+LOG = "metrics.jsonl"
+"""The log in a run's folder: one JSON record per line, in order of steps."""
 
 _HOLDER = ".writer"
-"""Names who writes a local run."""
+"""File that names the process that writes a local run."""
 
-_DYING_SECONDS = 5
-"""A writer that was killed just now lets go within this time."""
+_LOCK_TIMEOUT_SECONDS = 5
+"""How long to wait for the lock of a writer that was just killed."""
+
+
+def read_log(run: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return the lines of a run's log, each with its record; none where there is no log.
+
+    An incomplete line, of a writer that was killed or is still writing, is skipped.
+
+    Raises:
+        StorageError: the store failed.
+    """
+    try:
+        text = storage.read(storage.join(run, LOG)).decode()
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "step" in record:
+                lines.append((line, record))
+    return lines
 
 
 class RunFolder:
-    """Held by rank 0 of the one job that writes a run."""
+    """The folder of a run that this process writes, locked against other writers."""
 
     def __init__(self, url: str) -> None:
-        """Take the lock of a local folder, or the lease of one in a store.
+        """Acquire the lock of a local folder, or the lease of one in a store.
 
         Raises:
-            RefusedError: another process holds it; says who.
+            RefusedError: another process, which the error names, writes the run, or the folder
+                cannot be written.
             StorageError: the store failed.
         """
         self.url = url
-        self._log = storage.join(url, "metrics.jsonl")
+        self._log_url = storage.join(url, LOG)
         self._lines: list[str] = []
-        self._writing = threading.Lock()  # of the log: lines come from one thread, flush another
-        self._behind = False  # the local file lacks lines, or has half of one
-        self._said = False  # that it is
+        self._writing = threading.Lock()  # one thread appends lines, another one flushes them
+        self._incomplete = False  # the local file lacks lines, or ends in half a line
+        self._warned = False
         self._lock = Lease(url) if storage.is_remote(url) else _lock(url)
-        storage.sweep(url)  # of a killed writer
+        storage.remove_temporary_files(url)  # of a killed writer
 
     def check(self) -> None:
-        """Make sure that this process may still write the run.
+        """Check that this process may still write the run.
 
         Raises:
-            TrainingError: it may not.
+            TrainingError: the run has another writer now.
             StorageError: the store failed.
         """
         if isinstance(self._lock, Lease):
             self._lock.check()
 
     def resume_log(self, step: int) -> list[dict[str, Any]]:
-        """Keep the log's records up to a step, and return them; those after it will be written
-        again."""
-        try:
-            text = storage.read(self._log).decode()
-        except FileNotFoundError:
-            return []
-        kept = []
-        for line in text.splitlines():
-            try:
-                record = json.loads(line)
-                if record["step"] <= step:
-                    kept.append(record)
-                    self._lines.append(line)
-            except (ValueError, KeyError):
-                continue  # the last line of a process that was killed while it wrote
-        self._behind = True
-        self.flush()
-        return kept
+        """Keep the log's records up to `step` and return them; later ones will be repeated."""
+        kept = [(line, record) for line, record in read_log(self.url) if record["step"] <= step]
+        self._lines = [line for line, _ in kept]
+        self._incomplete = True
+        if kept:
+            self.flush()
+        return [record for _, record in kept]
 
     def log(self, record: dict[str, Any]) -> None:
-        """Add one line; on a local disk it is there at once, in a store after `flush`.
+        """Append a record: at once on a local disk, at the next `flush` in a store.
 
-        A disk that does not take it is said and counted; the line goes with the next one.
+        A failed local write is reported and counted; the next one writes the missing lines, too.
 
         Raises:
             TrainingError: the run has another writer now.
         """
         if isinstance(self._lock, Lease):
-            self._lock.refuse_if_lost()
+            self._lock.check_not_lost()
         with self._writing:
             self._lines.append(json.dumps(record))
             if not storage.is_remote(self.url):
                 self._write_lines()
 
     def _write_lines(self) -> None:
-        """The last line, or all of them if some are missing in the local file."""
+        """Append the last line, or write all lines if the local file lacks some."""
         try:
-            if self._behind:
-                storage.publish(self._log, self._text())
+            if self._incomplete:
+                storage.publish(self._log_url, self._text())
             else:
-                with Path(self._log).open("a", encoding="utf-8") as file:
+                with Path(self._log_url).open("a", encoding="utf-8") as file:
                     file.write(self._lines[-1] + "\n")
-            self._behind = self._said = False
+            self._incomplete = self._warned = False
         except OSError as error:
-            self._behind = True
-            telemetry.LOG_FAILURES.inc()
-            if not self._said:
-                self._said = True
-                print(f"{self._log}: {error}; training goes on without it", file=sys.stderr)
+            self._incomplete = True
+            metrics.LOG_FAILURES.inc()
+            if not self._warned:
+                self._warned = True
+                print(f"{self._log_url}: {error}. Training continues without it", file=sys.stderr)
 
     def _text(self) -> bytes:
         return "".join(line + "\n" for line in self._lines).encode()
 
     def flush(self) -> None:
-        """Have all lines in the log.
+        """Write all lines that the log lacks.
 
         Raises:
             OSError, StorageError: they could not be written.
@@ -119,68 +132,69 @@ class RunFolder:
         if storage.is_remote(self.url):
             with self._writing:
                 text = self._text()
-            storage.publish(self._log, text)
+            storage.publish(self._log_url, text)
             return
         with self._writing:
-            if self._behind:
-                storage.publish(self._log, self._text())
-                self._behind = self._said = False
+            if self._incomplete:
+                storage.publish(self._log_url, self._text())
+                self._incomplete = self._warned = False
 
     def close(self) -> None:
-        """Publish what can be of the last lines, and let the next writer in."""
+        """Flush the log if possible, and release the lock or lease."""
         with contextlib.suppress(OSError, StorageError, TrainingError):
             self.check()
             self.flush()
         self._lock.release()
 
 
-def _refuse_where_not_shared(url: str) -> None:
-    """Nodes with a disk each would find no checkpoint when the first rank is another's."""
-    holder = Path(url, _HOLDER)
-    here = holder.read_text(encoding="utf-8") if holder.exists() else ""
-    places = distributed.gather_objects((here, socket.gethostname()))
-    elsewhere = sorted({node for seen, node in places if seen != places[0][0]})
-    if elsewhere:
-        raise RefusedError(
-            f"--output {url}: not the folder of the first rank, on {places[0][1]}, but another one "
-            f"on {', '.join(elsewhere)}; one that all nodes share, or gs://, is right"
-        )
-
-
 def _lock(url: str) -> FileLock:
-    try:
-        Path(url).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RefusedError(
-            f"--output {url}: {error.strerror}; a writable folder is right"
-        ) from None
     holder, lock = Path(url, _HOLDER), FileLock(Path(url, ".lock"))
     try:
-        lock.acquire(timeout=_DYING_SECONDS)
+        Path(url).mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_LOCK_TIMEOUT_SECONDS)
     except Timeout:
         name = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-        raise RefusedError(
-            f"--output {url}: {name} writes this run now; wait for it, or choose another"
-        ) from None
+        raise in_use(url, name) from None
     except OSError as error:
-        raise RefusedError(f"--output {url}: {error}; a writable folder is right") from None
-    holder.write_text(who(), encoding="utf-8")
+        raise RefusedError("--output", url, str(error), "Use a writable folder") from None
+    holder.write_text(process_name(), encoding="utf-8")
     return lock
 
 
+def _check_shared(url: str) -> None:
+    """Check that every node sees the folder that rank 0 has locked.
+
+    Otherwise a restart whose first rank is on another node would find no checkpoint.
+    """
+    holder = Path(url, _HOLDER)
+    seen = holder.read_text(encoding="utf-8") if holder.exists() else ""
+    everyone = ranks.gather_objects((seen, socket.gethostname()))
+    first_seen, first_host = everyone[0]
+    others = sorted({host for seen, host in everyone if seen != first_seen})
+    if others:
+        raise RefusedError(
+            "--output",
+            url,
+            f"on {', '.join(others)} this is not the folder of the first rank, on {first_host}",
+            "Use a folder that all nodes share, or gs://",
+        )
+
+
 @contextlib.contextmanager
-def held(url: str) -> Iterator[RunFolder | None]:
-    """The run's folder on rank 0, None on the others, all of which call it; let go of at the end.
+def locked(url: str) -> Iterator[RunFolder | None]:
+    """Lock the run's folder on rank 0 and yield it, None on the other ranks; release it at the end.
+
+    All ranks call it.
 
     Raises:
-        RefusedError: it cannot be had, or is not the same for all ranks; on every rank.
+        RefusedError: the folder cannot be locked, or is not the same on all nodes; on every rank.
     """
     made: list[RunFolder] = []
-    distributed.from_first_rank(lambda: made.append(RunFolder(url)))
+    ranks.from_first_rank(lambda: made.append(RunFolder(url)))
     folder = made[0] if made else None
     try:
         if not storage.is_remote(url):
-            _refuse_where_not_shared(url)
+            _check_shared(url)
         yield folder
     finally:
         if folder is not None:

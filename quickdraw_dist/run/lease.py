@@ -1,10 +1,10 @@
-"""Who may write a run in an object store: a lease, kept by rewriting one small object.
+"""The lease of a run in an object store: only its holder may write the run.
 
-A store has no locks, but it replaces an object only if that is still of the generation that one
-has seen. Whoever makes the object holds the lease, and replaces it every few seconds. Another
-process that finds it watches it: a new generation proves that the holder lives; none for
-EXPIRY_SECONDS, by the watcher's own clock, that it does not, and the watcher replaces it. No clock
-is ever compared with another's.
+A store has no locks, but it replaces an object only if that still has the generation that the
+writer has seen. Whichever process creates the object holds the lease, and replaces it every few
+seconds. Another process that finds the object watches it: a new generation proves that the holder
+is alive; none for EXPIRY_SECONDS, by the watcher's own clock, that it is dead, and the watcher
+replaces the object. Clocks of different hosts are never compared.
 """
 
 from __future__ import annotations
@@ -21,87 +21,87 @@ from pathlib import Path
 from typing import Any
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError, TrainingError
-from quickdraw_dist.base.storage import ChangedError, StorageError
+from quickdraw_dist.base.errors import ChangedError, RefusedError, StorageError, TrainingError
 
 RENEW_SECONDS = 5.0
-"""Between two signs of life of a holder."""
+"""How often the holder renews the lease."""
 
 EXPIRY_SECONDS = 20.0
-"""Without a sign of life for so long, a holder is taken for dead."""
+"""How long without a renewal until the holder counts as dead."""
 
 
 class Lease:
-    """Held by this process until `release`, or until another one took it for dead."""
+    """A lease that this process holds until `release`, or until it expires and is taken over."""
 
     def __init__(self, run: str) -> None:
-        """Take the lease of a run, that of a dead holder, too.
+        """Acquire the lease of a run, also that of a dead holder.
 
         Raises:
-            RefusedError: another process holds it, and lives; says who.
+            RefusedError: another process, which the error names, holds it, or no such bucket.
             StorageError: the store failed.
         """
         self._run, self._url = run, storage.join(run, ".writer")
         self._holder = {
             "id": uuid.uuid4().hex,
-            "who": who(),
+            "who": process_name(),
             "process": os.getpid(),
-            "process_table": _process_table(),
+            "process_table": _pid_namespace(),
         }
-        self._renewed = 0.0  # on the monotonic clock
+        self._renewed = 0.0  # monotonic clock
         self._lost_to = ""
         self._lock = threading.Lock()
         self._done = threading.Event()
-        self._generation = self._take()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._generation = self._acquire()
+        self._thread = threading.Thread(target=self._renew_regularly, name="lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure that the lease is held now, by asking the store if the last answer is old.
+        """Check that this process still holds the lease; renews it if the last renewal is old.
 
         Raises:
-            TrainingError: another process has it.
+            TrainingError: another process holds it.
             StorageError: the store failed.
         """
-        self.refuse_if_lost()
+        self.check_not_lost()
         if time.monotonic() > self._renewed + EXPIRY_SECONDS / 2:
             self._renew()
 
-    def refuse_if_lost(self) -> None:
-        """The same by what is known already; asks nobody."""
+    def check_not_lost(self) -> None:
+        """Check without a request to the store, by the last renewal."""
         if self._lost_to:
             raise TrainingError(
-                f"--output {self._run}: {self._lost_to} writes this run now, as this process gave "
-                f"no sign of life for {EXPIRY_SECONDS:.0f} s; nothing more is written by it"
+                f"--output {self._run}: {self._lost_to} writes this run now, because this process "
+                f"did not renew its lease for {EXPIRY_SECONDS:.0f} s. It writes nothing more"
             )
 
     def release(self) -> None:
-        """Let the next process in at once."""
+        """Remove the object, so that the next process need not wait."""
         self._done.set()
         self._thread.join(RENEW_SECONDS)
         if self._thread.is_alive():
-            return  # the store does not answer; the lease will run out
+            return  # the store does not answer; the lease will expire
         with contextlib.suppress(StorageError, OSError):
             storage.remove_version(self._url, self._generation)
 
-    def _take(self) -> int:
+    def _acquire(self) -> int:
+        """Return the generation of the object that this process has written."""
         data, seen = storage.read_version(self._url)
         if seen and not _is_dead(_parse(data)):
-            seen = self._watch(_parse(data), seen)
+            seen = self._wait_for_expiry(_parse(data), seen)
         try:
             return self._write(seen)
         except ChangedError:
-            raise self._refusal(_parse(storage.read_version(self._url)[0])) from None
+            raise in_use(self._run, _parse(storage.read_version(self._url)[0])["who"]) from None
         except FileNotFoundError:
             raise RefusedError(
-                f"--output {self._run}: no such bucket; an existing one is right"
+                "--output", self._run, "no such bucket", "Create it, or use another one"
             ) from None
 
-    def _watch(self, holder: dict[str, Any], seen: int) -> int:
-        """The generation of a dead holder's object, 0 where it let go of it."""
+    def _wait_for_expiry(self, holder: dict[str, Any], seen: int) -> int:
+        """Return the generation of a dead holder's object, 0 where the holder released it."""
         print(
-            f"{self._run}: {holder['who']} writes it, or did until it died; waiting for a sign of "
-            f"life, {EXPIRY_SECONDS:.0f} s",
+            f"{self._run}: {holder['who']} holds the lease of this run. Waiting up to "
+            f"{EXPIRY_SECONDS:.0f} s for a renewal, to see whether it is alive",
             file=sys.stderr,
         )
         started = time.monotonic()
@@ -109,19 +109,13 @@ class Lease:
             time.sleep(RENEW_SECONDS / 5)
             data, now = storage.read_version(self._url)
             if now not in (0, seen):
-                raise self._refusal(_parse(data))
+                raise in_use(self._run, _parse(data)["who"])
             if not now:
                 return 0
         return seen
 
-    def _refusal(self, holder: dict[str, Any]) -> RefusedError:
-        return RefusedError(
-            f"--output {self._run}: {holder['who']} writes this run now; wait for it, or choose "
-            "another"
-        )
-
     def _write(self, generation: int) -> int:
-        """Replace the object of this generation; returns the new one."""
+        """Replace the object of this generation (0: create it) and return its new generation."""
         asked = time.monotonic()
         try:
             written = storage.publish_version(
@@ -131,64 +125,63 @@ class Lease:
             data, written = storage.read_version(self._url)
             if _parse(data)["id"] != self._holder["id"]:
                 raise
-            # By a try of this process whose answer was lost.
+            # Written by an attempt of this process whose response was lost.
         self._renewed = asked
         return written
 
     def _renew(self) -> None:
         with self._lock:
-            self.refuse_if_lost()
+            self.check_not_lost()
             try:
                 self._generation = self._write(self._generation)
             except ChangedError:
                 self._lost_to = str(_parse(storage.read_version(self._url)[0])["who"])
-                self.refuse_if_lost()
+                self.check_not_lost()
 
-    def _keep(self) -> None:
-        """The thread: a sign of life every few seconds, also while the store is in trouble."""
+    def _renew_regularly(self) -> None:
+        """Run in the thread; a renewal that fails is retried at the next one."""
         while not self._done.wait(RENEW_SECONDS):
             try:
                 self._renew()
             except (StorageError, OSError):
-                continue  # counted and said where requests are made
+                continue  # counted and reported where requests are made
             except TrainingError:
                 return
 
 
-def who() -> str:
-    """This process, as a person can find it."""
+def in_use(run: str, holder: str) -> RefusedError:
+    """Return the refusal of a second writer, which names the first."""
+    return RefusedError(
+        "--output", run, f"{holder} writes this run now", "Wait for it, or use another --output"
+    )
+
+
+def process_name() -> str:
+    """Return this process's number and host, for a person to find it."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _parse(data: bytes) -> dict[str, Any]:
-    """What a holder says of itself; nobody where the object is gone or something else's."""
-    holder: dict[str, Any] = {
-        "id": "",
-        "who": "another process",
-        "process": 0,
-        "process_table": "",
-    }
+    """Return the holder stored in the object; an unnamed one where it holds something else."""
+    holder: dict[str, Any] = {"id": "", "who": "another process", "process": 0, "process_table": ""}
     with contextlib.suppress(ValueError, TypeError):
         holder |= json.loads(data)
     return holder
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether it is known at once: a process of this very system that is there no more."""
-    if not holder["process_table"] or holder["process_table"] != _process_table():
+    """Whether the holder is surely dead: it ran in this PID namespace and its process is gone."""
+    if not holder["process_table"] or holder["process_table"] != _pid_namespace():
         return False
     try:
         os.kill(holder["process"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 
-def _process_table() -> str:
-    """Names what process numbers are unique in: this boot of this machine, and this container of
-    it; empty where that is not to be had."""
+def _pid_namespace() -> str:
+    """Return what identifies the PID namespace: boot, namespace and host; '' without /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()} {socket.gethostname()}"

@@ -1,4 +1,4 @@
-"""How far a run is."""
+"""How far a run is, and what it measured since the last log line."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is."""
+    """The completed steps of a run, and the lengths that turn them into epochs and drawings."""
 
-    epoch: int  # whole ones behind it
-    epochs: int
-    step: int  # in this epoch
-    epoch_steps: int
-    total_steps: int  # in all epochs so far
-    global_batch: int
+    epoch: int  # completed epochs
+    epochs: int  # in the whole run
+    step: int  # completed steps of the current epoch
+    epoch_steps: int  # steps per epoch
+    total_steps: int  # completed steps of all epochs
+    global_batch: int  # drawings per step, over all ranks
 
     @property
     def drawings(self) -> int:
@@ -28,32 +28,31 @@ class Position:
 
     @property
     def ended(self) -> bool:
-        """Whether all of them are done."""
+        """Whether the run has trained on all its drawings."""
         return self.drawings >= self.total_drawings
 
     @property
-    def passes(self) -> float:
-        """Epochs so far, with the fraction of this one."""
+    def fractional_epoch(self) -> float:
+        """Completed epochs, with the fraction of the current one."""
         return self.epoch + self.step / self.epoch_steps
 
 
 class Interval:
-    """Fires whenever a growing count of drawings passes a multiple; never when it is 0."""
+    """Fires whenever a growing count of drawings passes a multiple of `every`; never for 0."""
 
     def __init__(self, every: int) -> None:
-        """Every so many drawings."""
         self.every = every
 
     def passed(self, before: int, after: int) -> bool:
-        """Whether a multiple lies in (before, after]: the same after any restart."""
+        """Return whether a multiple lies in (before, after]: the same after any restart."""
         return self.every > 0 and before // self.every != after // self.every
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What training did since the last look, over all ranks; nan where no step has a number."""
+class TrainingMetrics:
+    """Metrics of the steps of one log interval, over all ranks; NaN where no step has a value."""
 
-    loss: float  # mean of a drawing, nats
-    accuracy: float  # share of the drawings that were recognised
+    loss: float  # mean per drawing, nats
+    accuracy: float  # share of drawings recognised at the first guess
     gradient_norm: float  # of the last step, before clipping
     learning_rate: float  # of the last step

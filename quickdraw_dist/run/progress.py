@@ -1,4 +1,4 @@
-"""What a person sees of a run: a line every few steps, metrics.jsonl, Prometheus gauges."""
+"""Report a run's progress: lines or a live line, metrics.jsonl, TensorBoard and Prometheus."""
 
 from __future__ import annotations
 
@@ -13,67 +13,78 @@ import torch
 from tqdm import tqdm
 
 from quickdraw_dist.base.settings import Metrics
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.base.units import duration
-from quickdraw_dist.distributed import ranks as distributed
+from quickdraw_dist.distributed import ranks
 from quickdraw_dist.evaluation.metrics import Evaluation
 from quickdraw_dist.run.folder import RunFolder
-from quickdraw_dist.run.position import Counts, Position
+from quickdraw_dist.run.position import Position, TrainingMetrics
 from quickdraw_dist.run.tensorboard import EventFile
-from quickdraw_dist.run.terminal import LiveLine, pass_by
+from quickdraw_dist.run.terminal import LiveLine, print_above_bar
 
 
 class ProgressLog:
-    """Rank 0 prints what it is told and writes metrics.jsonl; every rank sets its metrics."""
+    """Rank 0 prints and writes metrics.jsonl; every rank sets its Prometheus metrics."""
 
     def __init__(self, phases: Phases, folder: RunFolder | None, settings: Metrics) -> None:
-        """`folder` is rank 0's; the others have none and say nothing."""
+        """
+        Args:
+            folder: the run's on rank 0; None on the other ranks, which print nothing.
+        """
         self._phases, self._folder, self._settings = phases, folder, settings
         self._live: LiveLine | None = None
         self._events: EventFile | None = None
-        self.validation: Evaluation | None = None  # the last one
-        self._shown_steps = 0
-        self._loop_seconds = self._waited = 0.0
+        self.validation: Evaluation | None = None  # the last result
+        self._logged_steps = 0
+        self._loop_seconds = self._wait_seconds = 0.0
         self.restarts = 0
 
     def say(self, line: str) -> None:
-        """A line from the first rank."""
+        """Print a line on rank 0, in one write: other threads print, too."""
         if self._folder is not None:
-            print(f"{line}\n", end="", flush=True)  # at once: other threads say things, too
+            print(f"{line}\n", end="", flush=True)
 
     def start(
-        self, position: Position, meta: Mapping[str, Any] | None, facts: Mapping[str, Any]
+        self, position: Position, meta: Mapping[str, Any] | None, details: Mapping[str, Any]
     ) -> None:
-        """From here on steps are counted and timed. `meta` is the checkpoint's that the run goes
-        on from, `facts` go into the log. Called by all ranks."""
-        past = self._past(meta) if self._folder is not None else None
-        if (past := distributed.broadcast_object(past)) is not None:
-            self.restarts = past["restarts"] + 1
-            self._phases.resume(past["goodput"])
-            telemetry.RESTARTS.inc(self.restarts)
-            telemetry.STEPS.inc(position.total_steps)
-            telemetry.DRAWINGS.inc(position.drawings)
-        telemetry.EPOCH.set(position.passes)
-        self._shown_steps = position.total_steps
-        self._loop_seconds, self._waited = self._clocks()
-        self._record(position, {"kind": "start", "time": self._phases.started, **facts})
-        live = self._settings.live and sys.stdout.isatty()
+        """Start to count and time steps; called by all ranks.
+
+        Args:
+            position: where the run starts or resumes.
+            meta: of the checkpoint that the run resumes from.
+            details: further entries of the log's start record.
+        """
+        previous = self._previous(meta) if self._folder is not None else None
+        if (previous := ranks.broadcast_object(previous)) is not None:
+            self.restarts = previous["restarts"] + 1
+            self._phases.resume(previous["goodput"])
+            metrics.RESTARTS.inc(self.restarts)
+            metrics.STEPS.inc(position.total_steps)
+            metrics.DRAWINGS.inc(position.drawings)
+        metrics.EPOCH.set(position.fractional_epoch)
+        self._logged_steps = position.total_steps
+        self._loop_seconds, self._wait_seconds = self._clocks()
+        self._record(position, {"kind": "start", "time": self._phases.started, **details})
+        on_terminal = sys.stdout.isatty()
         if self._folder is None:
-            if live:
-                pass_by()
+            if on_terminal:
+                print_above_bar()
             return
         self._folder.flush()
         if self._settings.tensorboard:
             self._events = EventFile(self._folder.url, position.total_steps)
-        if live:
+        if on_terminal:
             self._live = LiveLine(position.drawings, position.total_drawings)
             self._live.show(_epoch(position), "")
 
-    def _past(self, meta: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """Restarts and goodput before this process: its checkpoint's, or if none was ever saved,
-        all the time since the start that the log tells of. None: this is the first start."""
-        assert self._folder is not None, "only the first rank has a past"
+    def _previous(self, meta: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Return restarts and goodput before this process; None at the first start.
+
+        They are the checkpoint's; where none was ever saved, all the time since the first start
+        in the log counts as lost to restarts.
+        """
+        assert self._folder is not None, "only rank 0 has the log"
         records = self._folder.resume_log(meta["step"] if meta is not None else 0)
         if meta is not None:
             return {"restarts": meta["restarts"], "goodput": meta["goodput"]}
@@ -82,89 +93,90 @@ class ProgressLog:
             return None
         return {"restarts": len(starts) - 1, "goodput": {"until": starts[0], "seconds": {}}}
 
-    def forward(self, drawings: int) -> None:
-        """A step with so many drawings was begun; nothing of it is known yet."""
+    def advance(self, drawings: int) -> None:
+        """Move the live line by the drawings of a step that was started."""
         if self._live is not None:
-            self._live.forward(drawings)
+            self._live.advance(drawings)
 
     def _clocks(self) -> tuple[float, float]:
-        """Seconds of the loop so far, and of its waiting for batches; evaluating and saving are
-        not its speed."""
+        """Return the seconds of the loop so far, without evaluations and checkpoints, and those of
+        them that it waited for batches."""
         seconds = self._phases.now()
         return seconds["train"] + seconds["data_wait"], seconds["data_wait"]
 
     def new_steps(self, position: Position) -> int:
-        """Steps that were not shown yet."""
-        return position.total_steps - self._shown_steps
+        """Return how many steps have not been logged yet."""
+        return position.total_steps - self._logged_steps
 
-    def training(self, position: Position, counts: Counts) -> None:
-        """The figures of the steps since the last look; there must be some."""
+    def log_training(self, position: Position, measured: TrainingMetrics) -> None:
+        """Log the metrics of the steps since the last call; there must be at least one."""
         steps = self.new_steps(position)
         loop_seconds, waited = self._clocks()
         seconds = max(loop_seconds - self._loop_seconds, 1e-9)
         rate = steps * position.global_batch / seconds
-        wait = (waited - self._waited) / seconds
-        left = (position.total_drawings - position.drawings) / rate
-        self._shown_steps, self._loop_seconds, self._waited = (
-            position.total_steps,
-            loop_seconds,
-            waited,
+        wait = (waited - self._wait_seconds) / seconds
+        self._loop_seconds, self._wait_seconds = loop_seconds, waited
+        self._logged_steps = position.total_steps
+        _set_gauges(position, measured, steps)
+        self._show_training(position, measured, rate, wait)
+        speed = {"drawings_per_second": rate, "data_wait_share": wait}
+        self._record(
+            position, {"kind": "train"} | asdict(measured) | speed | self._goodput_record()
         )
-        telemetry.LOSS.set(counts.loss)
-        telemetry.ACCURACY.set(counts.accuracy)
-        telemetry.GRADIENT_NORM.set(counts.gradient_norm)
-        telemetry.LEARNING_RATE.set(counts.learning_rate)
-        telemetry.STEPS.inc(steps)
-        telemetry.DRAWINGS.inc(steps * position.global_batch)
-        telemetry.EPOCH.set(position.passes)
-        telemetry.LAST_STEP_TIMESTAMP.set_to_current_time()
-        if torch.cuda.is_available():
-            telemetry.DEVICE_MEMORY_BYTES.set(torch.cuda.max_memory_allocated())
+
+    def _show_training(
+        self, position: Position, measured: TrainingMetrics, rate: float, wait: float
+    ) -> None:
+        """Show drawings per second and the share of time spent waiting for batches, too."""
+        left = duration((position.total_drawings - position.drawings) / rate)
         if self._live is not None:
             validated = f"  val {self.validation.top1:.1%}" if self.validation is not None else ""
             self._live.show(
                 _epoch(position),
-                f"{duration(left)} left  {tqdm.format_sizeof(rate)}/s  loss {counts.loss:.3f}  "
-                f"acc {counts.accuracy:.1%}{validated}  wait {wait:.1%}",
+                f"{left} left  {tqdm.format_sizeof(rate)}/s  loss {measured.loss:.3f}  "
+                f"acc {measured.accuracy:.1%}{validated}  wait {wait:.1%}",
             )
         else:
             self.say(
                 f"{_epoch(position)}  step {position.step:,}/{position.epoch_steps:,}  "
-                f"{rate:,.0f} drawings/s  loss {counts.loss:.4f}  accuracy {counts.accuracy:.1%}  "
-                f"data wait {wait:.1%}  {duration(left)} left"
+                f"{rate:,.0f} drawings/s  loss {measured.loss:.4f}  "
+                f"accuracy {measured.accuracy:.1%}  data wait {wait:.1%}  {left} left"
             )
-        speed = {"drawings_per_second": rate, "data_wait_share": wait}
-        self._record(position, {"kind": "train"} | asdict(counts) | speed | self._goodput_record())
 
     def _goodput_record(self) -> dict[str, Any]:
         return {"goodput_seconds": {c: round(s, 3) for c, s in self._phases.now().items()}}
 
-    def evaluation(self, position: Position, result: Evaluation) -> None:
-        """The figures of a validation."""
-        for metric in ("top1", "top3", "map3", "mean_class_accuracy"):
-            value = result.figures()[metric]
-            telemetry.EVALUATION_ACCURACY.labels(result.split, metric).set(float(value))
+    def log_validation(self, position: Position, result: Evaluation) -> None:
+        """Log the metrics of a validation."""
+        measured = result.metrics()
+        for name in ("top1", "top3", "map3", "mean_class_accuracy"):
+            metrics.EVALUATION_ACCURACY.labels(result.split, name).set(float(measured[name]))
         self.validation = result
         self.say(
             f"validation after {position.drawings:,} drawings: top-1 {result.top1:.2%}, top-3 "
             f"{result.top3:.2%}, MAP@3 {result.map3:.4f}, mean per class "
             f"{result.mean_class_accuracy:.2%}, loss {result.loss:.4f}"
         )
-        self._record(position, {"kind": "validation", **result.figures()})
+        self._record(position, {"kind": "validation", **measured})
 
-    def _record(self, position: Position, figures: dict[str, Any]) -> None:
+    def _record(self, position: Position, values: dict[str, Any]) -> None:
+        """Add a record to metrics.jsonl and the event file; `values` override its time."""
         if self._folder is not None:
-            place = {"time": time.time(), "step": position.total_steps}
-            place |= {"drawings": position.drawings, "epoch": position.passes}
-            # JSON has no nan: the loss of nothing but skipped steps is null.
-            nans = {k: None for k, v in figures.items() if isinstance(v, float) and isnan(v)}
-            record = place | figures | nans
+            record = {
+                "time": time.time(),
+                "step": position.total_steps,
+                "drawings": position.drawings,
+                "epoch": position.fractional_epoch,
+            }
+            # JSON has no NaN: the loss is null where all steps were skipped.
+            nans = {k: None for k, v in values.items() if isinstance(v, float) and isnan(v)}
+            record |= values | nans
             self._folder.log(record)
             if self._events is not None:
                 self._events.add(record)
 
     def finish(self, position: Position) -> None:
-        """Say where the time went."""
+        """Log the end of the run, and print which causes its time went to."""
         self._record(position, {"kind": "end"} | self._goodput_record())
         self.close()
         seconds = self._phases.now()
@@ -176,7 +188,7 @@ class ProgressLog:
             self.say(f"checkpoints and metrics.jsonl are in {self._folder.url}")
 
     def close(self) -> None:
-        """Give the terminal back as it was, and write what is left; again does no harm."""
+        """Restore the terminal and close the event file; may be repeated."""
         if self._live is not None:
             self._live.close()
         if self._events is not None:
@@ -185,5 +197,19 @@ class ProgressLog:
 
 
 def _epoch(position: Position) -> str:
-    """The epoch under way, counted from 1."""
+    """Return the current epoch, counted from 1."""
     return f"epoch {min(position.epoch + 1, position.epochs)}/{position.epochs}"
+
+
+def _set_gauges(position: Position, measured: TrainingMetrics, steps: int) -> None:
+    """Set this rank's Prometheus metrics after further `steps`."""
+    metrics.LOSS.set(measured.loss)
+    metrics.ACCURACY.set(measured.accuracy)
+    metrics.GRADIENT_NORM.set(measured.gradient_norm)
+    metrics.LEARNING_RATE.set(measured.learning_rate)
+    metrics.STEPS.inc(steps)
+    metrics.DRAWINGS.inc(steps * position.global_batch)
+    metrics.EPOCH.set(position.fractional_epoch)
+    metrics.LAST_STEP_TIMESTAMP.set_to_current_time()
+    if torch.cuda.is_available():
+        metrics.DEVICE_MEMORY_BYTES.set(torch.cuda.max_memory_allocated())

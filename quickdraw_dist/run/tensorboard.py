@@ -12,41 +12,45 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
 
 FOLDER = "tensorboard"
-"""Of a run's folder."""
+"""In a run's folder."""
 
 
 def check(settings: Settings) -> None:
-    """Refuse what cannot work, before any work is done.
+    """Check that event files can be written, if they are asked for.
 
     Raises:
-        RefusedError: the package is missing, or the output is no folder of this machine.
+        RefusedError: the package is missing, or the output is not a local folder.
     """
     if not settings.metrics.tensorboard:
         return
     if find_spec("tensorboard") is None:
         raise RefusedError(
-            "--metrics.tensorboard true: needs the package tensorboard, which is not installed: "
-            "pip install 'quickdraw-dist[tensorboard]'"
+            "--metrics.tensorboard",
+            True,
+            "the package tensorboard is not installed",
+            "Run pip install 'quickdraw-dist[tensorboard]'",
         )
     if storage.is_remote(settings.output):
         raise RefusedError(
-            f"--metrics.tensorboard true: writes to a local folder only, --output is "
-            f"{settings.output}; metrics.jsonl has the same figures there"
+            "--metrics.tensorboard",
+            True,
+            f"event files need a local folder, and --output is {settings.output}",
+            "Leave it out: metrics.jsonl has the same metrics there",
         )
 
 
 class EventFile:
-    """Takes a run's records; of each process one file."""
+    """The event file of one process of a run."""
 
     def __init__(self, run: str, step: int) -> None:
-        """Go on after `step`: what an earlier process's file has of later steps is not shown."""
+        """Continue after `step`: TensorBoard hides what earlier files have of later steps."""
         from torch.utils.tensorboard import SummaryWriter  # needs the extra
 
         folder = str(Path(run, FOLDER))
         self._writer = SummaryWriter(folder, purge_step=step + 1)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Every real figure of a record, as train/loss or validation/top1."""
+        """Add every floating-point value of a record, as train/loss or validation/top1."""
         for name, value in record.items():
             if isinstance(value, float) and name not in ("time", "epoch"):
                 self._writer.add_scalar(
@@ -56,5 +60,4 @@ class EventFile:
             self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
         self._writer.close()

@@ -1,4 +1,4 @@
-"""The line at the bottom of a terminal that follows a run, and how other lines get past it."""
+"""The progress bar at the bottom of a terminal, and how other lines are printed above it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, TextIO, cast
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
-_FORMAT = "{percentage:3.0f}% {bar}"
-"""Of the bar itself, as tqdm has it."""
+_BAR = "{percentage:3.0f}% {bar}"
+"""tqdm's format of the bar itself."""
 
 
 class LiveLine:
-    """A bar at the bottom; what this process prints stands above it, whole."""
+    """A progress bar of drawings; until `close`, what this process prints appears above it."""
 
     def __init__(self, drawings: int, total_drawings: int) -> None:
-        """`drawings` of the run are done."""
-        tqdm.set_lock(threading.RLock())  # its own is one between processes, which leaves traces
+        """Show the bar on standard output, with `drawings` of `total_drawings` done."""
+        _use_thread_lock()
         self._streams = sys.stdout, sys.stderr
         self._bar: tqdm[Any] = tqdm(
             initial=drawings,
@@ -27,55 +27,46 @@ class LiveLine:
             dynamic_ncols=True,
             mininterval=0.2,
             leave=False,
-            bar_format=_FORMAT,
+            bar_format=_BAR,
         )
-        # Through the bar's own stream: only so does tqdm know that a line meets the bar.
-        through = cast(TextIO, DummyTqdmFile(sys.stdout))
-        sys.stderr = through if sys.stderr.isatty() else sys.stderr
-        sys.stdout = through
+        # Both go through the bar's own stream: tqdm knows only then that a line meets the bar.
+        above = cast(TextIO, DummyTqdmFile(sys.stdout))
+        sys.stderr = above if sys.stderr.isatty() else sys.stderr
+        sys.stdout = above
 
-    def forward(self, drawings: int) -> None:
-        """So many more are done."""
+    def advance(self, drawings: int) -> None:
+        """Count further drawings as done."""
         self._bar.update(drawings)
 
     def show(self, left: str, right: str) -> None:
-        """New text on both sides of the bar, without braces; a narrow terminal cuts the right."""
-        self._bar.bar_format = f"{left} {_FORMAT} {right}"
+        """Set the text on both sides, without braces; a narrow terminal cuts the right one."""
+        self._bar.bar_format = f"{left} {_BAR} {right}"
         self._bar.refresh()
 
     def close(self) -> None:
-        """Remove the bar; lines are printed as before."""
+        """Remove the bar and restore the standard streams."""
         self._bar.close()
         sys.stdout, sys.stderr = self._streams
 
 
-class PassingBy:
-    """A stream of another process on the same terminal: its lines erase the bar that they meet,
-    which is drawn again below them."""
+class _ErasingFile(DummyTqdmFile):
+    """A terminal on which another process shows a bar: whole lines, which first erase it."""
 
-    def __init__(self, stream: TextIO) -> None:
-        """Everything but writing is the stream's."""
-        self._stream = stream
-        self._held: list[str] = []  # of a line that is not whole yet
-
-    def write(self, text: str) -> int:
-        """Write whole lines, each at once."""
-        lines, newline, rest = text.rpartition("\n")
-        if newline:
-            self._stream.write("".join(["\r\x1b[K", *self._held, lines, newline]))
-            self._held.clear()
-        if rest:
-            self._held.append(rest)
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        """The stream's."""
-        return getattr(self._stream, name)
+    def write(self, x: str, nolock: bool = False) -> None:
+        if "\n" in x:
+            self._buf.insert(0, "\r\x1b[K")
+        super().write(x, nolock)
 
 
-def pass_by() -> None:
-    """Let what this process prints pass another one's bar."""
+def print_above_bar() -> None:
+    """Make this process's lines erase the bar of another one, which redraws it below them."""
+    _use_thread_lock()
     if sys.stdout.isatty():
-        sys.stdout = cast(TextIO, PassingBy(sys.stdout))
+        sys.stdout = cast(TextIO, _ErasingFile(sys.stdout))
     if sys.stderr.isatty():
-        sys.stderr = cast(TextIO, PassingBy(sys.stderr))
+        sys.stderr = cast(TextIO, _ErasingFile(sys.stderr))
+
+
+def _use_thread_lock() -> None:
+    """Replace tqdm's default lock, which works across processes and takes a system semaphore."""
+    tqdm.set_lock(threading.RLock())

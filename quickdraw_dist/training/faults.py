@@ -19,9 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import TrainingError
+from quickdraw_dist.base.errors import StorageError, TrainingError
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed.ranks import World, gather_objects

@@ -16,7 +16,7 @@ from quickdraw_dist import models
 from quickdraw_dist.base.hashing import key64
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry.phases import Phases
-from quickdraw_dist.data.feed import Facts
+from quickdraw_dist.data.feed import DatasetInfo
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.distributed.stragglers import WorkClock
 from quickdraw_dist.models.input import Normalisation
@@ -45,7 +45,7 @@ class Learner:
         self,
         settings: Settings,
         world: World,
-        dataset: Facts,
+        dataset: DatasetInfo,
         total_drawings: int,
         phases: Phases | None = None,
     ) -> None:
@@ -235,6 +235,11 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Return the optimizer's and the scaler's state, for a checkpoint."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Return everything that a checkpoint keeps: the tensors that are trained, not copies."""
+        average = self.average.state if self.average is not None else {}
+        return {"weights": self.model.state_dict(), "average": average, "state": self.state()}
 
     def loss_scale(self) -> float | None:
         """Return the factor on the loss in fp16's backward pass; None in other precisions."""

@@ -8,7 +8,7 @@ from math import isfinite, nan
 import torch
 
 from quickdraw_dist.distributed.ranks import sum_over_ranks
-from quickdraw_dist.run.position import Counts
+from quickdraw_dist.run.position import TrainingMetrics
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class StepMetrics:
         """Return the indices of skipped steps, the same on every rank."""
         return [at for at, norm in enumerate(self.norms) if not isfinite(norm)]
 
-    def summary(self, global_batch: int, learning_rate: float) -> Counts:
+    def summary(self, global_batch: int, learning_rate: float) -> TrainingMetrics:
         """Return means over the drawings of the steps whose loss is finite, NaN without one."""
         good = [at for at, loss in enumerate(self.losses) if isfinite(loss)]
         drawings = len(good) * global_batch
-        return Counts(
+        return TrainingMetrics(
             sum(self.losses[at] for at in good) / drawings if good else nan,
             sum(self.correct[at] for at in good) / drawings if good else nan,
             next((norm for norm in reversed(self.norms) if isfinite(norm)), nan),

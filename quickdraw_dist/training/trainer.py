@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from quickdraw_dist import models
-from quickdraw_dist.base import garbage
+from quickdraw_dist.base import process
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
 from quickdraw_dist.base.telemetry.phases import Phases
-from quickdraw_dist.data.feed import Dataset, open_feed, refuse_misfit
+from quickdraw_dist.data.feed import Dataset, check_dataset, open_feed
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.distributed import ranks
@@ -30,7 +29,7 @@ from quickdraw_dist.run.checkpoint.saver import Saver
 from quickdraw_dist.run.folder import RunFolder
 from quickdraw_dist.run.position import Interval, Position
 from quickdraw_dist.run.progress import ProgressLog
-from quickdraw_dist.run.report.page import report_end
+from quickdraw_dist.run.report.page import write_final_report
 from quickdraw_dist.training.faults import FaultLog
 from quickdraw_dist.training.learner import Learner
 from quickdraw_dist.training.profiler import StepProfiler
@@ -44,15 +43,11 @@ def check_settings(settings: Settings, dataset: Dataset, world_size: int) -> Non
     """
     models.check(settings.model)
     tensorboard.check(settings)
-    refuse_misfit(settings, dataset, world_size)
+    check_dataset(settings, dataset, world_size)
 
 
 class Trainer:
-    """One rank of one run. `epoch` and `step` (in the epoch) are the whole position.
-
-    A context manager: leaving it, however the run ended, closes the log and waits for the
-    checkpoint that is being written.
-    """
+    """One rank of one run. `epoch` and `step` (in the epoch) are the whole position."""
 
     def __init__(
         self,
@@ -92,17 +87,12 @@ class Trainer:
         self.faults = FaultLog(settings, world, self.dataset.classes)
         self.stragglers = Stragglers(world)
         self.profiler = StepProfiler(settings.train.profile, world, settings.output, self.log.say)
-        self.saver = Saver(settings, self.feed, self.learner, self.log, phases, folder)
+        state = self.learner.checkpoint_state
+        self.saver = Saver(settings, self.feed, state, self.log, phases, folder)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Write what is left of profile and log, and wait for a checkpoint that is being written;
+        to be called however the run ended."""
         with contextlib.closing(self.log), contextlib.closing(self.saver):
             self.profiler.close()
 
@@ -134,7 +124,7 @@ class Trainer:
             return 0
         self._begin()
         self._validate_if_due()  # a signal may have stopped the run while it evaluated
-        with garbage.collected_by_hand():
+        with process.manual_garbage_collection():
             while self.epoch < epochs and not self.agreement.stopped:
                 self._train_epoch()
                 if not self.agreement.stopped:
@@ -148,14 +138,13 @@ class Trainer:
             return SAVED
         self.log.finish(self.position)
         if self.folder is not None and self.settings.metrics.report:
-            self.log.say(report_end(self.folder, self.log.validation))
+            self.log.say(write_final_report(self.folder, self.log.validation))
         return 0
 
     def _begin(self) -> None:
         """Warm up, load what is resumed, and say what is about to happen."""
         with self.phases("compile", 0):
-            start, stop = self.feed.part
-            self.learner.warm_up(stop - start)
+            self.learner.warm_up(self.feed.share.drawings)
         if self.resumed is not None:
             self._load(self.resumed)
         meta = self.resumed.meta if self.resumed is not None else None
@@ -182,7 +171,7 @@ class Trainer:
         }
         shown = "{model} of {parameters:,} parameters, {classes} classes, {ranks} x {device}, "
         self.log.say((shown + "{precision}").format(**about))
-        for line in self.feed.describe(self.step):
+        for line in self.feed.start_lines(self.step):
             self.log.say(line)
         if self.resumed is not None:
             position = f"epoch {self.epoch + 1}, step {self.step:,} of {self.feed.steps:,}"
@@ -215,12 +204,12 @@ class Trainer:
         """Take one optimizer step."""
         with self.step_timer:
             self.learner.step(batch.drawings, batch.labels, self.total_steps)
-        first = self.step * self.settings.train.global_batch + self.feed.part[0]
+        first = self.feed.share.position(self.step)
         self.saver.order_digest.add(self.epoch, first, batch.host.labels, batch.host.rows)
         self.faults.remember(batch.host)
         self.step += 1
         self.total_steps += 1
-        self.log.forward(self.settings.train.global_batch)
+        self.log.advance(self.settings.train.global_batch)
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[DeviceBatch]:
         """Yield the batches on the device; the time they are waited for is charged to the data."""
@@ -247,8 +236,8 @@ class Trainer:
             for line in self.stragglers.compare_ranks(learner.work.mean_seconds()):
                 self.log.say(line)
             batch = self.settings.train.global_batch
-            self.log.training(self.position, figures.summary(batch, learner.rate))
-            garbage.collect()
+            self.log.log_training(self.position, figures.summary(batch, learner.rate))
+            process.collect_garbage()
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -263,7 +252,7 @@ class Trainer:
         """Write the last checkpoint of this process; all ranks wait for it."""
         self.log_metrics()
         with self.phases("checkpoint", self.total_steps):
-            self.saver.save_for_good(self.position, self._carried)
+            self.saver.save_final(self.position, self._carried)
 
     @property
     def _carried(self) -> dict[str, Any]:
@@ -308,5 +297,5 @@ class Trainer:
             if self.agreement.stopped:
                 self.stop.abandoned.append(batches)  # closing it may wait for a store
                 return
-            self.last_validation = result.figures() | {"step": self.total_steps}
-            self.log.evaluation(self.position, result)
+            self.last_validation = result.metrics() | {"step": self.total_steps}
+            self.log.log_validation(self.position, result)

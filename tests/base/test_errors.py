@@ -1,4 +1,4 @@
-"""Refusals: how one is worded, what callers read of it, and that it survives another process."""
+"""Errors: the text of a refusal, its fields, and copies from other processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from quickdraw_dist.base.errors import CorruptError, RefusedError, flag, nearest
+from quickdraw_dist.base.errors import CorruptError, DeniedError, RefusedError, flag, nearest
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,12 @@ def test_facts_are_attributes() -> None:
         _ = error.never_given
 
 
-def test_a_worker_process_hands_it_on_whole() -> None:
-    """Pools of processes pickle what a worker raises."""
-    error = CorruptError("a.tar", None, "block 3 has another crc32c", block=3)
+@pytest.mark.parametrize("kind", [RefusedError, CorruptError, DeniedError])
+def test_pickled(kind: type[RefusedError]) -> None:
+    """A pool of processes pickles what a worker raises."""
+    error = kind("a.tar", None, "block 3 has another crc32c", block=3)
     copy = pickle.loads(pickle.dumps(error))
-    assert (type(copy), str(copy), copy.block) == (CorruptError, str(error), 3)
+    assert (type(copy), str(copy), copy.block) == (kind, str(error), 3)
 
 
 def test_flag_and_nearest() -> None:

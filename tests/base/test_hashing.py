@@ -1,4 +1,4 @@
-"""Seeded decisions: exact, of O(1) access, and the same in every release."""
+"""Seeded random numbers: exact, O(1) access, the same in every release."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ WORDS = 2**64
 @example(count=1_025, key=5)
 @example(count=340_029, key=5)
 def test_permutation_holds_every_index_once(count: int, key: int) -> None:
-    """A row dealt twice or never would break 'every drawing exactly once' everywhere above."""
+    """Every drawing exactly once rests on this."""
     order = permutation(count, key)
     assert order.dtype == np.int64
     assert np.array_equal(np.sort(order), np.arange(count))
 
 
 def test_permutation_depends_on_its_key() -> None:
-    """One order for all seeds would pass every other test here."""
+    """The same order for all keys would pass the other tests."""
     assert len({permutation(8, key).tobytes() for key in range(2_000)}) > 1_900
 
 
-def test_permutation_has_no_favourites() -> None:
-    """Every index comes first about as often as any other, so that no row prefers a split."""
+def test_permutation_is_uniform() -> None:
+    """Every index comes first about equally often, so that no row prefers a split."""
     first = np.bincount([permutation(10, key64(n))[0] for n in range(5_000)], minlength=10)
     assert first.min() > 400
     assert first.max() < 600
@@ -51,12 +51,12 @@ def test_permutation_has_no_favourites() -> None:
     ],
 )
 def test_permutations_are_frozen(count: int, key: int, order: list[int]) -> None:
-    """Datasets and checkpoints of old releases are resumed with these orders."""
+    """Datasets and checkpoints of old releases depend on these orders."""
     assert permutation(count, key).tolist() == order
 
 
 def test_a_large_permutation_is_frozen() -> None:
-    """The same at the size of a class, where more bits ride."""
+    """At the size of a class, whose indices take more bits."""
     digest = hashlib.sha256(permutation(340_029, 42).astype("<i8").tobytes()).hexdigest()
     assert digest == "a7a521b7af6b184779acea2b71322d9b63c5ef4e6b9265d7899e9e58366f5e7f"
 
@@ -85,16 +85,16 @@ def _unmix64(word: int) -> int:
 
 @given(values=st.lists(KEYS, min_size=1, max_size=50))
 def test_mix64_can_be_undone(values: list[int]) -> None:
-    """What has an inverse is a bijection: distinct counters never collide."""
+    """A function with an inverse is a bijection: distinct counters never collide."""
     given_values = np.array(values, np.uint64)
     mixed = mix64(given_values)
     assert [_unmix64(word) for word in mixed.tolist()] == values
-    assert given_values.tolist() == values, "the input is left alone"
+    assert given_values.tolist() == values, "the input is unchanged"
 
 
 @given(key=KEYS, start=st.integers(0, 2**40), count=st.integers(0, 50), skip=st.integers(0, 50))
-def test_random64_can_be_entered_anywhere(key: int, start: int, count: int, skip: int) -> None:
-    """A resumed run goes on in the middle of a stream without drawing what came before."""
+def test_random64_has_random_access(key: int, start: int, count: int, skip: int) -> None:
+    """A resumed run starts in the middle of a stream."""
     whole = random64(key, skip + count, start)
     assert np.array_equal(random64(key, count, start + skip), whole[skip:])
 
@@ -110,8 +110,8 @@ def test_random64_and_key64_are_frozen() -> None:
     assert key64("a") == 6272302100373100518
 
 
-def test_key64_tells_order_type_and_boundaries_apart() -> None:
-    """Two decisions with one key would be one decision."""
+def test_key64_depends_on_order_type_and_boundaries() -> None:
+    """Two decisions with the same key would be the same."""
     parts: list[tuple[int | str, ...]] = [
         (), (1,), ("1",), (-1,), (1, 2), (2, 1), (12,), ("a", "b"), ("b", "a"), ("ab",),
         ("a, b",), ("a', 'b",), ("",), ("", ""), (0,), (2**64,), ("train", 1), (1, "train"),
@@ -126,6 +126,6 @@ PARTS = st.tuples(st.integers() | st.text(max_size=5), st.integers() | st.text(m
 def test_key64_is_equal_only_for_equal_parts(
     one: tuple[int | str, ...], other: tuple[int | str, ...]
 ) -> None:
-    """The same for any names and numbers, quotes and commas in them included."""
+    """For any names and numbers, those with quotes and commas included."""
     assert 0 <= key64(*one) < WORDS
     assert (key64(*one) == key64(*other)) == (one == other)

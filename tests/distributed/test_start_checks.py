@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickdraw_dist.base.errors import CorruptError, RefusedError
+from quickdraw_dist.base.errors import CorruptError, RefusedError, StorageError
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.base.storage import StorageError
 from quickdraw_dist.distributed import start_checks
 from quickdraw_dist.distributed.ranks import from_first_rank
 from quickdraw_dist.distributed.start_checks import check_same, first_difference, spell
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Figures of a split: equal to torchmetrics and to plain definitions, on any number of ranks."""
+"""Metrics of a split: equal to torchmetrics and to their definitions, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.evaluation.metrics import Evaluation, evaluate
 from quickdraw_dist.models.input import Normalisation
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 class ReadsItsPixels(nn.Module):
-    """A network whose logits are the drawing's first pixels: a test decides every answer."""
+    """A network whose logits are the drawing's first pixels, which a test sets."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Drawings:
 
     @property
     def logits(self) -> torch.Tensor:
-        """What the network is to answer, (N, C) float64."""
+        """The network's logits, (N, C) float64."""
         return torch.from_numpy(self.pixels[:, : self.classes].astype(np.float64)) * SCALE
 
     def batches(self, sizes: Sequence[int], start: int = 0) -> Iterator[Batch]:
@@ -73,7 +73,7 @@ class Drawings:
 
 
 SCALE = 0.05
-"""One grey level in logits: std below undoes the 255 of Normalisation and makes it this."""
+"""A logit per grey level; `measure` chooses the std so that normalisation gives this."""
 
 
 def measure(
@@ -97,9 +97,9 @@ def map3(logits: torch.Tensor, labels: Sequence[int]) -> float:
     total = 0.0
     for row, label in zip(logits.tolist(), labels, strict=True):
         ranking = sorted(range(len(row)), key=lambda guess: -row[guess])
-        for place, guess in enumerate(ranking[:3], 1):
+        for rank, guess in enumerate(ranking[:3], 1):
             if guess == label:
-                total += 1 / place
+                total += 1 / rank
     return total / len(labels)
 
 
@@ -110,9 +110,9 @@ def map3(logits: torch.Tensor, labels: Sequence[int]) -> float:
 @pytest.mark.parametrize(
     "sizes", [(97,), (32, 32, 32, 1), (5, 0, 92)], ids=["one batch", "uneven", "with an empty one"]
 )
-def test_figures_are_their_definitions(classes: int, sizes: tuple[int, ...]) -> None:
-    """The report's numbers are compared with other people's: they must be the usual ones, however
-    the split is cut into batches, also for fewer classes than three guesses."""
+def test_metrics_match_their_definitions(classes: int, sizes: tuple[int, ...]) -> None:
+    """The report's numbers are compared with those of other models: they must be the usual ones,
+    for any batch sizes, also with fewer classes than three guesses."""
     from torchmetrics.functional.classification import (  # slow, and the ranks do not need it
         multiclass_accuracy,
         multiclass_confusion_matrix,
@@ -143,8 +143,7 @@ def test_figures_are_their_definitions(classes: int, sizes: tuple[int, ...]) -> 
 
 
 def test_a_class_without_drawings() -> None:
-    """It has no accuracy, and the mean over classes is over the others; being predicted wrongly
-    does not make it count."""
+    """It has no accuracy, and the mean over classes excludes it, also if it is predicted."""
     drawings = Drawings(4, 40)
     drawings.labels[drawings.labels == 2] = 1
     result = measure(drawings, drawings.batches((40,)))
@@ -156,23 +155,23 @@ def test_a_class_without_drawings() -> None:
 
 
 def test_no_drawings() -> None:
-    """A split may be empty: figures are zeros, not an error."""
-    figures = measure(Drawings(3, 3), iter(())).figures()
-    assert figures["drawings"] == 0
-    assert figures["top1"] == figures["map3"] == figures["loss"] == 0
+    """A split may be empty: metrics are zero, not an error."""
+    metrics = measure(Drawings(3, 3), iter(())).metrics()
+    assert metrics["drawings"] == 0
+    assert metrics["top1"] == metrics["map3"] == metrics["loss"] == 0
 
 
-def test_figures_are_json() -> None:
+def test_metrics_are_json() -> None:
     """They go into metrics.jsonl, the checkpoint's meta.json and a job's output."""
     drawings = Drawings(5, 30)
-    figures = measure(drawings, drawings.batches((30,))).figures()
-    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
-    assert figures["split"] == "test"
-    assert (figures["classes"], figures["drawings"]) == (5, 30)
+    metrics = measure(drawings, drawings.batches((30,))).metrics()
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+    assert metrics["split"] == "test"
+    assert (metrics["classes"], metrics["drawings"]) == (5, 30)
 
 
 def test_confused_pairs() -> None:
-    """Most frequent first, true class before guess, and never a pair that did not happen."""
+    """Most frequent first, true class before guess, and no pair that did not happen."""
     confusion = np.array([[5, 2, 0], [7, 1, 0], [0, 3, 9]])
     result = Evaluation("test", ("a", "b", "c"), confusion, np.zeros(3, np.int64), 0.0, 0.0)
     assert result.confused_pairs(2) == [(1, 0, 7), (2, 1, 3)]
@@ -180,7 +179,7 @@ def test_confused_pairs() -> None:
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    """Evaluation in the middle of training must put dropout and batch norm back to work."""
+    """Evaluation during training must switch dropout and batch norm back on."""
     drawings = Drawings(3, 3)
     for training in (True, False):
         model = ReadsItsPixels(3).train(training)
@@ -196,7 +195,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_mistakes_are_the_most_confident_ones() -> None:
-    """The contact sheet shows where the model is surest and wrong; (label, row) leads back to the
+    """The report shows where the model is most confident and wrong; (label, row) identifies the
     drawing in the source, so both and the pixels must be that drawing's."""
     drawings = Drawings(5, 80)
     result = measure(drawings, drawings.batches((30, 30, 20)), keep_mistakes=12)
@@ -206,9 +205,9 @@ def test_mistakes_are_the_most_confident_ones() -> None:
     assert len(wrong) > 20
     expected = sorted((confidence[n] for n in wrong), reverse=True)[:12]
     assert [m.confidence for m in result.mistakes] == pytest.approx(expected, rel=1e-5)
-    place = {int(row): n for n, row in enumerate(drawings.rows)}
+    index = {int(row): n for n, row in enumerate(drawings.rows)}
     for mistake in result.mistakes:
-        n = place[mistake.row]
+        n = index[mistake.row]
         assert (mistake.label, mistake.predicted) == (drawings.labels[n], guess[n])
         assert mistake.confidence == pytest.approx(confidence[n], rel=1e-5)
         assert mistake.pixels.dtype == np.uint8
@@ -218,7 +217,7 @@ def test_mistakes_are_the_most_confident_ones() -> None:
 
 
 def test_fewer_mistakes_than_asked_for() -> None:
-    """A good model makes few; a run in training keeps none."""
+    """A good model makes few; a validation during training keeps none."""
     drawings = Drawings(4, 20)
     drawings.labels = drawings.logits.argmax(1).numpy()
     drawings.labels[3] = (drawings.labels[3] + 1) % 4
@@ -227,12 +226,12 @@ def test_fewer_mistakes_than_asked_for() -> None:
 
 
 @pytest.mark.parametrize("keep_mistakes", [0, 12])
-def test_kept_as_bytes(keep_mistakes: int) -> None:
-    """A run leaves its last validation in its folder, and its page can be made again from it."""
+def test_stored_as_bytes(keep_mistakes: int) -> None:
+    """A run stores its last validation in its folder, and its page can be made from it later."""
     drawings = Drawings(5, 80)
     whole = measure(drawings, drawings.batches((80,)), keep_mistakes=keep_mistakes)
-    again = Evaluation.from_bytes(whole.to_bytes())
-    assert again.figures() == whole.figures()
+    again = Evaluation.from_bytes(whole.to_bytes(), "validation.npz")
+    assert again.metrics() == whole.metrics()
     assert (again.classes, again.loss, again.map3) == (whole.classes, whole.loss, whole.map3)
     assert np.array_equal(again.confusion, whole.confusion)
     assert np.array_equal(again.top3_per_class, whole.top3_per_class)
@@ -243,22 +242,22 @@ def test_kept_as_bytes(keep_mistakes: int) -> None:
 
 
 def test_other_bytes_are_refused() -> None:
-    """Half a file, somebody else's, and one that pickle would be needed for."""
+    """Half a file, another program's, and one that needs pickle."""
     drawings = Drawings(5, 20)
     whole = measure(drawings, drawings.batches((20,))).to_bytes()
     other, pickled = io.BytesIO(), io.BytesIO()
     np.savez(other, confusion=np.zeros(3))
     np.savez(pickled, rest=np.array([{}], dtype=object))
     for data in (b"", b"text", whole[:-100], other.getvalue(), pickled.getvalue()):
-        with pytest.raises(CorruptError, match="not a kept evaluation"):
-            Evaluation.from_bytes(data)
+        with pytest.raises(CorruptError, match=r"runs/x/validation\.npz: not a stored evaluation"):
+            Evaluation.from_bytes(data, "runs/x/validation.npz")
 
 
 # -- ties ------------------------------------------------------------------------------------------
 
 
 def tied(classes: int) -> Drawings:
-    """A network that gives every class the same logit, as a dead one does."""
+    """Return drawings whose logits are all equal, as those of a dead network."""
     drawings = Drawings(classes, 4 * classes)
     drawings.pixels[:] = 7
     return drawings
@@ -266,21 +265,20 @@ def tied(classes: int) -> Drawings:
 
 @pytest.mark.parametrize("classes", [2, 3, 5, 20])
 def test_ties_are_one_guess(classes: int) -> None:
-    """Equal logits are no three right answers: one guess a place, so a dead network scores
-    chance and not more."""
+    """Equal logits give one guess per rank, so a dead network scores chance and not more."""
     drawings = tied(classes)
     result = measure(drawings, drawings.batches((4 * classes,)))
     assert result.drawings == 4 * classes
     assert result.top1 == pytest.approx(1 / classes)
     assert result.top3 == pytest.approx(min(3, classes) / classes)
-    expected = sum(1 / place for place in range(1, min(3, classes) + 1)) / classes
+    expected = sum(1 / rank for rank in range(1, min(3, classes) + 1)) / classes
     assert result.map3 == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("classes", [5, 20])
 def test_mistakes_agree_with_the_confusion_matrix(classes: int) -> None:
-    """What is counted as right must not be shown as a mistake. Ties are common in bf16, which
-    has 8 bits for a logit."""
+    """A drawing that counts as right must not be shown as a mistake. Ties are common in bf16,
+    which has 8 significant bits."""
     drawings = tied(classes)
     result = measure(drawings, drawings.batches((4 * classes,)), keep_mistakes=10**6)
     shown = np.zeros_like(result.confusion)
@@ -293,7 +291,7 @@ def test_mistakes_agree_with_the_confusion_matrix(classes: int) -> None:
 
 # -- two ranks -------------------------------------------------------------------------------------
 
-PARTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+SHARES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     # name: batch sizes of either rank; 41 drawings in all
     "even": ((11, 10), (20,)),
     "uneven": ((8, 8, 8, 8, 1), (8,)),
@@ -306,38 +304,38 @@ PARTS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 def pair(
     processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
-    """What each of two real gloo ranks found, for all partitions at once."""
+    """The result of each of two real gloo ranks, for all shares at once."""
     return run_ranks(processes, 2, tmp_path_factory.mktemp("pair"), run_rank)
 
 
 def summary(result: Evaluation) -> dict[str, Any]:
-    """All of an evaluation but pixels."""
+    """Return all of an evaluation but the mistakes."""
     return {
-        "figures": result.figures(),
+        "metrics": result.metrics(),
         "confusion": result.confusion.tolist(),
         "top3_per_class": result.top3_per_class.tolist(),
     }
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", SHARES)
 def test_two_ranks_find_the_same(name: str, pair: list[dict[str, Any]]) -> None:
-    """Every drawing counts once on any number of ranks, parts of any length, also none; and all
-    ranks know the same figures, because all of them decide by them."""
+    """Every drawing counts once on any number of ranks, with shares of any length, also empty
+    ones; and all ranks get the same metrics, as all of them decide by these."""
     drawings = Drawings(4, 41)
     expected = summary(measure(drawings, drawings.batches((41,))))
     for found in pair:
-        found_figures, figures = found[name].pop("figures"), dict(expected["figures"])
-        assert found_figures.pop("loss") == pytest.approx(figures.pop("loss"), abs=2e-6)
-        assert found_figures == figures
-        assert found[name] == {k: v for k, v in expected.items() if k != "figures"}
+        found_metrics, metrics = found[name].pop("metrics"), dict(expected["metrics"])
+        assert found_metrics.pop("loss") == pytest.approx(metrics.pop("loss"), abs=2e-6)
+        assert found_metrics == metrics
+        assert found[name] == {k: v for k, v in expected.items() if k != "metrics"}
 
 
 def run_rank(rank: int, size: int) -> dict[str, Any]:
-    """One of two ranks: evaluates its part of every partition."""
+    """Evaluate one rank's share of every split into two."""
     torch.set_num_threads(1)
     world = World(rank, size, rank, size, torch.device("cpu"))
     drawings, found = Drawings(4, 41), {}
-    for name, parts in PARTS.items():
-        start = sum(parts[0]) if rank else 0
-        found[name] = summary(measure(drawings, drawings.batches(parts[rank], start), world))
+    for name, shares in SHARES.items():
+        start = sum(shares[0]) if rank else 0
+        found[name] = summary(measure(drawings, drawings.batches(shares[rank], start), world))
     return found

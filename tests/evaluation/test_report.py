@@ -1,4 +1,4 @@
-"""The report: numbers as in the evaluation, one page that stands alone, pictures that decode."""
+"""The report: the evaluation's numbers, one self-contained page, pictures that decode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import quickdraw_dist
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.evaluation.charts import EMPTY, draw_pictures, short, side_by_side
 from quickdraw_dist.evaluation.html import printable
@@ -24,7 +23,7 @@ from quickdraw_dist.evaluation.metrics import Evaluation, Mistake
 from quickdraw_dist.evaluation.report import write_report
 from tests.support.pages import Page
 
-FACTS = {"Checkpoint": "runs/a & b/step-000000010", "Hardware": "<8 × GPU>"}
+DETAILS = {"Checkpoint": "runs/a & b/step-000000010", "Hardware": "<8 × GPU>"}
 ODD_NAMES = (
     "$\\frac$ or 5",  # no valid mathtext: matplotlib raises when it reads it as such
     "<script>alert(1)</script>",
@@ -61,14 +60,14 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
     evaluation.top3_per_class[2] = 0
     folder = tmp_path_factory.mktemp("report") / "made" / "here"
     title = "Résumé </title><b>of 'it'"
-    assert write_report(evaluation, folder, title=title, facts=FACTS) == folder / "index.html"
+    assert write_report(evaluation, folder, title=title, details=DETAILS) == folder / "index.html"
     return evaluation, folder
 
 
-def test_json_holds_the_figures_of_the_evaluation(odd: tuple[Evaluation, Path]) -> None:
+def test_json_holds_the_metrics_of_the_evaluation(odd: tuple[Evaluation, Path]) -> None:
     evaluation, folder = odd
     numbers = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    assert {key: numbers[key] for key in evaluation.figures()} == evaluation.figures()
+    assert {key: numbers[key] for key in evaluation.metrics()} == evaluation.metrics()
     assert [row["class"] for row in numbers["per_class"]] == list(ODD_NAMES)
     for label, row in enumerate(numbers["per_class"]):
         counts = evaluation.confusion[label].copy()
@@ -93,7 +92,7 @@ def test_json_holds_the_figures_of_the_evaluation(odd: tuple[Evaluation, Path]) 
         )
 
 
-def test_page_stands_alone(odd: tuple[Evaluation, Path]) -> None:
+def test_page_is_self_contained(odd: tuple[Evaluation, Path]) -> None:
     _, folder = odd
     page = Page(folder / "index.html")
     assert page.every("html")[0]["lang"] == "en"
@@ -121,12 +120,12 @@ def test_pictures_are_embedded_and_described(odd: tuple[Evaluation, Path]) -> No
             assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 3
 
 
-def test_names_title_and_facts_are_text(odd: tuple[Evaluation, Path]) -> None:
+def test_names_title_and_details_are_text(odd: tuple[Evaluation, Path]) -> None:
     _, folder = odd
     page = Page(folder / "index.html")
     assert len(page.every("script")) == len(page.every("title")) == 1
     assert page.text("title") == page.text("h1") == "Résumé </title><b>of 'it'"
-    assert [row[0][1] for row in page.rows[: len(FACTS)]] == list(FACTS.values())
+    assert [row[0][1] for row in page.rows[: len(DETAILS)]] == list(DETAILS.values())
     raw = (folder / "index.html").read_bytes()
     assert b"<script>alert" not in raw
     assert b"\x00" not in raw
@@ -160,7 +159,7 @@ def test_equal_evaluations_give_equal_bytes_whatever_the_style(
     copy = replace(evaluation, confusion=evaluation.confusion.copy())
     with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 20, "savefig.dpi": 50}):
         before = dict(matplotlib.rcParams)
-        write_report(copy, tmp_path, title="Résumé </title><b>of 'it'", facts=FACTS)
+        write_report(copy, tmp_path, title="Résumé </title><b>of 'it'", details=DETAILS)
         assert dict(matplotlib.rcParams) == before
     names = sorted(path.name for path in folder.iterdir())
     assert len(names) == 6
@@ -181,7 +180,7 @@ def test_class_without_drawings_is_an_empty_row(odd: tuple[Evaluation, Path]) ->
 def test_without_mistakes_the_page_says_so(tmp_path: Path) -> None:
     (tmp_path / "mistakes.png").write_bytes(b"of an earlier report")
     perfect = Evaluation("test", ("a", "b"), np.diag([3, 4]), np.array([3, 4]), 1.0, float("nan"))
-    page = Page(write_report(perfect, tmp_path, title="t", facts={}))
+    page = Page(write_report(perfect, tmp_path, title="t", details={}))
     assert len(page.every("img")) == 2
     assert "No drawing was taken for another class." in page.text("p")
     assert "No mistakes to show." in page.text("p")
@@ -194,7 +193,7 @@ def test_split_without_drawings_and_without_pyplot(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import of it now fails
     empty = Evaluation("test", ("a", "b"), np.zeros((2, 2), np.int64), np.zeros(2, np.int64), 0, 0)
-    page = Page(write_report(empty, tmp_path, title="t", facts={}))
+    page = Page(write_report(empty, tmp_path, title="t", details={}))
     assert "has no drawings" in page.text("p")
 
 
@@ -234,12 +233,12 @@ def test_text_is_cut_and_cleaned() -> None:
     assert printable("a\tb\x00c\ud800 é日\u2028") == "a b\ufffdc\ufffd é日 "
 
 
-def test_without_matplotlib_it_is_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_is_refused_before_anything_is_written(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "quickdraw_dist.evaluation.charts")
-    monkeypatch.delattr(quickdraw_dist, "report_pictures")
-    with pytest.raises(RefusedError, match=r"pip install 'quickdraw-dist\[report\]'"):
-        write_report(fake(2), tmp_path / "report", title="t", facts={})
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(RefusedError, match=f"the package {package} is not installed") as refused:
+        write_report(fake(2), tmp_path / "report", title="t", details={})
+    assert "pip install 'quickdraw-dist[report]'" in refused.value.remedy
     assert not (tmp_path / "report").exists()

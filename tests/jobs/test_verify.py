@@ -1,4 +1,4 @@
-"""`python -m jobs.verify`: 0 for a dataset that is right, 2 and the names of what is wrong."""
+"""`python -m jobs.verify`: 0 for a correct dataset, 2 and the problems for any other."""
 
 from __future__ import annotations
 
@@ -6,35 +6,27 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from jobs import command, verify
+from jobs import verify
+from tests.jobs import conftest
+from tests.jobs.conftest import ROOT
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
-
-ROOT = Path(__file__).resolve().parents[2]
+    from tests.support.data.datasets import Dataset
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Run the job as its main program does; it must end with 2: the lines that it says."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        command.run(partial(verify.main, argv))
-    assert caught.value.code == 2
-    text = capsys.readouterr()
-    assert "checksums right" not in text.out
-    said = text.err[text.err.index("error: ") :]
-    return said.removeprefix("error: ").rstrip().split("\n       ")
+    """Run the job; it must exit with 2: the lines that it prints."""
+    return conftest.refused(verify.main, argv, capsys)
 
 
 def test_a_good_dataset(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    """It says what was proved, and with --source that the pixels were, too."""
+    """Reports what was checked, with --source also the pixels."""
     verify.main([dataset.folder])
     text = capsys.readouterr().out
     shards = sum(len(of_split) for of_split in dataset.manifest.splits.values())
@@ -49,14 +41,14 @@ def test_a_good_dataset(dataset: Dataset, capsys: pytest.CaptureFixture[str]) ->
 def test_the_dataset_is_the_setting_data(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without an argument, the dataset that training will look for."""
+    """Without an argument: the dataset that training reads."""
     monkeypatch.setenv("QUICKDRAW_DATA", dataset.folder)
     verify.main([])
     assert dataset.manifest.digest in capsys.readouterr().out
 
 
 def test_a_flipped_byte_from_the_command_line(dataset: Dataset, tmp_path: Path) -> None:
-    """The real program: exit code 2, the shard's name, no traceback."""
+    """As a process: exit code 2, the shard's name, no traceback."""
     folder = shutil.copytree(dataset.folder, tmp_path / "dataset")
     path = folder / dataset.manifest.splits["val"][0].name
     data = bytearray(path.read_bytes())
@@ -81,7 +73,7 @@ def test_problems_are_cut_off(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of a folder that lost its shards, some lines are enough, and it says that there are more."""
+    """A folder without its shards: only the first problems are printed."""
     folder = shutil.copytree(dataset.folder, tmp_path / "dataset")
     shards = list(folder.rglob("*.tar"))
     for path in shards:
@@ -90,11 +82,11 @@ def test_problems_are_cut_off(
     assert [line.rpartition(": ")[2] for line in lines] == ["missing"] * len(shards)
     monkeypatch.setattr(verify, "_SHOWN", 3)
     few = refused([str(folder)], capsys)
-    assert few == [*lines[:3], "and more; verify again when these are repaired"]
+    assert few == [*lines[:3], "and more; repair these and verify again"]
 
 
 def test_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command that makes one."""
+    """The error names the command that makes one."""
     (line,) = refused([str(tmp_path)], capsys)
     assert line.endswith(
         f"no dataset there (no manifest.json). Make one with: make shard DEST={tmp_path}"
@@ -104,7 +96,7 @@ def test_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_source_without_a_class(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Compared with another folder than it was made from, it says what is missing there."""
+    """The error names what the source lacks."""
     np.save(tmp_path / "cat.npy", np.zeros((601, 784), np.uint8))
     (line,) = refused([dataset.folder, "--source", str(tmp_path)], capsys)
     assert line.startswith("class 'dog': there is no dog.npy in ")
@@ -113,7 +105,7 @@ def test_a_source_without_a_class(
 def test_changed_and_truncated_sources(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A pixel names the drawing, a length names the file."""
+    """A changed pixel is reported with its drawing, a wrong length with its file."""
     source = shutil.copytree(dataset.source.url, tmp_path / "source")
     path = source / "zigzag.npy"
     data = bytearray(path.read_bytes())
@@ -125,18 +117,3 @@ def test_changed_and_truncated_sources(
     (line,) = refused([dataset.folder, "--source", str(source)], capsys)
     assert line.startswith(f"{path}: ")
     assert "truncated" in line
-
-
-def test_a_wrong_flag_and_help(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    """2 and the nearest flag, or 0 and the text."""
-    (line, *_) = _said(["--sorce", "x", dataset.folder], 2, capsys)
-    assert "unknown argument --sorce. Did you mean '--source'" in line
-    assert any("--source" in line for line in _said(["--help"], 0, capsys))
-
-
-def _said(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    with pytest.raises(SystemExit) as caught:
-        verify.main(argv)
-    assert caught.value.code == code
-    text = capsys.readouterr()
-    return (text.out + text.err).splitlines()

@@ -1,4 +1,4 @@
-"""One writer of a run in a store, whatever dies, hangs or is lost on the way."""
+"""One writer of a run in a store, whatever is killed, stalled or lost."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError, TrainingError
-from quickdraw_dist.base.storage import StorageError
+from quickdraw_dist.base.errors import ChangedError, RefusedError, StorageError, TrainingError
 from quickdraw_dist.run import lease
 from quickdraw_dist.run.lease import Lease
-from tests.conftest import Store, use_store
 from tests.support.gcs.fault_proxy import FaultProxy
+from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import Request, Response
 
 RUN = "gs://bucket/run"
@@ -28,7 +27,7 @@ WRITER = f"{RUN}/.writer"
 
 HOLD = f"""
 import sys
-from tests.conftest import use_store
+from tests.support.gcs.local import use_store
 from quickdraw_dist.run import lease
 use_store(sys.argv[1])
 lease.RENEW_SECONDS = 0.02
@@ -40,7 +39,7 @@ sys.stdin.read()
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signs of life come fast here; a holder has a second until it is taken for dead."""
+    """Renewals are frequent here; a holder counts as dead after a second."""
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.02)
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1.0)
 
@@ -70,12 +69,12 @@ def other(store: Store) -> Iterator[subprocess.Popen[str]]:
 
 
 def holder() -> dict[str, object]:
-    """What the object says."""
+    """Return what the object holds."""
     return dict(json.loads(storage.read(WRITER)))
 
 
 def renewals(seen: int, count: int) -> None:
-    """Wait until the object was replaced so often since it was of this generation."""
+    """Wait until the object has been replaced `count` times since generation `seen`."""
     for _ in range(count):
         while (now := storage.read_version(WRITER)[1]) == seen:
             time.sleep(0.005)
@@ -85,29 +84,29 @@ def renewals(seen: int, count: int) -> None:
 def test_a_second_writer_is_told_who_holds_it(
     other: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Refused as soon as the holder shows life; it holds on. Another run beside it is free."""
+    """Refused as soon as the holder renews, which it keeps doing. Another run is free."""
     with pytest.raises(RefusedError) as refused:
         Lease(RUN)
     for text in (str(refused.value), capsys.readouterr().err):
         assert RUN in text
         assert f"process {other.pid} on {socket.gethostname()}" in text
-    assert str(refused.value).startswith(f"--output {RUN}: ")
+    assert (refused.value.subject, refused.value.value) == ("--output", RUN)
     renewals(storage.read_version(WRITER)[1], 2)
     Lease("gs://bucket/beside").release()
 
 
-def test_let_go_of(store: Store) -> None:
-    """A run that ended leaves nothing to wait for."""
+def test_release(store: Store) -> None:
+    """A run that has ended leaves nothing to wait for."""
     first = Lease(RUN)
     first.release()
     assert not storage.exists(WRITER)
     Lease(RUN).release()
 
 
-def test_a_killed_writer_on_this_machine(
+def test_a_killed_writer_on_this_host(
     other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command again at once: its process number says that it is dead, nobody waits."""
+    """The same command at once: the writer's process is gone, so nothing waits for its expiry."""
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 1e9)
     other.kill()
     other.wait()
@@ -116,28 +115,28 @@ def test_a_killed_writer_on_this_machine(
     taken.release()
 
 
-def test_a_killed_writer_elsewhere(
+def test_a_killed_writer_on_another_host(
     other: subprocess.Popen[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Of another machine, or container, nothing is known but that its signs of life ended."""
+    """Of another host, or container, only the missing renewals are known."""
     other.kill()
     other.wait()
-    monkeypatch.setattr(lease, "_process_table", lambda: "another machine's")
+    monkeypatch.setattr(lease, "_pid_namespace", lambda: "another host's")
     taken = Lease(RUN)
-    assert "waiting for a sign of life, 1 s" in capsys.readouterr().err
+    assert "Waiting up to 1 s for a renewal" in capsys.readouterr().err
     assert holder()["process"] == os.getpid()
     taken.release()
 
 
 def test_a_stopped_holder_that_wakes_up(held: Lease) -> None:
-    """A machine that hung for minutes finds its run taken: it must not write one byte more, and
-    its release must not take the new holder's lease away."""
+    """A host that stalled for minutes finds its run taken over: it must write nothing more, and
+    its release must not remove the new holder's lease."""
     held.check()
     taker = json.dumps({"id": "x", "who": "process 7 on elsewhere"}).encode()
-    while holder()["id"] != "x":  # somebody takes it between two signs of life
-        with contextlib.suppress(storage.ChangedError):
+    while holder()["id"] != "x":  # taken over between two renewals
+        with contextlib.suppress(ChangedError):
             storage.publish_version(WRITER, taker, storage.read_version(WRITER)[1])
     held._thread.join()
     for _ in range(2):
@@ -149,8 +148,8 @@ def test_a_stopped_holder_that_wakes_up(held: Lease) -> None:
 
 @pytest.mark.parametrize("removed", [True, False])
 def test_an_object_that_is_no_lease(store: Store, removed: bool) -> None:
-    """Somebody's file of that name, or the object removed by hand under a holder: no traceback,
-    and two never write."""
+    """Another program's file of that name, or the object removed by hand: no traceback, and never
+    two writers."""
     if removed:
         taken = Lease(RUN)
         storage.remove_folder(RUN)
@@ -163,14 +162,14 @@ def test_an_object_that_is_no_lease(store: Store, removed: bool) -> None:
 
 
 def test_no_such_bucket(store: Store) -> None:
-    """Found at the start, not after the first epoch."""
+    """Refused at the start, not found out after the first epoch."""
     with pytest.raises(RefusedError, match="--output gs://missing/run: no such bucket"):
         Lease("gs://missing/run")
 
 
-def test_answers_that_are_lost(store: Store) -> None:
-    """The store did what was asked, and the connection broke: the next try finds the object
-    changed, by this very process. That is no other writer."""
+def test_lost_responses(store: Store) -> None:
+    """The store did the write, and the connection broke: the retry finds the object changed, by
+    this very process, which is no other writer."""
     with FaultProxy(store.server.url, ["reset"], share=0.5) as proxy:
         use_store(proxy.url)
         taken = Lease(RUN)
@@ -183,9 +182,9 @@ def test_answers_that_are_lost(store: Store) -> None:
 def test_a_store_that_is_down_for_a_while(
     store: Store, held: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody else can take the lease meanwhile either: saving fails as long, and then goes on."""
+    """No other process can take the lease meanwhile: saving fails until the store is back."""
     monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.0)  # every answer is too old
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.0)  # every renewal is too old
     down = Response(503)
 
     def refuse(request: Request) -> Response:

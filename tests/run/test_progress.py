@@ -1,5 +1,5 @@
 """Progress: durations as people read them, intervals that a restart does not shift, and what is
-said and written of the loop."""
+printed and logged of the loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quickdraw_dist.base.telemetry.metrics import REGISTRY
 from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.base.units import duration
 from quickdraw_dist.run.folder import RunFolder
-from quickdraw_dist.run.position import Counts, Interval, Position
+from quickdraw_dist.run.position import Interval, Position, TrainingMetrics
 from quickdraw_dist.run.progress import ProgressLog
 
 
@@ -44,12 +44,12 @@ def test_duration(seconds: float, text: str) -> None:
 @settings(deadline=None)
 @given(st.integers(0, 10**7))
 def test_duration_says_the_seconds(seconds: int) -> None:
-    """No duration reads as another one: the text is worth its seconds, two digits a place."""
+    """No duration reads as another one: the text adds up to its seconds, two digits per unit."""
     text = duration(seconds)
     assert re.fullmatch(r"(\d+:[0-5]\d|\d):[0-5]\d|[1-5]\d:[0-5]\d", text)
     worth = 0
-    for place in text.split(":"):
-        worth = 60 * worth + int(place)
+    for digits in text.split(":"):
+        worth = 60 * worth + int(digits)
     assert worth == seconds
 
 
@@ -63,8 +63,8 @@ def test_duration_says_the_seconds(seconds: int) -> None:
 def test_interval_fires_the_same_after_any_restart(
     every: int, batch: int, steps: int, data: st.DataObject
 ) -> None:
-    """A run that was preempted anywhere evaluates and saves after the same steps as one that
-    never stopped."""
+    """A run that was preempted anywhere evaluates and saves after the same steps as one that was
+    not."""
     restart = data.draw(st.integers(0, steps))
 
     def fired(first: int, last: int) -> list[int]:
@@ -83,18 +83,10 @@ def test_interval_of_zero_never_fires() -> None:
     assert not any(Interval(0).passed(n, n + 10) for n in range(0, 100, 10))
 
 
-def test_interval_includes_its_end() -> None:
-    """The step that reaches the multiple fires, and the next one does not fire again."""
-    interval = Interval(100)
-    assert interval.passed(50, 100)
-    assert not interval.passed(100, 150)
-    assert not interval.passed(0, 99)
-
-
 # -- the log ---------------------------------------------------------------------------------------
 
-COUNTS = Counts(loss=1.25, accuracy=0.625, gradient_norm=0.5, learning_rate=1e-3)
-FACTS = {"model": "sketchcnn", "ranks": 2}
+MEASURED = TrainingMetrics(loss=1.25, accuracy=0.625, gradient_norm=0.5, learning_rate=1e-3)
+DETAILS = {"model": "sketchcnn", "ranks": 2}
 
 
 def at(total_steps: int) -> Position:
@@ -132,7 +124,7 @@ def test_speed_is_the_loops(
     clock.now += 100  # starting
     with phases("data wait", 0):
         pass  # training from here on
-    log.start(at(0), None, FACTS)
+    log.start(at(0), None, DETAILS)
     clock.now += 6
     with phases("data wait", 0):
         clock.now += 2
@@ -141,18 +133,18 @@ def test_speed_is_the_loops(
     with phases("checkpoint", 0):
         clock.now += 1000
     assert log.new_steps(at(20)) == 20
-    log.training(at(20), COUNTS)
+    log.log_training(at(20), MEASURED)
     assert log.new_steps(at(20)) == 0
     line = capsys.readouterr().out
     assert line == (
         "epoch 1/2  step 20/50  25 drawings/s  loss 1.2500  accuracy 62.5%  data wait 25.0%  "
         "0:32 left\n"
     )
-    clock.now += 1  # the second look has clocks of its own
-    log.training(at(60), COUNTS)
+    clock.now += 1  # the next interval has clocks of its own
+    log.log_training(at(60), MEASURED)
     assert "epoch 2/2  step 10/50  400 drawings/s" in capsys.readouterr().out
     start, first, second = records(folder)
-    assert start == {"kind": "start", "time": 0, "step": 0, "drawings": 0, "epoch": 0} | FACTS
+    assert start == {"kind": "start", "time": 0, "step": 0, "drawings": 0, "epoch": 0} | DETAILS
     assert first | {"time": 0} == {
         "time": 0,
         "kind": "train",
@@ -177,13 +169,13 @@ def test_speed_is_the_loops(
     assert (second["epoch"], second["data_wait_share"]) == (1.2, 0)
 
 
-def test_other_ranks_count_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
-    """Only rank 0 has a folder; every rank's endpoint has the figures."""
+def test_other_ranks_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only rank 0 has a folder; every rank's endpoint has the metrics."""
     steps = REGISTRY.get_sample_value("quickdraw_steps_total") or 0
     drawings = REGISTRY.get_sample_value("quickdraw_drawings_total") or 0
     log = ProgressLog(Phases(), None, Metrics())
-    log.start(at(10), None, FACTS)
-    log.training(at(13), COUNTS)
+    log.start(at(10), None, DETAILS)
+    log.log_training(at(13), MEASURED)
     log.finish(at(13))
     assert capsys.readouterr().out == ""
     assert REGISTRY.get_sample_value("quickdraw_steps_total") == steps + 3
@@ -196,8 +188,8 @@ def write_log(folder: RunFolder, *lines: dict[str, object]) -> None:
     Path(folder.url, "metrics.jsonl").write_text(text)
 
 
-def test_goes_on_from_a_checkpoint(folder: RunFolder, clock: SimpleNamespace) -> None:
-    """Counters that belong to the run, and the log without what is done again."""
+def test_resumes_from_a_checkpoint(folder: RunFolder, clock: SimpleNamespace) -> None:
+    """The run's counters, and the log without the steps that are repeated."""
     write_log(folder, *({"kind": "train", "step": step, "time": 1.0} for step in (20, 40)))
     names = ("restarts", "steps", "drawings")
     before = [REGISTRY.get_sample_value(f"quickdraw_{name}_total") or 0 for name in names]
@@ -205,7 +197,7 @@ def test_goes_on_from_a_checkpoint(folder: RunFolder, clock: SimpleNamespace) ->
     phases = Phases()
     log = ProgressLog(phases, folder, Metrics())
     saved = {"until": 900.0, "seconds": {"train": 5.0}}
-    log.start(at(30), {"step": 30, "restarts": 2, "goodput": saved}, FACTS)
+    log.start(at(30), {"step": 30, "restarts": 2, "goodput": saved}, DETAILS)
     assert log.restarts == 3
     after = [REGISTRY.get_sample_value(f"quickdraw_{name}_total") or 0 for name in names]
     assert [b - a for a, b in zip(before, after, strict=True)] == [3, 30, 300]
@@ -214,8 +206,8 @@ def test_goes_on_from_a_checkpoint(folder: RunFolder, clock: SimpleNamespace) ->
 
 
 def test_time_lost_before_the_first_checkpoint(folder: RunFolder, clock: SimpleNamespace) -> None:
-    """A run that died twice before it could save begins anew, and all of that time is lost to
-    restarts: the log knows when it first started."""
+    """A run that crashed twice before its first checkpoint starts from scratch, and all of that
+    time counts as lost to restarts: the log has the first start."""
     write_log(
         folder,
         {"kind": "start", "step": 0, "time": 100.0},
@@ -225,7 +217,7 @@ def test_time_lost_before_the_first_checkpoint(folder: RunFolder, clock: SimpleN
     clock.now = 200
     phases = Phases()
     log = ProgressLog(phases, folder, Metrics())
-    log.start(at(0), None, FACTS)
+    log.start(at(0), None, DETAILS)
     assert log.restarts == 2
     assert phases.seconds["restart"] == 100
     assert [record["time"] for record in records(folder)] == [100, 150, 200]

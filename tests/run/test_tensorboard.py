@@ -15,12 +15,12 @@ from quickdraw_dist.run.tensorboard import EventFile
 
 
 def record(step: int, loss: float | None) -> dict[str, object]:
-    place = {"kind": "train", "time": 1000.0 + step, "step": step, "drawings": 10 * step}
-    return place | {"epoch": 0.5, "loss": loss, "goodput_seconds": {"train": 1.0}}
+    position = {"kind": "train", "time": 1000.0 + step, "step": step, "drawings": 10 * step}
+    return position | {"epoch": 0.5, "loss": loss, "goodput_seconds": {"train": 1.0}}
 
 
 def points(run: Path) -> dict[str, list[tuple[int, float, float]]]:
-    """Step, time and value of every point that TensorBoard would draw, by curve."""
+    """Return step, time and value of every point that TensorBoard would draw, by curve."""
     events = EventAccumulator(str(run / tensorboard.FOLDER))
     events.Reload()
     return {
@@ -30,7 +30,7 @@ def points(run: Path) -> dict[str, list[tuple[int, float, float]]]:
 
 
 def test_curves(tmp_path: Path) -> None:
-    """Real figures become curves, by kind; places, counts, words and what is no number do not."""
+    """Floating-point values become curves, by kind; positions, counts, texts and null do not."""
     events = EventFile(str(tmp_path), 0)
     events.add(record(1, 2.5))
     events.add(record(2, None))
@@ -42,8 +42,8 @@ def test_curves(tmp_path: Path) -> None:
     }
 
 
-def test_no_point_is_there_twice_after_a_restart(tmp_path: Path) -> None:
-    """Steps after the checkpoint were done twice; the first time is not shown."""
+def test_no_point_appears_twice_after_a_restart(tmp_path: Path) -> None:
+    """Steps after the checkpoint were repeated; their first points are not shown."""
     for first, loss in ((0, 2.0), (3, 1.0)):
         events = EventFile(str(tmp_path), first)
         for step in range(first + 1, 7):
@@ -54,13 +54,15 @@ def test_no_point_is_there_twice_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what to install, or what else has the figures; and only where it is asked for."""
+    """With what to install, or what else has the metrics; and only where it is asked for."""
     wanted = {"metrics": {"tensorboard": True}}
     tensorboard.check(Settings.model_validate(wanted))
-    with pytest.raises(RefusedError, match=r"gs://bucket/run; metrics.jsonl has the same"):
+    with pytest.raises(RefusedError) as refused:
         tensorboard.check(Settings.model_validate(wanted | {"output": "gs://bucket/run"}))
+    assert "--output is gs://bucket/run" in refused.value.problem
     monkeypatch.setattr(tensorboard, "find_spec", lambda _: None)
     assert importlib.util.find_spec("tensorboard") is not None
-    with pytest.raises(RefusedError, match=r"pip install 'quickdraw-dist\[tensorboard\]'"):
+    with pytest.raises(RefusedError) as refused:
         tensorboard.check(Settings.model_validate(wanted))
+    assert "pip install 'quickdraw-dist[tensorboard]'" in refused.value.remedy
     tensorboard.check(Settings())

@@ -1,4 +1,4 @@
-"""The live line, through a pseudo-terminal: it follows the run, and nothing tears another line."""
+"""The live line, through a pseudo-terminal: it shows the run, and no line breaks another one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from pathlib import Path
 import pytest
 
 from jobs import shard
-from quickdraw_dist.run import terminal as live
-from quickdraw_dist.run.terminal import LiveLine
+from quickdraw_dist.run.terminal import LiveLine, print_above_bar
 from tests.support import runs
-from tests.support.terminal import Terminal, screen
+from tests.support.processes.terminal import Terminal, screen
 
 
 @contextmanager
 def on_terminal() -> Iterator[Terminal]:
-    """This process's standard streams are a terminal's. (pytest changes them between a fixture
-    and its test.)"""
+    """Connect this process's standard streams to a terminal. (No fixture: pytest replaces them
+    between a fixture and its test.)"""
     terminal = Terminal(columns=100)
     with redirect_stdout(terminal.stream), redirect_stderr(terminal.stream):
         yield terminal
@@ -29,7 +28,7 @@ def on_terminal() -> Iterator[Terminal]:
 
 
 def seen(terminal: Terminal) -> list[str]:
-    """What is on the screen now."""
+    """Return the lines on the screen now."""
     print("mark", end="", file=terminal.stream, flush=True)
     written = terminal.read("mark").removesuffix("mark")
     terminal.written = written
@@ -37,14 +36,14 @@ def seen(terminal: Terminal) -> list[str]:
 
 
 def test_lines_stand_above_the_bar() -> None:
-    """Of this process, on both streams, also in pieces; the bar is below them and whole."""
+    """This process's lines, on both streams, also in pieces; the bar is below them and complete."""
     with on_terminal() as terminal:
         line = LiveLine(0, 1000)
         line.show("epoch 1/2", "loss 2.5")
         print("resumed", end="")
         print(" at step 3")
         print("store: try 2", "of 6", file=sys.stderr)
-        line.forward(500)
+        line.advance(500)
         line.show("epoch 2/2", "loss 1.5")
         *lines, bar = seen(terminal)
         assert lines == ["resumed at step 3", "store: try 2 of 6"]
@@ -52,21 +51,13 @@ def test_lines_stand_above_the_bar() -> None:
         assert bar.endswith(" loss 1.5")
         assert len(bar) <= 100
         line.close()
+        assert sys.stdout is sys.stderr is terminal.stream, "a traceback must not meet the bar"
         print("finished")
         assert seen(terminal) == [*lines, "finished", ""]
 
 
-def test_streams_are_given_back() -> None:
-    """A traceback after it must not go through the bar."""
-    with on_terminal() as terminal:
-        line = LiveLine(0, 10)
-        assert sys.stdout is not terminal.stream
-        line.close()
-        assert sys.stdout is sys.stderr is terminal.stream
-
-
 def test_errors_that_go_to_a_file_stay_there(tmp_path: Path) -> None:
-    """2> errors.log is heeded."""
+    """2> errors.log is respected."""
     with on_terminal(), (tmp_path / "errors.log").open("w") as errors:
         sys.stderr = errors
         line = LiveLine(0, 10)
@@ -75,13 +66,13 @@ def test_errors_that_go_to_a_file_stay_there(tmp_path: Path) -> None:
     assert (tmp_path / "errors.log").read_text() == "trouble\n"
 
 
-def test_other_ranks_pass_the_bar() -> None:
-    """What another process writes while the bar stands there is whole, too, and so is the bar."""
+def test_other_ranks_print_above_the_bar() -> None:
+    """What another process prints meanwhile is complete, and so is the bar."""
     with on_terminal() as terminal:
         line = LiveLine(0, 1000)
         line.show("epoch 1/2", "loss 2.5")
         with redirect_stdout(terminal.stream), redirect_stderr(terminal.stream):
-            live.pass_by()
+            print_above_bar()
             print("store: try", 3, file=sys.stderr)
             print("rank 1", "is slow", flush=True)
         line.show("epoch 1/2", "loss 1.5")
@@ -92,10 +83,8 @@ def test_other_ranks_pass_the_bar() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [[], ["--metrics.live", "false"]])
-def test_a_run_on_a_terminal(tmp_path: Path, extra: list[str]) -> None:
-    """Two ranks: one line that moves, with everything a person looks for, and the others above
-    it; or, where that is not wanted, a line a look."""
+def test_a_run_on_a_terminal(tmp_path: Path) -> None:
+    """Two ranks: the bar has all that a person looks for, and other lines stand above it."""
     source = ["--source", "synthetic:?classes=4&per_class=100&seed=3", "--processes", "1"]
     shard.main([*source, "--dest", str(tmp_path / "shards"), "--shard.block", "64"])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -105,7 +94,7 @@ def test_a_run_on_a_terminal(tmp_path: Path, extra: list[str]) -> None:
     command += ["--train.global_batch", "64", "--train.log_every", "1", "--model.width", "4"]
     terminal = Terminal(columns=150)
     process = subprocess.Popen(
-        [*command, "--train.device", "cpu", *extra],
+        [*command, "--train.device", "cpu"],
         stdout=terminal.stream,
         stderr=terminal.stream,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -115,10 +104,6 @@ def test_a_run_on_a_terminal(tmp_path: Path, extra: list[str]) -> None:
     lines = [line for line in screen(written) if line]
     assert len([line for line in lines if line.startswith("validation after")]) == 2
     assert lines[-2].startswith("finished 640 drawings in ")
-    bars = [line for line in lines if line.startswith("epoch ")]
-    if extra:
-        assert len(bars) == 10 and "\x1b" not in written
-    else:
-        assert not bars, "the bar is gone in the end, and left nothing on the way"
-        for word in ("epoch 1/2 ", "epoch 2/2 ", " left ", "/s ", "loss ", "acc ", "val ", "wait "):
-            assert word in written
+    assert not any(line.startswith("epoch ") for line in lines), "the bar leaves nothing behind"
+    for word in ("epoch 1/2 ", "epoch 2/2 ", " left ", "/s ", "loss ", "acc ", "val ", "wait "):
+        assert word in written

@@ -1,4 +1,4 @@
-"""Small checkpoints for tests, whole and damaged."""
+"""Small checkpoints for tests, complete and damaged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.run.checkpoint import files as checkpoint
+from quickdraw_dist.run.checkpoint import files
 
 FILES = ("model.safetensors", "state.pt", "meta.json")
 CLASSES = ("cat", "light bulb", "zebra")
@@ -16,7 +16,7 @@ DIGEST = "d1" * 32
 
 
 def meta(config: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """What the trainer writes, as far as this module reads it."""
+    """Return the entries of meta.json that reading a checkpoint needs."""
     return {
         "config": Settings(**(config or {})).model_dump(mode="json"),
         "classes": list(CLASSES),
@@ -27,13 +27,13 @@ def meta(config: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
 
 
 def save(run: Path, step: int, **more: Any) -> Path:
-    """A small checkpoint whose weight is its step."""
+    """Save a small checkpoint whose weight is its step."""
     weights = {"weight": torch.full((3,), float(step))}
-    return Path(checkpoint.save(str(run), step, weights, {}, {"optimizer": step}, meta(**more)))
+    return Path(files.save(str(run), step, weights, {}, {"optimizer": step}, meta(**more)))
 
 
 def flip(path: Path, bit: int) -> None:
-    """What a bad disk does."""
+    """Change one bit of a file, as a bad disk does."""
     data = bytearray(path.read_bytes())
     data[bit // 8 % len(data)] ^= 1 << bit % 8
     path.write_bytes(data)

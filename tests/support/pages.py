@@ -1,4 +1,4 @@
-"""What a browser finds in a page."""
+"""Read a page as a browser does."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quickdraw_dist.run.position import Counts
+from quickdraw_dist.run.position import TrainingMetrics
 from quickdraw_dist.training.tally import StepMetrics, Tally
 
 NUMBERS = st.one_of(st.floats(0, 1e6, width=32), st.sampled_from([nan, inf]))
@@ -38,7 +38,7 @@ def test_every_step_is_read_once(
 def test_means_skip_nan_and_inf() -> None:
     """Two good steps of 4 drawings around a bad one: the mean is over 8 drawings."""
     metrics = StepMetrics([8.0, nan, 4.0], [8.0, nan, 4.0], [1.0, 0.0, 3.0], [2.0, 1.0, nan])
-    assert metrics.summary(4, 0.1) == Counts(1.5, 0.5, 1.0, 0.1)
+    assert metrics.summary(4, 0.1) == TrainingMetrics(1.5, 0.5, 1.0, 0.1)
     assert StepMetrics([1.0], [1.0], [1.0], [inf]).skipped() == [0]
 
 

@@ -1,13 +1,11 @@
-"""The HTTP side of gs://: gcsfs, with every request tried once, checked, and bounded in time.
+"""The HTTP side of gs://: gcsfs with every request tried once, checked and bounded in time.
 
-Imported only where a store is asked: with gcsfs comes half a second of imports.
+Imported on first use of a store: gcsfs takes half a second to import.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http
-import json
 import threading
 from functools import cache
 from typing import Any
@@ -19,34 +17,34 @@ from gcsfs.core import GCSFileSystem, quote
 from gcsfs.retry import HttpError, NonRetryableError
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 
-from quickdraw_dist.base.gcs.store import Pace, RequestError
+from quickdraw_dist.base.gcs.request import RequestError, Timeouts, answer_error
 
 _LOGIN = "gcloud auth application-default login"
 
 _ANONYMOUS = (
-    "It was asked without an account ({}). Public buckets need none; for others: "
-    f"{_LOGIN}, or a key file named by GOOGLE_APPLICATION_CREDENTIALS"
+    "The request was anonymous ({}). For a bucket that is not public, run "
+    f"{_LOGIN}, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
 )
 
-_WITHOUT_RIGHTS = (
-    "The account that asked has no right to it: roles/storage.objectUser on the bucket is right, "
-    f"objectViewer to read only. Another account: {_LOGIN}"
+_NO_PERMISSION = (
+    "Grant this account roles/storage.objectUser on the bucket (objectViewer to read only), or "
+    f"log in with another one: {_LOGIN}"
 )
 
 
 class Client(GCSFileSystem):  # type: ignore[misc]
-    """gcsfs's session, credentials and names; its own repetitions, out of sight, are left out."""
+    """gcsfs's session, credentials and names, without gcsfs's own hidden retries."""
 
-    def __init__(self, *, pace: Pace, remedy: str, **options: Any) -> None:
-        """`remedy` is what to do when this client is refused; options are gcsfs's own."""
+    def __init__(self, *, timeouts: Timeouts, remedy: str, **options: Any) -> None:
+        """`remedy` is what to do where the store denies a request; `options` are gcsfs's own."""
         super().__init__(use_listings_cache=False, **options)
-        self.pace, self.remedy = pace, remedy
+        self.timeouts, self.remedy = timeouts, remedy
         self.limits = aiohttp.ClientTimeout(
-            total=None, sock_connect=pace.connect_seconds, sock_read=pace.stall_seconds
+            total=None, sock_connect=timeouts.connect_seconds, sock_read=timeouts.stall_seconds
         )
 
     def upload_url(self, bucket: str) -> str:
-        """Where new objects of a bucket are sent."""
+        """Return the address to which new objects of a bucket are sent."""
         return f"{self._location}/upload/storage/v1/b/{quote(bucket)}/o"
 
     async def _request(
@@ -59,11 +57,11 @@ class Client(GCSFileSystem):  # type: ignore[misc]
         data: bytes | None = None,
         **params: Any,
     ) -> tuple[int, Any, Any, bytes]:
-        """One try of one request; every call of gcsfs comes through here.
+        """Send one request once; every call of gcsfs comes through here.
 
         Raises:
             FileNotFoundError: 404.
-            RequestError: anything else that is no good answer.
+            RequestError: any other failure.
         """
         await self._set_session()
         request = self.session.request(
@@ -77,16 +75,14 @@ class Client(GCSFileSystem):  # type: ignore[misc]
         )
         clock = asyncio.get_running_loop()
         try:
-            # aiohttp's own limits see neither an upload that stands still nor a body that trickles.
-            async with asyncio.timeout(self.pace.seconds_for(len(data or b""))) as bound:
+            # aiohttp's limits cover neither a stalled upload nor a body that trickles.
+            async with asyncio.timeout(self.timeouts.seconds_for(len(data or b""))) as bound:
                 async with request as answer:
                     size = answer.content_length or 0
-                    bound.reschedule(clock.time() + self.pace.seconds_for(size))
+                    bound.reschedule(clock.time() + self.timeouts.seconds_for(size))
                     contents = await answer.read()
         except TimeoutError as error:
-            slow = (
-                f"it stood still, or was slower than {self.pace.slowest_bytes_a_second:,} bytes/s"
-            )
+            slow = f"stalled, or slower than {self.timeouts.min_bytes_per_second:,} bytes/s"
             raise RequestError("stall", str(error) or slow) from error
         except aiohttp.ClientPayloadError as error:
             raise RequestError("short", str(error)) from error
@@ -95,7 +91,8 @@ class Client(GCSFileSystem):  # type: ignore[misc]
         if answer.status == 404:
             raise FileNotFoundError(path)
         if answer.status >= 400:
-            self._refuse(answer.status, contents)
+            logged_in = self.credentials.credentials is not None
+            raise answer_error(answer.status, contents, logged_in, self.remedy)
         return answer.status, answer.headers, answer.request_info, contents
 
     def _with_account(self, headers: dict[str, str] | None) -> dict[str, str]:
@@ -103,57 +100,36 @@ class Client(GCSFileSystem):  # type: ignore[misc]
         try:
             return dict(self._get_headers(headers))
         except (HttpError, GoogleAuthError, NonRetryableError) as error:
-            passing = not isinstance(error, NonRetryableError)
+            transient = not isinstance(error, NonRetryableError)
             text = f"{error}: {error.__cause__}. Log in again: {_LOGIN}"
-            raise RequestError("credentials", text, passing) from error
-
-    def _refuse(self, status: int, contents: bytes) -> None:
-        """Raises what an answer of 400 or more means."""
-        text = _message(contents) or http.HTTPStatus(status).phrase
-        passing = status in (408, 429) or status >= 500
-        if status == 403 and b"ateLimitExceeded" in contents:
-            passing = True
-        if status == 401 and self.credentials.credentials is not None:
-            passing = True  # a token that ended just now: the next one is fresh
-        if status in (401, 403) and not passing:
-            raise RequestError(str(status), f"{text}. {self.remedy}", passing=False, denied=True)
-        raise RequestError(str(status), text, passing)
-
-
-def _message(contents: bytes) -> str:
-    """What the store says in words."""
-    text = contents.decode(errors="replace").strip()
-    try:
-        return str(json.loads(text)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return text[:300]
+            raise RequestError("credentials", text, transient) from error
 
 
 _connecting = threading.Lock()
 
 
-def connect(endpoint: str | None, pace: Pace) -> Client:
-    """The process's client of GCS, or of the server at `endpoint`.
+def connect(endpoint: str | None, timeouts: Timeouts) -> Client:
+    """Return the process's client of GCS, or of the emulator at `endpoint`.
 
     Raises:
-        RequestError: credentials are there, but cannot be used now.
+        RequestError: the credentials cannot be used now.
     """
-    with _connecting:  # many threads come first at the same moment
-        return _connect(endpoint, pace)
+    with _connecting:  # several threads may make the first request at once
+        return _connect(endpoint, timeouts)
 
 
 @cache
-def _connect(endpoint: str | None, pace: Pace) -> Client:
-    # Options by name: those that fsspec's own configuration sets are added to them.
+def _connect(endpoint: str | None, timeouts: Timeouts) -> Client:
+    # Named arguments: fsspec adds options of its own configuration to them.
     def client(token: str, remedy: str) -> Client:
-        return Client(pace=pace, remedy=remedy, token=token, skip_instance_cache=True)
+        return Client(timeouts=timeouts, remedy=remedy, token=token, skip_instance_cache=True)
 
     if endpoint:
         return client("anon", _ANONYMOUS.format("STORAGE_EMULATOR_HOST is set"))
-    # Not gcsfs's own search: it asks for a metadata server a second time, 14 seconds long where
+    # Not gcsfs's own search, which looks for a metadata server a second time: 14 seconds where
     # there is none.
     try:
-        return client("google_default", _WITHOUT_RIGHTS)
+        return client("google_default", _NO_PERMISSION)
     except DefaultCredentialsError as error:
         return client("anon", _ANONYMOUS.format(str(error).strip().rstrip(".")))
     except GoogleAuthError as error:

@@ -1,5 +1,7 @@
-"""gs:// in the few requests that are needed: each one counted, checked, and, while its trouble
-looks passing, repeated with backoff a bounded number of times."""
+"""Objects in GCS (gs://): read, write, list and remove, each request counted, checked and retried.
+
+Only the few requests that the project needs; `quickdraw_dist.base.storage` is the interface.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,7 @@ import base64
 import errno
 import json
 import os
-import random
 import re
-import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from crc32c import crc32c
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.gcs.request import RequestError, Retries, Timeouts
+from quickdraw_dist.base.telemetry import metrics
 
 if TYPE_CHECKING:
     from quickdraw_dist.base.gcs.http import Client
@@ -27,42 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class StorageError(Exception):
-    """A store did not answer, or answered wrongly, within the retries; names the object."""
-
-
-class DeniedError(StorageError, RefusedError):
-    """The store does not let this account do that; says how to log in. No use in a retry."""
-
-
-class ChangedError(StorageError):
-    """The object is not of the generation that was asked for."""
-
-
-class RequestError(Exception):
-    """One try that went wrong."""
-
-    def __init__(self, kind: str, text: str, passing: bool = True, denied: bool = False) -> None:
-        """`kind` is what metrics count it as: an HTTP status, connection, stall, short, checksum
-        or credentials. `passing`: the same request may succeed later."""
-        super().__init__(f"{kind}: {text}")
-        self.kind, self.passing, self.denied = kind, passing, denied
-
-
-class Pace(NamedTuple):
-    """How slow a store may be before a try is given up."""
-
-    connect_seconds: float
-    stall_seconds: float
-    slowest_bytes_a_second: int
-
-    def seconds_for(self, size: int) -> float:
-        """Longest that this many bytes may take."""
-        return self.stall_seconds + size / self.slowest_bytes_a_second
-
-
 class Whole(NamedTuple):
-    """An object that was read."""
+    """A whole object as read."""
 
     data: bytes
     crc32c: int
@@ -71,62 +37,70 @@ class Whole(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """What one can do with gs://. Every method raises StorageError when the tries are used up or
-    the trouble will not pass, and FileNotFoundError where there is no such object or bucket."""
+    """The requests to GCS.
 
-    attempts: int
-    backoff_seconds: float
-    pace: Pace
+    Every method raises FileNotFoundError where the object or bucket does not exist, DeniedError
+    where the account lacks the permission, and StorageError where the last try failed.
+    """
+
+    retries: Retries
+    timeouts: Timeouts
 
     def read(self, url: str) -> Whole:
-        """A whole object, compared with the checksum that the store keeps of it."""
+        """Return a whole object, checked against the checksum that the store keeps."""
 
         def get(client: Client) -> Whole:
             headers, data = client.call("GET", client.url(url))
-            came, kept = crc32c(data), _kept_crc32c(headers)
-            if kept is not None and kept != came:
+            received, stored = crc32c(data), stored_crc32c(headers)
+            if stored is not None and stored != received:
                 raise RequestError(
                     "checksum",
-                    f"{len(data):,} bytes with crc32c {came:08x} came, the store's own is "
-                    f"{kept:08x}",
+                    f"received {len(data):,} bytes with crc32c {received:08x}, the store has "
+                    f"{stored:08x}",
                 )
-            return Whole(bytes(data), came, int(headers.get("X-Goog-Generation", 0)))
+            return Whole(bytes(data), received, int(headers.get("X-Goog-Generation", 0)))
 
         whole = self._try("read", url, get)
-        telemetry.STORE_BYTES.labels("read").inc(len(whole.data))
+        metrics.STORE_BYTES.labels("read").inc(len(whole.data))
         return whole
 
     def read_range(self, url: str, start: int, length: int) -> bytes:
-        """Bytes of an object from `start` on; fewer than `length` only where it ends."""
+        """Return `length` bytes of an object from `start` on; fewer only where the object ends."""
 
         def get(client: Client) -> bytes:
             wanted = {"Range": f"bytes={start}-{start + length - 1}"}
             try:
                 headers, data = client.call("GET", client.url(url), headers=wanted)
-            except RequestError as fault:
-                if fault.kind == "416":  # where a file would give nothing: beyond its end
+            except RequestError as failure:
+                if failure.kind == "416":  # beyond the end, where a file returns nothing
                     return b""
                 raise
-            said = headers.get("Content-Range", "no Content-Range")
-            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", said)
-            due = min(length, int(match[2]) - start) if match else length
-            if len(data) != due or (match and int(match[1]) != start):
+            header = headers.get("Content-Range", "no Content-Range")
+            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", header)
+            expected = min(length, int(match[2]) - start) if match else length
+            if len(data) != expected or (match and int(match[1]) != start):
                 raise RequestError(
-                    "short", f"{len(data):,} of {due:,} bytes from {start:,} came ({said})"
+                    "short",
+                    f"received {len(data):,} of {expected:,} bytes from {start:,} on ({header})",
                 )
             return bytes(data)
 
-        return self._try("read_range", url, get) if length else b""
+        if not length:
+            return b""
+        data = self._try("read_range", url, get)
+        metrics.STORE_BYTES.labels("read_range").inc(len(data))
+        return data
 
     def stat(self, url: str) -> dict[str, Any]:
-        """What the store knows of an object: size, crc32c, md5Hash and more, as in its JSON."""
-        # Not gcsfs's `info`: that lists the bucket each time too, which costs ten times as much.
+        """Return an object's metadata as in the JSON API: size, crc32c, md5Hash and more."""
+        # Not gcsfs's `info`, which also lists the bucket each time: ten times the price.
         bucket, name = _split(url)
         ask = ("GET", "b/{}/o/{}", bucket, name)
         return dict(self._try("stat", url, lambda client: client.call(*ask, json_out=True)))
 
     def listing(self, folder: str) -> tuple[dict[str, int], list[str]]:
-        """Objects directly below a folder with their bytes, and folders, both by name."""
+        """Return the names of the objects directly below a folder with their bytes, and the names
+        of the folders there."""
         _, name = _split(folder)
         prefix = f"{name.rstrip('/')}/" if name else ""
         objects: dict[str, int] = {}
@@ -141,47 +115,48 @@ class ObjectStore:
         return sizes, [name[cut:-1] for name in folders]
 
     def write(self, url: str, data: bytes, generation: int | None = None) -> int:
-        """Create or replace an object, or only one of this generation (0: only create); returns
-        the new generation. Sent again when the answer was lost: that does no harm, but where a
-        generation is asked for, it may then be found changed by the try before.
+        """Create or replace an object and return its new generation; if `generation` is given,
+        replace this one only (0: create only).
+
+        A write whose answer was lost is sent again, which does no harm; a conditional one may then
+        find the generation that its own first try made.
 
         Raises:
-            ChangedError: it is of another generation.
+            ChangedError: the object has another generation.
         """
         bucket, name = _split(url)
-        # The store compares the checksum before the object exists: a damaged one never does.
-        own = base64.b64encode(crc32c(data).to_bytes(4)).decode()
-        mark = uuid.uuid4().hex
+        # The store checks this checksum before the object exists.
+        checksum = base64.b64encode(crc32c(data).to_bytes(4)).decode()
+        boundary = uuid.uuid4().hex
         head = (
-            f"--{mark}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
-            f"{json.dumps({'crc32c': own})}\r\n"
-            f"--{mark}\r\nContent-Type: application/octet-stream\r\n\r\n"
+            f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
+            f"{json.dumps({'crc32c': checksum})}\r\n"
+            f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
         )
-        body = b"".join((head.encode(), data, f"\r\n--{mark}--\r\n".encode()))
-        headers = {"Content-Type": f'multipart/related; boundary="{mark}"'}
+        ask: dict[str, Any] = {
+            "uploadType": "multipart",
+            "name": name,
+            "ifGenerationMatch": generation,
+            "headers": {"Content-Type": f'multipart/related; boundary="{boundary}"'},
+            "data": b"".join((head.encode(), data, f"\r\n--{boundary}--\r\n".encode())),
+        }
 
         def post(client: Client) -> int:
-            ask: dict[str, Any] = {
-                "uploadType": "multipart",
-                "name": name,
-                "ifGenerationMatch": generation,
-            }
-            ask |= {"headers": headers, "data": body}
             try:
                 answer = client.call("POST", client.upload_url(bucket), json_out=True, **ask)
-            except RequestError as fault:
-                damaged = re.search("crc32c|checksum", str(fault), re.IGNORECASE)
-                if fault.kind != "400" or not damaged:
+            except RequestError as failure:
+                damaged = re.search("crc32c|checksum", str(failure), re.IGNORECASE)
+                if failure.kind != "400" or not damaged:
                     raise
-                raise RequestError("checksum", f"what was sent came damaged: {fault}") from fault
+                raise RequestError("checksum", f"damaged on the way: {failure}") from failure
             return int(answer["generation"])
 
         written = self._try("write", url, post, conditional=generation is not None)
-        telemetry.STORE_BYTES.labels("write").inc(len(data))
+        metrics.STORE_BYTES.labels("write").inc(len(data))
         return written
 
     def remove(self, url: str, generation: int | None = None) -> None:
-        """Remove an object, or only one of this generation; ChangedError if it is of another."""
+        """Remove an object, or only this generation of it (ChangedError if it has another)."""
         ask = ("DELETE", "b/{}/o/{}", *_split(url))
 
         def delete(client: Client) -> None:
@@ -190,7 +165,7 @@ class ObjectStore:
         self._try("remove", url, delete, conditional=generation is not None)
 
     def remove_folder(self, url: str) -> None:
-        """Remove all objects below a folder; what is gone already is no error."""
+        """Remove all objects below a folder; one that is already removed is no error."""
         bucket, folder = _split(url)
         names = [
             item["name"]
@@ -201,10 +176,10 @@ class ObjectStore:
             try:
                 self.remove(f"gs://{bucket}/{name}")
             except FileNotFoundError:
-                continue  # by another one, or by a try whose answer was lost
+                continue  # removed by another process, or by a try whose answer was lost
 
     def _pages(self, folder: str, prefix: str, delimiter: str | None) -> Iterator[dict[str, Any]]:
-        """A listing, page by page, each a request of its own: a long one must not start anew."""
+        """Yield the pages of a listing, each retried alone: a long listing never restarts."""
         bucket, _ = _split(folder)
         ask: dict[str, Any] = {"prefix": prefix, "delimiter": delimiter, "json_out": True}
 
@@ -221,66 +196,41 @@ class ObjectStore:
     def _try(
         self, operation: str, url: str, call: Callable[[Client], T], conditional: bool = False
     ) -> T:
-        """One request, repeated while the trouble looks passing. One that is `conditional` may be
-        answered with no, which is no error of the store."""
-        for attempt in range(1, self.attempts + 1):
-            telemetry.STORE_REQUESTS.labels(operation).inc()
-            try:
-                answer = call(_client(url, self.pace))
-            except FileNotFoundError:
-                raise FileNotFoundError(errno.ENOENT, "no such object or bucket", url) from None
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                fault = RequestError("short", f"an answer that is no JSON: {error}")
-            except RequestError as error:
-                if conditional and error.kind == "412":
-                    raise ChangedError(f"{url}: {operation}: {error}") from error
-                fault = error
-            else:
-                if isinstance(answer, bytes):
-                    telemetry.STORE_BYTES.labels(operation).inc(len(answer))
-                return answer
-            if attempt == self.attempts or not fault.passing:
-                telemetry.STORE_ERRORS.labels(fault.kind).inc()
-                tries = f"{attempt} {'try' if attempt == 1 else 'tries'}"
-                kind = DeniedError if fault.denied else StorageError
-                raise kind(f"{url}: {operation} failed after {tries}: {fault}") from fault
-            telemetry.STORE_RETRIES.labels(fault.kind).inc()
-            if attempt > 1:  # one hiccup is not worth a line
-                again = f"try {attempt + 1} of {self.attempts}"
-                print(f"store: {url}: {operation}: {fault}; {again}", file=sys.stderr)
-            # Jitter keeps the ranks of a big job from coming back all at once.
-            spread = 0.5 + random.random()  # noqa: S311
-            time.sleep(self.backoff_seconds * 2 ** (attempt - 1) * spread)
-        raise AssertionError("the loop returns or raises")
+        def attempt() -> T:
+            return call(_client(url, self.timeouts))
+
+        return self.retries.run(operation, url, attempt, conditional)
 
 
-def _client(url: str, pace: Pace) -> Client:
-    from quickdraw_dist.base.gcs.http import connect
-
-    if not url.startswith(("gs://", "gcs://")):
-        raise RefusedError(f"{url}: a path or an address that begins with gs:// is right")
-    bucket, _ = _split(url)
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", bucket):  # that of a placeholder
-        raise RefusedError(
-            f"{url}: no bucket is called {bucket!r} (lower-case letters, digits, '-', '_', '.'); "
-            "the name of yours is right"
-        )
-    return connect(os.environ.get("STORAGE_EMULATOR_HOST"), pace)
-
-
-def _split(url: str) -> tuple[str, str]:
-    """Bucket and name."""
-    bucket, _, name = url.partition("://")[2].partition("/")
-    return bucket, name
-
-
-def _kept_crc32c(headers: Any) -> int | None:
-    """The checksum that comes with a whole object, None where the store keeps none."""
+def stored_crc32c(headers: Any) -> int | None:
+    """Return the checksum that the headers of a whole object carry, None where they have none."""
     if "Content-Encoding" in headers:
-        return None  # it is that of the stored bytes, before the client unpacked them
-    for line in headers.getall("X-Goog-Hash", ()):  # GCS sends a line for each kind
-        for part in line.split(","):
-            kind, _, value = part.strip().partition("=")
+        return None  # of the stored bytes, which the client has decompressed
+    for line in headers.getall("X-Goog-Hash", ()):  # GCS sends one line per kind of checksum
+        for field in line.split(","):
+            kind, _, value = field.strip().partition("=")
             if kind == "crc32c":
                 return int.from_bytes(base64.b64decode(value), "big")
     return None
+
+
+def _client(url: str, timeouts: Timeouts) -> Client:
+    from quickdraw_dist.base.gcs.http import connect  # half a second of imports
+
+    if not url.startswith(("gs://", "gcs://")):
+        raise RefusedError(url, None, "unknown kind of address", "Give a path or a gs:// address")
+    bucket, _ = _split(url)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", bucket):  # a placeholder's
+        raise RefusedError(
+            url,
+            None,
+            f"no bucket is called {bucket!r} (lower-case letters, digits, '-', '_', '.')",
+            "Give the name of your bucket",
+        )
+    return connect(os.environ.get("STORAGE_EMULATOR_HOST"), timeouts)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Bucket and object name."""
+    bucket, _, name = url.partition("://")[2].partition("/")
+    return bucket, name

@@ -1,1 +1,1 @@
-"""Checkpoints: the format, copies of the state, when to save, what may resume."""
+"""Checkpoints: their files, a copy of the state, saving in the background, resuming."""

@@ -3,7 +3,7 @@
 A checkpoint is a folder `checkpoints/step-000012345` of a run:
 
     model.safetensors   weights as `model.*`, their moving average as `ema.*`
-    state.pt            optimizer and scaler; loaded without pickle's powers
+    state.pt            optimizer and scaler; loaded with weights_only=True (no pickle)
     meta.json           everything else, with sizes and checksums of the two; written last, so a
                         folder without it is not a checkpoint
 """
@@ -28,12 +28,12 @@ from torch import nn
 from quickdraw_dist import models
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError
-from quickdraw_dist.base.settings import Checkpoint as Keep
+from quickdraw_dist.base.settings import Checkpoint as CheckpointSettings
 from quickdraw_dist.base.settings import Model
 
 FORMAT_VERSION = 1
 RASTER = "quickdraw-28x28"
-"""How drawings become pixels: the official 28x28 bitmaps' geometry."""
+"""How drawings become pixels: the geometry of the official 28x28 bitmaps."""
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -42,140 +42,152 @@ _UNREADABLE = (
     *(SafetensorError, pickle.UnpicklingError, EOFError),
     *(RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError),
 )
-"""What the two readers raise at bytes that are no such file; a crafted one may find any of them."""
+"""What safetensors and torch.load raise for other bytes; crafted ones can cause any of them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that has been verified and read."""
+    """A checkpoint that has been verified and read."""
 
     url: str
     meta: dict[str, Any]
     weights: dict[str, torch.Tensor]
-    average: dict[str, torch.Tensor]  # empty when none was kept
+    average: dict[str, torch.Tensor]  # empty where the run keeps none
     state: dict[str, Any]
 
 
 def folder(run: str) -> str:
-    """Where a run keeps its checkpoints."""
+    """Return the folder of a run's checkpoints."""
     return storage.join(run, "checkpoints")
 
 
 def name(step: int) -> str:
-    """The folder name of a step's checkpoint."""
+    """Return the folder name of a step's checkpoint."""
     return f"step-{step:09d}"
 
 
 def versions() -> dict[str, str]:
-    """What wrote a checkpoint."""
+    """Return the versions that a checkpoint is written with."""
     return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def save(
     run: str, step: int, weights: Tensors, average: Tensors, state: Any, meta: Mapping[str, Any]
 ) -> str:
-    """Write one checkpoint; it exists from the moment its meta.json does. Returns its address."""
+    """Write a checkpoint and return its address; it exists once its meta.json does."""
     tensors = {f"model.{key}": value.detach().cpu().contiguous() for key, value in weights.items()}
     tensors |= {f"ema.{key}": value.detach().cpu().contiguous() for key, value in average.items()}
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    files = {"model.safetensors": safetensors.torch.save(tensors), "state.pt": buffer.getvalue()}
+    contents = {"model.safetensors": safetensors.torch.save(tensors), "state.pt": buffer.getvalue()}
     home = storage.join(folder(run), name(step))
-    storage.sweep(home)  # of a killed process: a run has one writer
-    for file, data in files.items():
+    storage.remove_temporary_files(home)  # of a killed process: a run has one writer
+    for file, data in contents.items():
         storage.publish(storage.join(home, file), data)
-    facts = {file: {"bytes": len(d), "crc32c": storage.crc32c(d)} for file, d in files.items()}
-    complete = {"format_version": FORMAT_VERSION, "step": step, **meta, "files": facts}
+    sizes = {file: {"bytes": len(d), "crc32c": storage.crc32c(d)} for file, d in contents.items()}
+    complete = {"format_version": FORMAT_VERSION, "step": step, **meta, "files": sizes}
     complete |= {"crc32c": _meta_crc32c(complete)}
     storage.publish(storage.join(home, "meta.json"), json.dumps(complete, indent=1).encode())
     return home
 
 
 def _meta_crc32c(meta: Mapping[str, Any]) -> int:
-    """Checksum of all of meta.json but itself."""
+    """Return the checksum of meta.json without its own entry."""
     rest = {key: value for key, value in meta.items() if key != "crc32c"}
     return storage.crc32c(json.dumps(rest, sort_keys=True).encode())
 
 
 def read_meta(url: str) -> dict[str, Any]:
-    """A checkpoint's meta.json.
+    """Return a checkpoint's meta.json.
 
     Raises:
-        FileNotFoundError: there is none: not a checkpoint, or a half-written one.
-        CorruptError: it is not readable.
-        RefusedError: it is of a newer format.
+        FileNotFoundError: there is none: not a checkpoint, or an incomplete one.
+        CorruptError: it is unreadable.
+        RefusedError: it has a newer format.
     """
     text = storage.read(storage.join(url, "meta.json"))
     try:
         meta = json.loads(text)
         version = meta["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{url}/meta.json: not a checkpoint's: {error}") from None
+        raise CorruptError(f"{url}/meta.json", None, f"not a checkpoint's: {error}") from None
     if version != FORMAT_VERSION:
         raise RefusedError(
-            f"{url}: checkpoint format {version}; this release reads {FORMAT_VERSION}. "
-            "Update quickdraw-dist"
+            url,
+            None,
+            f"checkpoint format {version}; this release reads {FORMAT_VERSION}",
+            "Update quickdraw-dist",
         )
     if meta.get("crc32c") != _meta_crc32c(meta):
-        raise CorruptError(f"{url}/meta.json: its contents are not what its crc32c says")
+        raise CorruptError(f"{url}/meta.json", None, "contents differ from their crc32c")
     return dict(meta)
 
 
 def load(url: str) -> Checkpoint:
-    """Read a checkpoint, comparing both files with their checksums first.
+    """Read a checkpoint after comparing both files with their checksums.
 
     Raises:
-        FileNotFoundError, CorruptError, RefusedError: it cannot be used; names it and the file.
+        FileNotFoundError: it is incomplete.
+        CorruptError: a file, which the error names, is damaged.
+        RefusedError: it has a newer format.
     """
     meta = read_meta(url)
     if set(meta["files"]) != _FILES:
-        raise CorruptError(f"{url}/meta.json: of other files than {', '.join(sorted(_FILES))}")
+        raise CorruptError(
+            f"{url}/meta.json", None, f"lists other files than {', '.join(sorted(_FILES))}"
+        )
     data = {file: storage.read(storage.join(url, file)) for file in sorted(_FILES)}
-    for file, facts in meta["files"].items():
-        if (len(data[file]), storage.crc32c(data[file])) != (facts["bytes"], facts["crc32c"]):
+    for file, due in meta["files"].items():
+        if (len(data[file]), storage.crc32c(data[file])) != (due["bytes"], due["crc32c"]):
             raise CorruptError(
-                f"{url}/{file}: {len(data[file]):,} bytes with crc32c "
-                f"{storage.crc32c(data[file]):08x}; meta.json says {facts['bytes']:,} with "
-                f"{facts['crc32c']:08x}"
+                f"{url}/{file}",
+                None,
+                f"{len(data[file]):,} bytes with crc32c {storage.crc32c(data[file]):08x}; "
+                f"meta.json says {due['bytes']:,} with {due['crc32c']:08x}",
             )
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "ema": {}}
+    tensors: dict[str, dict[str, torch.Tensor]] = {"model": {}, "ema": {}}
     try:
         for key, value in safetensors.torch.load(data["model.safetensors"]).items():
             kind, _, rest = key.partition(".")
-            parts[kind][rest] = value
+            tensors[kind][rest] = value
         state = torch.load(io.BytesIO(data["state.pt"]), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        # Not torch's own words: they advise to load what was just refused with pickle's powers.
-        raise CorruptError(f"{url}: not a checkpoint's files ({type(error).__name__})") from None
-    return Checkpoint(url, meta, parts["model"], parts["ema"], state)
+        # Without torch's message, which advises to load the file with weights_only=False.
+        raise CorruptError(
+            url, None, f"not a checkpoint's files ({type(error).__name__})"
+        ) from None
+    return Checkpoint(url, meta, tensors["model"], tensors["ema"], state)
 
 
 def steps(run: str) -> list[int]:
-    """Steps that have a checkpoint folder, whole or not, in order."""
+    """Return the steps that have a checkpoint folder, complete or not, in order."""
     found = (entry.partition("step-") for entry in storage.folders(folder(run)))
     return sorted(int(rest) for head, mark, rest in found if mark and not head and rest.isdigit())
 
 
 def newest(run: str) -> Checkpoint | None:
-    """The newest checkpoint that verifies; broken ones are reported and passed over.
+    """Load the newest checkpoint that verifies; damaged ones are reported and skipped.
 
     Raises:
-        RefusedError: the newest is of a newer format: training on would overwrite its run.
+        RefusedError: the newest has a newer format: resuming would overwrite its run.
     """
     for step in reversed(steps(run)):
         url = storage.join(folder(run), name(step))
         try:
             return load(url)
         except FileNotFoundError:
-            print(f"checkpoint {url}: half-written, passed over", file=sys.stderr)
+            print(f"checkpoint {url}: incomplete, skipped", file=sys.stderr)
         except CorruptError as error:
-            print(f"checkpoint {error}; passed over", file=sys.stderr)
+            print(f"checkpoint {error}; skipped", file=sys.stderr)
     return None
 
 
 def score(meta: Mapping[str, Any], metric: str) -> float | None:
-    """Validation figure of these very weights, the higher the better; None where there is none, or
-    an earlier one was carried on."""
+    """Return a metric of the validation of exactly these weights; None where it was not measured.
+
+    The higher the better: a loss is negated. A validation carried over from an earlier step does
+    not count.
+    """
     validation = meta.get("validation") or {}
     value = validation.get(metric)
     if value is None or validation.get("step", meta["step"]) != meta["step"]:
@@ -184,9 +196,10 @@ def score(meta: Mapping[str, Any], metric: str) -> float | None:
 
 
 def surplus(scores: Mapping[int, float | None], keep_last: int, keep_best: int) -> list[int]:
-    """Steps whose checkpoints may go: neither among the newest nor among the best; pure.
+    """Return the steps whose checkpoints are neither among the newest nor among the best; pure.
 
-    `scores` has that of every checkpoint, None where it was not measured.
+    Args:
+        scores: by step, of every checkpoint; None where it was not measured.
     """
     newest_first = sorted(scores, reverse=True)
     measured = [(score, step) for step, score in scores.items() if score is not None]
@@ -194,9 +207,11 @@ def surplus(scores: Mapping[int, float | None], keep_last: int, keep_best: int) 
     return sorted(set(scores) - set(newest_first[:keep_last]) - set(best))
 
 
-def prune(run: str, saved: int, keep: Keep) -> None:
-    """Remove what is surplus after step `saved` was, and any later step: a checkpoint that did
-    not verify when the run resumed from one before it."""
+def prune(run: str, saved: int, keep: CheckpointSettings) -> None:
+    """Remove the surplus checkpoints after step `saved` was saved, and those of later steps.
+
+    A later one did not verify when the run resumed from an earlier one.
+    """
     scores: dict[int, float | None] = {}
     for step in steps(run):
         if step > saved:
@@ -213,10 +228,12 @@ def prune(run: str, saved: int, keep: Keep) -> None:
 
 
 def find(path: str) -> str:
-    """The checkpoint that a user means: its own address, or a run's best one by its own metric.
+    """Return the address of the checkpoint that a user means: `path`, or the best one of a run.
+
+    The best is by the run's own checkpoint.best_metric.
 
     Raises:
-        RefusedError: neither.
+        RefusedError: `path` is neither a checkpoint nor a run that has one.
     """
     if storage.exists(storage.join(path, "meta.json")):
         return path
@@ -227,8 +244,11 @@ def find(path: str) -> str:
             metas[url] = read_meta(url)
     if not metas:
         raise RefusedError(
-            f"{path}: no checkpoint there. A run's folder or one of its checkpoints/step-... is "
-            "right; train one with: torchrun --nproc_per_node=2 -m quickdraw_dist.train"
+            path,
+            None,
+            "no checkpoint there",
+            "Give a run's folder or one of its checkpoints/step-..., or train one with: "
+            "torchrun --nproc_per_node=2 -m quickdraw_dist.train",
         )
     newest = max(metas.values(), key=lambda meta: int(meta["step"]))
     metric = newest["config"].get("checkpoint", {}).get("best_metric", "top1")
@@ -241,7 +261,7 @@ def find(path: str) -> str:
 
 
 def build_model(checkpoint: Checkpoint) -> nn.Module:
-    """The network of a checkpoint in evaluation mode, with the averaged weights if it has any."""
+    """Return a checkpoint's network in evaluation mode, with the averaged weights if it has any."""
     settings = Model.model_validate(checkpoint.meta["config"]["model"])
     model = models.build(settings, len(checkpoint.meta["classes"]))
     model.load_state_dict(checkpoint.average or checkpoint.weights)

@@ -1,15 +1,14 @@
-"""Which checkpoint a run goes on from: chosen by the first rank, read and checked by all."""
+"""Find the checkpoint that a run resumes from: rank 0 chooses it, all ranks read and check it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.distributed import ranks as distributed
-from quickdraw_dist.run.checkpoint import files as checkpoint
+from quickdraw_dist.base.errors import RefusedError, flag
+from quickdraw_dist.base.settings import Settings, leaves
+from quickdraw_dist.distributed import ranks
+from quickdraw_dist.run.checkpoint import files
 from quickdraw_dist.run.checkpoint.files import Checkpoint
 
 if TYPE_CHECKING:
@@ -17,94 +16,98 @@ if TYPE_CHECKING:
 
 
 def find(settings: Settings, dataset: Dataset) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to go on from, None for a new run; and the settings that changed since.
+    """Return the checkpoint to resume from, None for a new run, and the settings that changed.
 
-    Every rank calls it, and gets the same.
+    All ranks call it and get the same.
 
     Raises:
-        RefusedError: the run may not, or cannot, be gone on with as asked.
+        RefusedError: the run cannot be resumed with these settings.
     """
-    url = distributed.from_first_rank(lambda: _choose(settings))
+    url = ranks.from_first_rank(lambda: _choose(settings))
     if url is None:
         return None, []
-    loaded = checkpoint.load(url)
-    return loaded, refuse_changes(loaded, settings, dataset)
+    loaded = files.load(url)
+    return loaded, check_changes(loaded, settings, dataset)
 
 
 def _choose(settings: Settings) -> str | None:
     output, resume = settings.output, settings.train.resume
-    # A run that was killed before its first one was whole is no run yet: it begins anew.
-    home, names = checkpoint.folder(output), map(checkpoint.name, checkpoint.steps(output))
-    there = any(storage.exists(storage.join(home, name, "meta.json")) for name in names)
-    if resume == "never" and there:
+    # A run that was killed before its first checkpoint was complete starts from scratch.
+    home, names = files.folder(output), map(files.name, files.steps(output))
+    has_checkpoint = any(storage.exists(storage.join(home, name, "meta.json")) for name in names)
+    if resume == "never" and has_checkpoint:
         raise RefusedError(
-            f"--output {output}: holds a run, and --train.resume is never; another "
-            "--output, or --train.resume auto, is right"
+            "--output",
+            output,
+            "holds a run, and --train.resume is never",
+            "Use another --output, or --train.resume auto",
         )
-    found = checkpoint.newest(output)
-    if found is None and there:
+    found = files.newest(output)
+    if found is None and has_checkpoint:
         raise RefusedError(
-            f"--output {output}: holds a run, but no checkpoint that verifies; another "
-            "--output, or emptying this one, is right"
+            "--output",
+            output,
+            "holds a run, but no checkpoint that verifies",
+            "Use another --output, or empty this one",
         )
     if found is None and resume == "must":
         raise RefusedError(
-            f"--output {output}: no run there to resume; its folder, or --train.resume auto, "
-            "is right"
+            "--output",
+            output,
+            "no run there to resume, and --train.resume is must",
+            "Use the run's folder, or --train.resume auto",
         )
     return found.url if found is not None else None
 
 
 _FIXED = ("model", "optimizer.name", "train.global_batch", "train.seed", "stream.window_blocks")
-"""Settings that decide the network, the optimizer's state or the order: another value is another
-run. One that the checkpoint does not know yet is new, with a default that does what was done."""
+"""Settings that decide the network, the optimizer's state or the order of drawings, and so cannot
+change within a run. One that the checkpoint lacks was added since, with the default that keeps its
+behaviour."""
 
 
-def refuse_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> list[str]:
-    """Compare a checkpoint with what is asked for now; returns harmless changes, one line each.
+def check_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> list[str]:
+    """Compare a checkpoint with the settings and dataset; return harmless changes, one line each.
 
     Raises:
         RefusedError: the dataset, network or order is not the checkpoint's.
     """
-    before, now = saved.meta["config"], settings.model_dump(mode="json")
-    differences = list(_differences(before, now))
-    changes = [f"{name}: {old} -> {new}" for name, old, new in differences]
+    before, now = (
+        dict(leaves(c)) for c in (saved.meta["config"], settings.model_dump(mode="json"))
+    )
+    # Settings that no longer exist are ignored; those added since have no old value.
+    changed = [name for name, value in now.items() if before.get(name) != value]
+    changes = {name: f"{name}: {before.get(name)} -> {now[name]}" for name in changed}
     fixed = [
         change
-        for change, (name, old, _) in zip(changes, differences, strict=True)
-        if name.startswith(_FIXED) and old is not None
+        for name, change in changes.items()
+        if name.startswith(_FIXED) and before.get(name) is not None
     ]
-    lanes = saved.meta["lanes"]  # 0: a foreign dataset, which has none
+    lanes = saved.meta["lanes"]  # 0: an external dataset, which has none
     if lanes and settings.stream.lanes not in ("auto", lanes):
         fixed.append(f"stream.lanes: {lanes} -> {settings.stream.lanes}")
     if fixed:
         raise RefusedError(
-            f"{saved.url}: cannot go on with other settings: {'; '.join(fixed)}. Give the old "
-            "ones, or start anew with another --output"
+            saved.url,
+            None,
+            f"cannot be resumed with other settings: {'; '.join(fixed)}",
+            "Give the old values, or start a new run with another --output",
+            changes=fixed,
         )
     if saved.meta["classes"] != list(dataset.classes):
         raise RefusedError(
-            f"{saved.url}: was trained on other classes than {settings.data} holds; the same "
-            "dataset, or another --output, is right"
+            saved.url,
+            None,
+            f"trained on other classes than those of {settings.data}",
+            "Use the same dataset, or another --output",
         )
     if saved.meta["dataset_digest"] != dataset.digest and not settings.train.allow_dataset_change:
         raise RefusedError(
-            f"{saved.url}: was trained on dataset {saved.meta['dataset_digest'][:16]}, "
-            f"{settings.data} is {dataset.digest[:16]}; if that is meant: "
-            "--train.allow_dataset_change true"
+            saved.url,
+            None,
+            f"trained on dataset {saved.meta['dataset_digest'][:16]}, "
+            f"and {settings.data} is {dataset.digest[:16]}",
+            "Use the same dataset, or, if the change is intended, "
+            f"{flag('train.allow_dataset_change', True)}",
         )
-    return changes
-
-
-def _differences(
-    before: Mapping[str, Any], now: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    """Settings that changed, as ('train.epochs', 4, 8); None: not known then."""
-    for section, values in now.items():
-        old = before.get(section)
-        if isinstance(values, dict):
-            for key, value in values.items():
-                if (was := (old or {}).get(key)) != value:
-                    yield f"{section}.{key}", was, value
-        elif old != values:
-            yield section, old, values
+    return list(changes.values())

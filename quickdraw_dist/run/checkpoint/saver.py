@@ -1,4 +1,4 @@
-"""Saving a run: what goes into a checkpoint, when, and what happens when it cannot be written."""
+"""Save checkpoints in the background while training continues, and survive failed writes."""
 
 from __future__ import annotations
 
@@ -10,67 +10,73 @@ from typing import Any
 
 import torch
 
-from quickdraw_dist.base.errors import TrainingError
+from quickdraw_dist.base.errors import StorageError, TrainingError
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.base.storage import StorageError
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.data.feed import Feed
 from quickdraw_dist.data.order.digest import OrderDigest
-from quickdraw_dist.distributed import ranks as distributed
-from quickdraw_dist.run.checkpoint import files as checkpoint
+from quickdraw_dist.distributed import ranks
+from quickdraw_dist.run.checkpoint import files
 from quickdraw_dist.run.checkpoint.snapshot import Snapshot
 from quickdraw_dist.run.folder import RunFolder
 from quickdraw_dist.run.position import Position
 from quickdraw_dist.run.progress import ProgressLog
-from quickdraw_dist.training.learner import Learner
 
 
-class _NotNumbersError(Exception):
-    """Weights that training has broken: saved, they would take the place of good ones."""
+class _NonFiniteError(Exception):
+    """Weights that contain NaN or inf; a checkpoint of them would replace a good one."""
 
 
 class Saver:
-    """Writes a run's checkpoints; every rank has one and calls it at the same steps.
+    """Writes a run's checkpoints; every rank has a saver and calls it at the same steps.
 
-    The first rank copies the state, which is the whole pause, and a thread writes the copy while
-    training goes on. No rank waits for its outcome, but for that of the last one.
+    Rank 0 copies the state, which is the only pause, and a thread writes the copy while training
+    continues. The ranks wait for the last checkpoint only.
     """
 
     def __init__(
         self,
         settings: Settings,
         feed: Feed,
-        learner: Learner,
+        learner_state: Callable[[], Mapping[str, Any]],
         log: ProgressLog,
         phases: Phases,
         folder: RunFolder | None,
     ) -> None:
-        """`folder` is rank 0's; the others have none and write nothing."""
-        self._settings, self._feed, self._learner = settings, feed, learner
+        """
+        Args:
+            learner_state: returns `weights` and `average` by name and `state`, an optimizer's
+                containers; called at each save, and its tensors are copied at once.
+            folder: rank 0's; None on the other ranks, which write nothing.
+        """
+        self._settings, self._feed, self._learner_state = settings, feed, learner_state
         self._log, self._phases, self._folder = log, phases, folder
-        group = distributed.processor_group(settings.train.collective_timeout_seconds)
+        group = ranks.processor_group(settings.train.collective_timeout_seconds)
         self.order_digest = OrderDigest(group)
         self.pauses_seconds: list[float] = []
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[str] | None = None
-        self._begun: object = None  # what the newest checkpoint is of, whole or not
-        self._saved: object = None  # what the newest whole one is of
+        self._in_progress: object = None  # state captured by the checkpoint being written
+        self._last_written: object = None  # state captured by the last complete one
 
     def resume(self, order_digest: str, position: Position, carried: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint, which is of `position` and has `carried`."""
+        """Continue from a checkpoint of `position`, whose meta.json has `carried`."""
         self.order_digest.resume(order_digest)
-        self._saved = (position, carried)
+        self._last_written = (position, carried)
 
-    def save(self, position: Position, carried: Mapping[str, Any], must: bool) -> None:
-        """Have a checkpoint written in the background; a failure is reported and counted there.
+    def save(self, position: Position, carried: Mapping[str, Any], wait_for_previous: bool) -> None:
+        """Write a checkpoint in the background; a failure is reported and counted there.
 
-        `carried` is what it has of the run beside position and learner.
+        While the previous one is still being written, this one is skipped: a store that is slow
+        or down must not hold up training, and what a crash could lose meanwhile grows only by the
+        time that the store needs anyway.
 
-        While the one before is still being written, one that `must` be waits for it; any other is
-        left out: a store that is slow or down must not hold up training, and what a crash could
-        lose meanwhile grows only by the time that the store needs anyway.
+        Args:
+            position: the step that the state belongs to.
+            carried: further entries of meta.json.
+            wait_for_previous: wait for the previous one instead of skipping this one.
 
         Raises:
             TrainingError: the run has another writer now.
@@ -79,53 +85,53 @@ class Saver:
         digest = self.order_digest.total()
         if self._folder is None:
             return
-        if self._writing is not None and not self._writing.done() and not must:
-            telemetry.CHECKPOINTS_SKIPPED.inc()
+        if self._writing is not None and not self._writing.done() and not wait_for_previous:
+            metrics.CHECKPOINTS_SKIPPED.inc()
             self._log.say(
-                f"checkpoint left out at step {position.total_steps:,}: the one before it is "
+                f"checkpoint skipped at step {position.total_steps:,}: the previous one is "
                 "still being written"
             )
             return
-        self._outcome()
+        self._wait()
         self._start(self._folder, position, carried, digest)
         self.pauses_seconds.append(time.monotonic() - started)
-        telemetry.CHECKPOINT_PAUSE_SECONDS.observe(self.pauses_seconds[-1])
+        metrics.CHECKPOINT_PAUSE_SECONDS.observe(self.pauses_seconds[-1])
 
-    def save_for_good(self, position: Position, carried: Mapping[str, Any]) -> None:
-        """The last checkpoint of this process: without it, its work since the one before is lost.
+    def save_final(self, position: Position, carried: Mapping[str, Any]) -> None:
+        """Write the last checkpoint of this process, unless there is one of this very state.
 
-        All ranks wait for it.
+        All ranks wait for it: without it, the work since the previous one is lost.
 
         Raises:
             TrainingError: it could not be written, or the run has another writer now.
         """
         digest, failure = self.order_digest.total(), ""
-        digest()  # a rank that left in the midst of it would take the others along
+        digest()  # here: a rank that exits during this collective takes the others along
         if self._folder is not None:
-            self._outcome()
-            if self._saved != (position, carried):
+            self._wait()
+            if self._last_written != (position, carried):
                 self._start(self._folder, position, carried, digest)
-                failure = self._outcome()
-        failure = distributed.broadcast_object(failure)
+                failure = self._wait()
+        failure = ranks.broadcast_object(failure)
         if failure:
             raise TrainingError(
                 f"--output {self._settings.output}: the last checkpoint could not be written: "
-                f"{failure}. The one before stands; when there is room again, the same command "
-                "goes on from there"
+                f"{failure}. The previous one is intact. Run the same command again, when there "
+                "is room, to resume from it"
             )
         if self.pauses_seconds:
             pause = 1000 * statistics.median(self.pauses_seconds)
             self._log.say(
                 f"checkpoints: {len(self.pauses_seconds)} in the background, training paused "
-                f"{pause:.1f} ms for each (median)"
+                f"{pause:.1f} ms per checkpoint (median)"
             )
 
     def close(self) -> None:
-        """Let the checkpoint that is being written be finished."""
+        """Wait for the checkpoint that is being written."""
         self._thread.shutdown()
 
-    def _outcome(self) -> str:
-        """Why the checkpoint under way failed, or nothing; waits for it."""
+    def _wait(self) -> str:
+        """Wait for the checkpoint being written; return why it failed, or ''."""
         writing, self._writing = self._writing, None
         return writing.result() if writing is not None else ""
 
@@ -136,14 +142,7 @@ class Saver:
         carried: Mapping[str, Any],
         digest: Callable[[], str],
     ) -> None:
-        average = self._learner.average
-        self._snapshot.take(
-            {
-                "weights": self._learner.model.state_dict(),
-                "average": average.state if average is not None else {},
-                "state": self._learner.state(),
-            }
-        )
+        self._snapshot.take(self._learner_state())
         meta = {
             "epoch": position.epoch,
             "step_in_epoch": position.step,
@@ -152,39 +151,39 @@ class Saver:
             "restarts": self._log.restarts,
             **carried,
         }
-        self._begun = (position, carried)
+        self._in_progress = (position, carried)
         self._writing = self._thread.submit(self._write, folder, position.total_steps, meta, digest)
 
     def _write(
         self, folder: RunFolder, step: int, meta: dict[str, Any], digest: Callable[[], str]
     ) -> str:
-        """Runs in the thread; returns why it failed, or nothing."""
+        """Write the snapshot, in the thread; return why that failed, or ''."""
         started, keep = time.monotonic(), self._settings.checkpoint
         try:
             taken = self._snapshot.on_host()
             weights, average = taken["weights"], taken["average"]
-            _refuse_what_is_no_number({"weights": weights, "average": average})
-            complete = self._facts() | meta | {"order_digest": digest()}
+            _check_finite({"weights": weights, "average": average})
+            complete = self._run_meta() | meta | {"order_digest": digest()}
             folder.check()
-            folder.flush()  # first: a checkpoint's log goes up to its step
-            checkpoint.save(folder.url, step, weights, average, taken["state"], complete)
-        except (OSError, StorageError, _NotNumbersError) as error:
-            telemetry.CHECKPOINT_FAILURES.inc()
+            folder.flush()  # first: the log must go up to the checkpoint's step
+            files.save(folder.url, step, weights, average, taken["state"], complete)
+        except (OSError, StorageError, _NonFiniteError) as error:
+            metrics.CHECKPOINT_FAILURES.inc()
             self._log.say(f"checkpoint FAILED at step {step:,}: {error}")
             return str(error)
-        self._saved, seconds = self._begun, time.monotonic() - started
-        telemetry.CHECKPOINTS.inc()
-        telemetry.CHECKPOINT_SECONDS.inc(seconds)
+        self._last_written, seconds = self._in_progress, time.monotonic() - started
+        metrics.CHECKPOINTS.inc()
+        metrics.CHECKPOINT_SECONDS.inc(seconds)
         self._log.say(f"checkpoint saved at step {step:,} in {seconds:.2f} s")
         try:
             folder.check()
-            checkpoint.prune(folder.url, step, keep)
+            files.prune(folder.url, step, keep)
         except (OSError, StorageError) as error:
-            self._log.say(f"older checkpoints than that could not be removed: {error}")
+            self._log.say(f"older checkpoints could not be removed: {error}")
         return ""
 
-    def _facts(self) -> dict[str, Any]:
-        """What is the same in all checkpoints of this process."""
+    def _run_meta(self) -> dict[str, Any]:
+        """Return the entries of meta.json that are the same in all checkpoints of this process."""
         dataset = self._feed.dataset
         return {
             "lanes": self._feed.lanes,
@@ -192,14 +191,14 @@ class Saver:
             "dataset_digest": dataset.digest,
             "classes": list(dataset.classes),
             "normalisation": {"mean": dataset.pixel_mean, "std": dataset.pixel_std},
-            "raster": checkpoint.RASTER,
+            "raster": files.RASTER,
             "config": self._settings.model_dump(mode="json"),
-            "versions": checkpoint.versions(),
+            "versions": files.versions(),
         }
 
 
-def _refuse_what_is_no_number(kinds: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+def _check_finite(kinds: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
     for kind, tensors in kinds.items():
         for name, value in tensors.items():
             if not value.isfinite().all():
-                raise _NotNumbersError(f"the {kind} of {name} are no finite numbers any more")
+                raise _NonFiniteError(f"{kind} of {name} contain NaN or inf")

@@ -1,4 +1,4 @@
-"""A copy of training state that stands still while training goes on."""
+"""A copy of the training state that does not change while training continues."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import torch
 
 
 class Snapshot:
-    """Copies of tensors: on a GPU taken there, and brought to the host later by another thread.
+    """Copies of tensors: taken on the GPU, and moved to the host later by another thread.
 
-    Room for them is taken once and kept for the next copy: as much again as the state itself, on
-    the GPU and pinned on its host. One copy at a time: `take` may be called again when `on_host`
-    has returned and what it gave is not needed any more.
+    Their memory is allocated once and reused: the size of the state, on the GPU and pinned on its
+    host. There is one copy at a time: call `take` again only after `on_host` has returned and its
+    result is no longer needed.
     """
 
     def __init__(self) -> None:
-        """Nothing is copied, no room taken."""
         self._state: Any = None  # the containers as they were, with the copies in them
         self._copies: list[torch.Tensor] = []
         self._hosts: list[torch.Tensor] = []
@@ -26,16 +25,15 @@ class Snapshot:
 
     @torch.no_grad()
     def take(self, state: Any) -> None:
-        """Copy the tensors in dicts, lists and tuples; other leaves are kept as they are.
+        """Copy the tensors in dicts, lists and tuples; other values are kept as they are.
 
-        On a GPU this only queues the copies, between what the current stream was given before and
-        what it is given next: nobody waits for them here.
+        On a GPU this only queues the copies on the current stream and does not wait for them.
         """
         sources: list[torch.Tensor] = []
         _replace(state, sources.append)
-        if not _alike(sources, self._copies):
-            self._copies, self._hosts = [], []  # gives the old room back first
-            self._copies = [_room(source) for source in sources]
+        if not _fits(sources, self._copies):
+            self._copies, self._hosts = [], []  # frees the old memory first
+            self._copies = [_allocate(source) for source in sources]
         for copy, source in zip(self._copies, sources, strict=True):
             copy.copy_(source, non_blocking=source.is_cuda)
         copies = iter(self._copies)
@@ -48,12 +46,12 @@ class Snapshot:
             self._taken = torch.cuda.current_stream(device).record_event()
 
     def on_host(self) -> Any:
-        """What was taken, its tensors in host memory; waits until they are there."""
+        """Return the copied state with its tensors in host memory; waits until they are there."""
         if self._taken is None or self._stream is None:
             return self._state
         if not self._hosts:
             self._hosts = [_pinned(copy) if copy.is_cuda else copy for copy in self._copies]
-        # A stream of its own: beside training, not between its steps.
+        # A separate stream: the copies run beside the training steps, not between them.
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(self._taken)
             for host, copy in zip(self._hosts, self._copies, strict=True):
@@ -64,13 +62,13 @@ class Snapshot:
         return _replace(self._state, lambda _: next(hosts))
 
 
-def _room(source: torch.Tensor) -> torch.Tensor:
-    """Uninitialised memory for a copy: on the GPU for what is there, otherwise on the host."""
+def _allocate(source: torch.Tensor) -> torch.Tensor:
+    """Allocate memory for a copy: on the GPU if the tensor is there, otherwise on the host."""
     if not source.is_cuda:
         return torch.empty_like(source, device="cpu")
     try:
         return torch.empty_like(source)
-    except torch.OutOfMemoryError:  # a longer pause, as the copy crosses the bus in it
+    except torch.OutOfMemoryError:  # a longer pause: the copy crosses the bus at once
         return _pinned(source)
 
 
@@ -78,14 +76,14 @@ def _pinned(source: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(source, device="cpu", pin_memory=True)
 
 
-def _alike(sources: list[torch.Tensor], copies: list[torch.Tensor]) -> bool:
-    """Whether the room there is fits."""
+def _fits(sources: list[torch.Tensor], copies: list[torch.Tensor]) -> bool:
+    """Whether the memory of earlier copies fits these tensors."""
     wanted = [(tensor.shape, tensor.dtype, tensor.stride()) for tensor in sources]
     return wanted == [(tensor.shape, tensor.dtype, tensor.stride()) for tensor in copies]
 
 
 def _replace(state: Any, leaf: Callable[[torch.Tensor], Any]) -> Any:
-    """The same containers with every tensor replaced, always in the same order."""
+    """Return the same containers with every tensor replaced, always in the same order."""
     if isinstance(state, torch.Tensor):
         return leaf(state)
     if isinstance(state, Mapping):

@@ -1,1 +1,1 @@
-"""A run as one page: its history, curves, HTML."""
+"""A run as one page: its history, curves and HTML."""

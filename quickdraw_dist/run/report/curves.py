@@ -1,4 +1,4 @@
-"""The curves of a run's report, for `report_pictures.render`."""
+"""Plot the curves of a run's report, for `charts.render`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Plot = Callable[[Axes, History], None]
 
 
 def curves(history: History) -> dict[str, Callable[[], Figure]]:
-    """What to draw, by name; only what there is something of."""
+    """Return the plots of a run by name; those without data are missing."""
     plots: dict[str, Callable[[], Figure]] = {}
-    of_looks: dict[str, Plot] = {
+    of_training: dict[str, Plot] = {
         "loss": _loss,
         "accuracy": _accuracy,
         "learning_rate": _learning_rate,
         "speed": _speed,
     }
     if history.of("train"):
-        plots |= {name: partial(_curve, plot, history) for name, plot in of_looks.items()}
+        plots |= {name: partial(_curve, plot, history) for name, plot in of_training.items()}
     if any(history.goodput_seconds.values()):
         plots["goodput"] = partial(plot_goodput, history.goodput_seconds)
     return plots
@@ -38,8 +38,8 @@ def _curve(plot: Plot, history: History) -> Figure:
     figure = Figure(figsize=(WIDTH, HEIGHT))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     plot(axes, history)
-    for place, epoch in enumerate(history.restarts):
-        label = "restart" if place == 0 else None
+    for index, epoch in enumerate(history.restarts):
+        label = "restart" if index == 0 else None
         axes.axvline(epoch, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), label=label)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -54,7 +54,7 @@ def _curve(plot: Plot, history: History) -> Figure:
 
 
 def _both(axes: Axes, history: History, train: str, validation: str) -> None:
-    """Every look as a line, every validation as a point on another."""
+    """Plot training as a line over log intervals, validation as points."""
     axes.plot(*history.curve("train", train), color=RIGHT, linewidth=1.2, label="training")
     points = history.curve("validation", validation)
     if points[0]:
@@ -83,7 +83,7 @@ def _speed(axes: Axes, history: History) -> None:
 
 
 def plot_goodput(seconds: dict[str, float]) -> Figure:
-    """A bar for every cause, as long as the time it took."""
+    """Plot a bar per cause, as long as the time it took."""
     total = sum(seconds.values())
     figure = Figure(figsize=(WIDTH, 0.28 * len(seconds)))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))

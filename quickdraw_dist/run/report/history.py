@@ -1,47 +1,43 @@
-"""What metrics.jsonl tells of a run."""
+"""A run's history, as its metrics.jsonl has it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
-
-LOG = "metrics.jsonl"
-"""Of a run's folder: a record a line, in order of steps."""
+from quickdraw_dist.run.folder import LOG, read_log
 
 
 @dataclass(frozen=True)
 class History:
-    """A run's records: `start` of each process, `train` a look, `validation`, and `end`."""
+    """A run's records: `start` per process, `train` per log interval, `validation` and `end`."""
 
     records: tuple[Mapping[str, Any], ...]
 
     def of(self, kind: str) -> list[Mapping[str, Any]]:
-        """The records of a kind."""
+        """Return the records of a kind."""
         return [record for record in self.records if record["kind"] == kind]
 
-    def curve(self, kind: str, figure: str) -> tuple[list[float], list[float]]:
-        """Epochs and values of a figure, where it has one: no loss where all steps were skipped."""
-        points = [(r["epoch"], r[figure]) for r in self.of(kind) if r.get(figure) is not None]
+    def curve(self, kind: str, metric: str) -> tuple[list[float], list[float]]:
+        """Return the epochs and values of a metric; null values (all steps skipped) are dropped."""
+        points = [(r["epoch"], r[metric]) for r in self.of(kind) if r.get(metric) is not None]
         return [epoch for epoch, _ in points], [value for _, value in points]
 
     @property
     def restarts(self) -> list[float]:
-        """Epochs at which a process went on with the run."""
+        """Epochs at which a process resumed the run."""
         return [record["epoch"] for record in self.of("start")[1:]]
 
     @property
     def finished(self) -> bool:
-        """Whether the last process came to the end."""
+        """Whether the last process completed the run."""
         return bool(self.records) and self.records[-1]["kind"] == "end"
 
     @property
     def goodput_seconds(self) -> dict[str, float]:
-        """Wall time up to the last look, by cause; empty before the first one."""
+        """Wall time by cause, up to the last record; empty before the first log interval."""
         known = [r["goodput_seconds"] for r in self.records if "goodput_seconds" in r]
         return dict(known[-1]) if known else {}
 
@@ -52,22 +48,13 @@ class History:
 
 
 def read(run: str) -> History:
-    """The history of a run, a folder or gs://, that may still go on.
+    """Read the history of a run, a folder or gs://, which may still be running.
 
     Raises:
         RefusedError: no run there.
         StorageError: the store failed.
     """
-    try:
-        text = storage.read(storage.join(run, LOG)).decode()
-    except FileNotFoundError:
-        text = ""
-    records = []
-    for line in text.splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue  # being written just now
+    records = [record for _, record in read_log(run)]
     if not records:
-        raise RefusedError(f"{run}: no {LOG} with a record there; a run's folder is right")
+        raise RefusedError(run, None, f"no {LOG} with a record there", "Give a run's folder")
     return History(tuple(records))

@@ -1,4 +1,4 @@
-"""What docs and headers tell a reader to type, as far as it goes without a cloud."""
+"""The commands in docs and headers, as far as they can run without a cloud."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS = [(ROOT / "docs" / "clusters.md").read_text(encoding="utf-8"), TROUBLE, *
 
 
 def test_one_edit_fills_in_all_placeholders(tmp_path: Path) -> None:
-    """Step 6 as it stands in the page, on a copy."""
+    """Runs step 6 of the page on a copy."""
     for folder in ("k8s", "overlays"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (edit,) = (block for block in blocks("clusters.md") if "sed -i" in block)
@@ -32,8 +32,8 @@ def test_one_edit_fills_in_all_placeholders(tmp_path: Path) -> None:
     assert "image: europe-west4-docker.pkg.dev/one-2/quickdraw/jobs:0.1.0\n" in text
 
 
-def test_what_commands_name_is_there() -> None:
-    """Files, folders, Jobs and labels."""
+def test_names_in_commands_exist() -> None:
+    """Files, folders, Jobs and labels that the commands name exist."""
     objects = [o for source in [*PLAIN, *OVERLAYS] for o in load(source)]
     jobs = {job.name for job in workloads(objects)}
     sets = {o["metadata"]["name"] for o in objects if o["kind"] == "JobSet"}
@@ -50,8 +50,8 @@ def test_what_commands_name_is_there() -> None:
 
 @pytest.mark.parametrize("component", ["shard", "merge", "train", "evaluate"])
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_step_is_chosen_by_its_label(overlay: str, component: str) -> None:
-    """`kubectl apply -k ... -l` takes what the step needs, and no Job of another one."""
+def test_a_label_selects_a_step(overlay: str, component: str) -> None:
+    """`kubectl apply -k ... -l` applies what the step needs and no Job of another step."""
 
     def labelled(*components: str) -> list[Object]:
         name = "app.kubernetes.io/component"

@@ -1,5 +1,5 @@
-"""What becomes of the Jobs of the manifests when their pods end: delays, limits, reasons, and what
-runs at the same time."""
+"""What the Job controller does with the Jobs of the manifests when their pods end: delays, limits,
+reasons, and which pods run at the same time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.cluster.support.job_controller import Controller, End, delay, next_delay, outcome
 from tests.cluster.support.manifests import Workload, load, workload
+from tests.cluster.support.pods import Controller, End, delay, next_delay, outcome
 
 TRAIN = workload(load("train.yaml"), "quickdraw-train")
 IN_JOBSET = workload(load("train-jobset.yaml"), "quickdraw-train-node-0")
@@ -23,13 +23,13 @@ REFUSED, SAVED, ENDED_BY_TERM = 2, 85, 143
 
 
 def with_nodes(job: Workload, nodes: int, **spec: object) -> Workload:
-    """The same Job on another number of nodes."""
+    """Return the same Job for another number of nodes, with other fields."""
     changed = copy.deepcopy(job.spec) | {"completions": nodes, "parallelism": nodes} | spec
     return Workload(job.name, {k: v for k, v in changed.items() if v is not None})
 
 
 def waits(job: Workload, preemptions: int) -> list[float]:
-    """Seconds that pod 0 waits after each preemption of all pods, which end with 85."""
+    """Return the seconds that pod 0 waits after each preemption of all pods."""
     ends, found = [], []
     for _ in range(preemptions):
         ends += [End(index, SAVED) for index in range(job.spec["completions"])]
@@ -44,7 +44,7 @@ def test_the_delay_doubles_up_to_ten_minutes() -> None:
 
 
 def test_with_backoff_limit_the_ended_pods_of_all_nodes_delay() -> None:
-    """As a real cluster did: 20, 79 and 320 s for two pods, ten minutes for eight."""
+    """A real cluster waited 20, 79 and 320 s with two pods, ten minutes with eight."""
     by_pods = {"backoffLimit": 20, "backoffLimitPerIndex": None, "maxFailedIndexes": None}
     assert waits(with_nodes(TRAIN, 2, **by_pods), 3) == [20, 80, 320]
     assert waits(with_nodes(TRAIN, 8, **by_pods), 2) == [600, 600]
@@ -71,13 +71,13 @@ def test_training_survives_ten_crashes_on_any_number_of_nodes(nodes: int) -> Non
 
 @pytest.mark.parametrize("end", [End(0, SAVED), End(0, ENDED_BY_TERM), End(0, 137, disrupted=True)])
 def test_preemptions_are_no_failures(end: End) -> None:
-    """Whether training saved, an init container was ended, or a pod was killed when time was up."""
+    """Pods that saved, ended in an init container, or were drained do not count."""
     for job in (TRAIN, IN_JOBSET):
         assert outcome(job, [end] * 100) is None
 
 
 def test_reasons() -> None:
-    """Each is in docs/trouble.md."""
+    """Jobs fail for the reasons that docs/trouble.md explains."""
     for job in (TRAIN, IN_JOBSET, SHARD, MERGE):
         assert outcome(job, [End(0, REFUSED)]) == "PodFailurePolicy"
     assert outcome(IN_JOBSET, [End(1, 1)]) == "MaxFailedIndexesExceeded", "the JobSet restarts all"
@@ -90,7 +90,7 @@ def test_reasons() -> None:
 
 
 class Pods:
-    """Pods that run until they are told to end, and take a step of the test to do so."""
+    """Pods that run until the test ends them."""
 
     def __init__(self) -> None:
         self.running: set[tuple[str, int, int]] = set()
@@ -99,7 +99,7 @@ class Pods:
         self._changed = threading.Condition()
 
     def controller(self, uid: str) -> Controller:
-        """A training Job of two such pods."""
+        """Return the controller of a training Job of two such pods."""
         return Controller(
             with_nodes(TRAIN, 2),
             lambda index, life: self._run((uid, index, life)),
@@ -122,14 +122,14 @@ class Pods:
             self._changed.notify_all()
 
     def wait_for(self, *pods: tuple[str, int, int]) -> None:
-        """Until these are running, among others."""
+        """Wait until these pods are running."""
         with self._changed:
             assert self._changed.wait_for(lambda: set(pods) <= self.running, timeout=10)
 
 
 @contextmanager
 def applied(pods: Pods, uid: str) -> Iterator[tuple[Controller, Future[bool]]]:
-    """A Job whose two pods run."""
+    """Apply a Job; its two pods run."""
     with ThreadPoolExecutor(1) as background:
         controller = pods.controller(uid)
         done = background.submit(controller.complete)
@@ -152,7 +152,7 @@ def test_a_pod_is_replaced_when_it_has_ended() -> None:
 
 @pytest.mark.parametrize("cascade", ["background", "foreground"])
 def test_only_a_foreground_delete_waits_for_the_pods(cascade: str) -> None:
-    """So that an apply after it never runs beside the old pods, which save for some seconds."""
+    """After a background delete the pods of a new Job run beside the old ones, which still save."""
     pods = Pods()
     with applied(pods, "old") as (controller, _), ThreadPoolExecutor(1) as background:
         deletion = background.submit(controller.delete, cascade)
@@ -172,7 +172,7 @@ def test_only_a_foreground_delete_waits_for_the_pods(cascade: str) -> None:
 
 
 def test_the_pod_of_a_dead_node_is_replaced_when_its_node_is_deleted() -> None:
-    """It stays Terminating until then, and the other pod waits for it."""
+    """The pod is Terminating until then, and the other pod waits for it."""
     pods = Pods()
     with applied(pods, "a") as (controller, done):
         controller.lose_node(1)
@@ -201,7 +201,7 @@ def test_a_refused_pod_ends_the_others() -> None:
 
 
 def test_a_failed_worker_does_not_end_the_others() -> None:
-    """And is not replaced again; deleting and applying the Job finishes its part."""
+    """The worker is not replaced again, and the Job fails when the others have finished."""
     lives: list[tuple[int, int]] = []
 
     def run(index: int, life: int) -> int:

@@ -1,5 +1,5 @@
-"""Every kubectl command of headers and docs, run as written against an API that keeps what it is
-sent. Whether a real one would take it, the schemas say (test_manifests.py)."""
+"""Every kubectl command of headers and docs, run as written, against an API that keeps objects
+unchecked. Whether a real one would accept them is tested by test_manifests.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ shift
 case $verb in apply) set -- --validate=false "$@" ;; esac
 exec kubectl "$verb" "$@"
 """
-"""kubectl as the commands find it: without the schemas that this API lacks."""
+"""The kubectl on PATH: does not ask for schemas, which this API lacks."""
 
 
 class Shell:
@@ -54,7 +54,7 @@ class Shell:
         )  # fmt: skip
 
     def names(self, kind: str) -> set[str]:
-        """All objects of a kind."""
+        """Return the names of all objects of a kind."""
         return {name for each, name in self.objects if each == kind}
 
 
@@ -71,8 +71,8 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
      *((s, "FailureTarget") for s in PLAIN if s not in MONITORS)],
 )  # fmt: skip
 def test_the_commands_of_a_header(source: str, condition: str, shell: Shell) -> None:
-    """From Apply to Clean, whether the Jobs are complete or have failed. No two pods of an index
-    run at the same time, and nothing stays."""
+    """All commands from Apply to Clean succeed, whether the Jobs are complete or have failed; no
+    two pods of an index run at the same time, and no object is left."""
     shell.api.condition = condition
     commands = kubectl_commands(after(HEADERS[source], "Apply"))
     assert any(command.startswith("kubectl apply") for command in commands)
@@ -83,7 +83,7 @@ def test_the_commands_of_a_header(source: str, condition: str, shell: Shell) -> 
 
 @pytest.mark.parametrize("source", [s for s in PLAIN if s not in MONITORS])
 def test_a_plain_file_arrives_as_written(source: str, shell: Shell) -> None:
-    """YAML anchors and all."""
+    """The server receives what the file says, YAML anchors expanded."""
     shell(f"kubectl apply -f k8s/{source}")
     for found in load(source):
         there = shell.objects[found["kind"], found["metadata"]["name"]]
@@ -93,7 +93,7 @@ def test_a_plain_file_arrives_as_written(source: str, shell: Shell) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_apply_an_overlay_step_by_step(overlay: str, shell: Shell) -> None:
-    """The label chooses the one Job of a step."""
+    """A label selects the one Job of a step."""
     steps = ("shard", "merge", "train", "evaluate")
     for number, step in enumerate(steps, 1):
         shell(f"kubectl apply -k {overlay} -l app.kubernetes.io/component={step}")
@@ -103,7 +103,7 @@ def test_apply_an_overlay_step_by_step(overlay: str, shell: Shell) -> None:
 
 
 def test_the_commands_of_the_page(shell: Shell) -> None:
-    """docs/clusters.md, from an empty cluster to a clean one."""
+    """The commands of docs/clusters.md succeed in their order, on an empty cluster."""
     commands = kubectl_commands("\n".join(blocks("clusters.md")))
     assert len(commands) > 10
     shell(*commands, "kubectl delete --cascade=foreground -k overlays/gke-spot")
@@ -111,7 +111,7 @@ def test_the_commands_of_the_page(shell: Shell) -> None:
 
 
 def test_the_commands_of_when_it_goes_wrong(shell: Shell) -> None:
-    """docs/trouble.md, while a Job is there; those that name a node need one."""
+    """The commands of docs/trouble.md succeed while a Job exists, but those that name a node."""
     commands = kubectl_commands("\n".join(blocks("trouble.md")))
     commands = [c for c in commands if "node" not in c]
     assert len(commands) > 5
@@ -120,14 +120,14 @@ def test_the_commands_of_when_it_goes_wrong(shell: Shell) -> None:
 
 
 def test_an_apply_after_a_background_delete_overlaps(shell: Shell) -> None:
-    """So the tests above can fail: kubectl returns while the old pods still save."""
+    """The tests above can fail: kubectl returns while the old pods still save."""
     again = "kubectl apply -f k8s/train.yaml"
     shell(again, "kubectl delete -f k8s/train.yaml", again)
     assert shell.api.most_pods == 2
 
 
 def test_a_changed_setting_is_refused_at_apply(shell: Shell, tmp_path: Path) -> None:
-    """The running pods would not see it, and a later one would disagree with them."""
+    """Running pods would keep the old value, and a replaced pod would disagree with them."""
     shell("kubectl apply -f k8s/train.yaml")
     changed = tmp_path / "train.yaml"
     text = (ROOT / "k8s" / "train.yaml").read_text(encoding="utf-8")
@@ -142,7 +142,8 @@ def test_a_changed_setting_is_refused_at_apply(shell: Shell, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("source", ["train.yaml", "train-jobset.yaml", "shard.yaml"])
 def test_logs_of_a_job_that_was_restarted_often(source: str, shell: Shell) -> None:
-    """More ended pods than kubectl follows without being told, and one that still initializes."""
+    """Logs are shown with more ended pods than kubectl follows by default, and one in its init
+    containers."""
     shell(f"kubectl apply -f k8s/{source}")
     (job,) = (found for (kind, _), found in shell.objects.items() if kind == "Job")
     for _ in range(7):
@@ -155,7 +156,7 @@ def test_logs_of_a_job_that_was_restarted_often(source: str, shell: Shell) -> No
 
 
 def test_wait_returns_when_a_job_ends(shell: Shell) -> None:
-    """And not before."""
+    """`wait` times out while the Job runs, and returns when it has a condition."""
     shell("kubectl apply -f k8s/evaluate.yaml")
     job = shell.objects["Job", "quickdraw-evaluate"]
     (wait,) = (c for c in kubectl_commands(HEADERS["evaluate.yaml"]) if " wait " in c)
@@ -176,6 +177,6 @@ def test_monitors_where_only_one_kind_is_installed(source: str, tmp_path: Path) 
 
 
 def test_files_that_need_another_one() -> None:
-    """And which say so."""
+    """A file that needs objects of another one names it in its header."""
     for source, needed in SHARED.items():
         assert f"k8s/{needed}" in HEADERS[source]

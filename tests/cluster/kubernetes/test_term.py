@@ -1,5 +1,5 @@
-"""TERM to the first process of a container, which the kernel keeps from it unless it has a handler:
-here, too, the commands are the first process of a PID namespace."""
+"""TERM to the first process of a container. The kernel drops signals for which the first process of
+a PID namespace has no handler, so these tests run the commands as first processes, too."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CONTAINERS = [
     for container in job.containers
     if container["command"][0] == "sh"
 ]
-"""All that are not the launcher, which answers signals from its first line on."""
+"""All containers but the launcher, which answers signals from its first line on."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder for PATH in which `python` and `getent` take as long as the file `sleep` says."""
+    """A folder for PATH in which `python` and `getent` sleep and exit as files tell them to."""
     for name in ("python", "getent"):
         command = tmp_path / name
         command.write_text(
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(container: Object, folder: Path, seconds: int, code: int) -> subprocess.Popen[bytes]:
-    """The container's command, as the first process."""
+    """Run a container's command as the first process of a PID namespace."""
     require()
     (folder / "sleep").write_text(str(seconds))
     (folder / "code").write_text(str(code))
@@ -50,13 +50,13 @@ def start(container: Object, folder: Path, seconds: int, code: int) -> subproces
 
 
 def first(process: subprocess.Popen[bytes]) -> int:
-    """The first process in the namespace that unshare made."""
+    """Return the first process of the namespace that unshare made."""
     return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_ends_with_143(container: Object, folder: Path) -> None:
-    """At once, while Python or a name server takes its time; the Jobs ignore that code."""
+    """TERM ends a container at once while Python starts or a name is looked up."""
     process = start(container, folder, 60, 0)
     while not list(folder.glob("*.said")):
         assert process.poll() is None

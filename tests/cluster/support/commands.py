@@ -10,7 +10,7 @@ _VERBS = "apply|delete|wait|get|logs|describe"
 
 
 def header(source: str) -> str:
-    """The comment that opens a plain manifest, or an overlay's kustomization."""
+    """Return the comment that opens a plain manifest, or an overlay's kustomization."""
     path = ROOT / ("k8s" if source in PLAIN else source)
     path /= source if source in PLAIN else "kustomization.yaml"
     lines = path.read_text(encoding="utf-8").split("apiVersion")[0].splitlines()
@@ -18,7 +18,7 @@ def header(source: str) -> str:
 
 
 def kubectl_commands(text: str) -> list[str]:
-    """All lines that begin with kubectl and a verb about a step, continued ones joined."""
+    """Return the kubectl commands of a text, continued lines joined."""
     joined = text.replace("\\\n", " ")
     return [
         re.sub(r" +", " ", line.strip())
@@ -28,13 +28,13 @@ def kubectl_commands(text: str) -> list[str]:
 
 
 def blocks(page: str) -> list[str]:
-    """The blocks of commands of a page in docs/."""
+    """Return the blocks of commands of a page in docs/."""
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     return re.findall(r"```\n(.*?)```", text, re.DOTALL)
 
 
 def after(text: str, title: str) -> str:
-    """A header from one of its titles on."""
+    """Return a header from one of its titles on."""
     return text[text.index(f"\n{title}") :]
 
 

@@ -1,5 +1,5 @@
-"""As much of a Kubernetes API as kubectl needs: it keeps what it is sent, makes pods of Jobs, and
-ends them some time after the deletion of their Job."""
+"""As much of a Kubernetes API as kubectl needs: it keeps objects without checking them, makes the
+pods of Jobs, and ends them some time after their Job is deleted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS = {
     "apis/monitoring.coreos.com/v1": {"podmonitors": "PodMonitor"},
     "apis/monitoring.googleapis.com/v1": {"podmonitorings": "PodMonitoring"},
 }
-"""Kinds by their plural, by the path of their group and version."""
+"""Path of group and version -> plural -> kind."""
 
 _OBJECT = re.compile(r"/(api.*/[^/]+)/namespaces/[^/]+/([a-z]+)(?:/([^/]+))?(/log)?")
 
@@ -41,10 +41,10 @@ STOPPING_SECONDS = 0.5
 
 
 class Api:
-    """The objects, and what becomes of them."""
+    """The objects of a cluster, and what its controllers do with them."""
 
     def __init__(self, *, without: str = "") -> None:
-        """Have all kinds but `without`, a group whose custom resources are not installed."""
+        """Have all kinds but those whose group contains `without`."""
         self.kinds = {
             path: found for path, found in KINDS.items() if not without or without not in path
         }
@@ -57,7 +57,7 @@ class Api:
         self._numbers = itertools.count(1)
 
     def create(self, kind: str, found: Object) -> Object:
-        """Keep an object, and make the pods of a Job."""
+        """Keep an object; a Job gets pods and its condition at once."""
         number = next(self._numbers)
         found["metadata"] |= {"uid": f"uid-{number}", "resourceVersion": str(number)}
         found["metadata"] |= {"namespace": "default"}
@@ -144,7 +144,7 @@ class Api:
         return None
 
     def select(self, kind: str, query: dict[str, list[str]]) -> list[Object]:
-        """The objects of a kind that a list or watch asks for."""
+        """Return the objects of a kind that a list or watch asks for."""
         wanted = dict(re.findall(r"([^=,]+)==?([^,]*)", query.get("labelSelector", [""])[0]))
         name = query.get("fieldSelector", ["="])[0].partition("=")[2]
         return [
@@ -164,7 +164,7 @@ def _merge(into: Object, patch: Object) -> None:
 
 
 def _discovery(path: str, kinds: dict[str, dict[str, str]]) -> Object | None:
-    """The kinds, as kubectl asks for them."""
+    """Return the reply to kubectl's question for API groups and kinds, None for other paths."""
     if path == "api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "apis":
@@ -240,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reply(200, head | there)
 
     def log(self, pod: Object, container: str) -> None:
-        """A container's log; the first pod that is made still runs its init containers."""
+        """Send a container's log; a pod with init containers that runs is still in them."""
         first = container in [c["name"] for c in pod["spec"].get("initContainers", ())]
         if pod["status"]["phase"] == "Running" and "initContainers" in pod["spec"] and not first:
             name = f'container "{container}" in pod "{pod["metadata"]["name"]}"'
@@ -284,12 +284,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PATCH = do_DELETE = respond  # noqa: N815 the base class's names
 
     def log_message(self, *_: object) -> None:
-        """Says nothing: kubectl tells what went wrong."""
+        """Log nothing: kubectl reports what went wrong."""
 
 
 @contextmanager
 def serve(api: Api) -> Iterator[str]:
-    """The address of such an API."""
+    """Run the server; yields its address."""
     handler = type("Handler", (_Handler,), {"api": api})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True

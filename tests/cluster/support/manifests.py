@@ -17,10 +17,10 @@ PLAIN = sorted(path.name for path in (ROOT / "k8s").glob("*.yaml") if "kustom" n
 """Files that one applies as they are."""
 
 MONITORS = ["podmonitor.yaml", "podmonitoring.yaml"]
-"""Those without a Job."""
+"""Files without a Job."""
 
 SHARED = {"merge.yaml": "shard.yaml"}
-"""Files that need objects of another one, applied before."""
+"""File -> the file with objects that it needs, applied before."""
 
 JOB_UID = "batch.kubernetes.io/controller-uid"
 """The label that every pod of a Job has, with the Job's uid."""
@@ -95,11 +95,11 @@ def settings(objects: list[Object], name: str) -> Object:
 
 
 def option(container: Object, name: str) -> str:
-    """The value of --NAME=VALUE among a container's arguments."""
+    """Return the value of --NAME=VALUE among a container's arguments."""
     (value,) = [a.partition("=")[2] for a in container["args"] if a.startswith(f"--{name}=")]
     return str(value)
 
 
 def variable(container: Object, name: str) -> str | None:
-    """A plain value of a container's environment."""
+    """Return a plain value of a container's environment."""
     return next((e.get("value") for e in container.get("env", ()) if e["name"] == name), None)

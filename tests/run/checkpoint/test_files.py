@@ -14,13 +14,12 @@ from torch import nn
 from quickdraw_dist import models
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Model
-from quickdraw_dist.run.checkpoint import files as checkpoint
+from quickdraw_dist.run.checkpoint import files
 from tests.support.checkpoints import CLASSES, FILES, meta, save
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    """Every bit and type of weights, average and optimizer comes back, or a resumed run is
-    another run."""
+    """Every bit and type of weights, average and optimizer is restored."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).to(
         memory_format=torch.channels_last
@@ -36,10 +35,10 @@ def test_round_trip(tmp_path: Path) -> None:
     }
     average = {name: value + 1 for name, value in model.state_dict().items()}
     state = {"optimizer": optimizer.state_dict(), "scaler": {}}
-    url = checkpoint.save(str(tmp_path), 12, weights, average, state, meta(epoch=3))
+    url = files.save(str(tmp_path), 12, weights, average, state, meta(epoch=3))
     assert url == str(tmp_path / "checkpoints" / "step-000000012")
     assert sorted(p.name for p in Path(url).iterdir()) == sorted(FILES)
-    loaded = checkpoint.load(url)
+    loaded = files.load(url)
     assert loaded.url == url
     assert (loaded.meta["step"], loaded.meta["epoch"]) == (12, 3)
     for before, after in [(weights, loaded.weights), (average, loaded.average)]:
@@ -55,52 +54,52 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_newest_of_nothing(tmp_path: Path) -> None:
     """A run that has not started has no checkpoint, and that is no error."""
-    assert checkpoint.newest(str(tmp_path)) is None
-    assert checkpoint.newest(str(tmp_path / "not yet")) is None
+    assert files.newest(str(tmp_path)) is None
+    assert files.newest(str(tmp_path / "not yet")) is None
     (tmp_path / "checkpoints" / "step-000000abc").mkdir(parents=True)
     (tmp_path / "checkpoints" / "other").mkdir()
-    assert checkpoint.steps(str(tmp_path)) == []
+    assert files.steps(str(tmp_path)) == []
 
 
 def test_newest_is_by_step(tmp_path: Path) -> None:
     """By the number, not by name or time: step 1,000,000,000 comes after 999,999,999."""
     for step in (10**9, 5, 10**9 - 1, 40):
         save(tmp_path, step)
-    assert checkpoint.steps(str(tmp_path)) == [5, 40, 10**9 - 1, 10**9]
-    newest = checkpoint.newest(str(tmp_path))
+    assert files.steps(str(tmp_path)) == [5, 40, 10**9 - 1, 10**9]
+    newest = files.newest(str(tmp_path))
     assert newest is not None
     assert newest.weights["weight"][0] == 1e9
 
 
 def test_a_folder_put_aside_is_no_step(tmp_path: Path) -> None:
-    """A user renames a checkpoint to keep it: it is not reported as half-written at each start,
-    and takes none of the places of keep_last."""
+    """A user renames a checkpoint to keep it: it is not reported as incomplete at each start, and
+    does not count for keep_last."""
     home = save(tmp_path, 1)
     home.rename(home.with_name("good-step-000000001"))
-    assert checkpoint.steps(str(tmp_path)) == []
+    assert files.steps(str(tmp_path)) == []
 
 
 def test_find_the_best_of_a_run(tmp_path: Path) -> None:
-    """A user names the run and means its best checkpoint; of equals the later, of unmeasured
-    ones the newest."""
+    """A user names the run and means its best checkpoint: the later of equals, and the newest where
+    none was measured."""
     top1 = {1: 0.2, 2: 0.9, 3: 0.9, 4: None}
     for step, score in top1.items():
         save(tmp_path, step, validation=None if score is None else {"top1": score})
     (save(tmp_path, 5, validation={"top1": 1.0}) / "meta.json").unlink()
-    assert checkpoint.find(str(tmp_path)) == str(tmp_path / "checkpoints" / "step-000000003")
+    assert files.find(str(tmp_path)) == str(tmp_path / "checkpoints" / "step-000000003")
     unmeasured = tmp_path / "unmeasured"
     for step in (1, 2):
         home = save(unmeasured, step)
-    assert checkpoint.find(str(unmeasured)) == str(home)
+    assert files.find(str(unmeasured)) == str(home)
 
 
 def test_find_a_checkpoint_itself(tmp_path: Path) -> None:
-    """Its own address names it, also where it was copied alone."""
+    """By its own address, also where it was copied alone."""
     home = save(tmp_path, 1)
     save(tmp_path, 2, validation={"top1": 0.5})
-    assert checkpoint.find(str(home)) == str(home)
+    assert files.find(str(home)) == str(home)
     copied = shutil.copytree(home, tmp_path / "copied")
-    assert checkpoint.find(str(copied)) == str(copied)
+    assert files.find(str(copied)) == str(copied)
 
 
 def test_find_nothing(tmp_path: Path) -> None:
@@ -108,25 +107,25 @@ def test_find_nothing(tmp_path: Path) -> None:
     (save(tmp_path / "half", 1) / "meta.json").unlink()
     for path in (tmp_path, tmp_path / "missing", tmp_path / "half"):
         with pytest.raises(RefusedError) as refused:
-            checkpoint.find(str(path))
-        assert str(refused.value).startswith(f"{path}: ")
-        assert "-m quickdraw_dist.train" in str(refused.value)
+            files.find(str(path))
+        assert refused.value.subject == str(path)
+        assert "-m quickdraw_dist.train" in refused.value.remedy
 
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_build_model(averaged: bool, tmp_path: Path) -> None:
-    """What is evaluated and exported is the averaged network if an average was kept, built as
-    the checkpoint says and not as today's settings do, and in evaluation mode."""
+    """The network that is evaluated and exported has the averaged weights, if there are any, and
+    the checkpoint's settings, not the current ones; it is in evaluation mode."""
     network = models.build(Model(width=2), len(CLASSES))
     weights = network.state_dict()
     average = {
         name: value + 1 if value.is_floating_point() else value.clone()
         for name, value in weights.items()
     }
-    url = checkpoint.save(
+    url = files.save(
         str(tmp_path), 1, weights, average if averaged else {}, {}, meta({"model": {"width": 2}})
     )
-    built = checkpoint.build_model(checkpoint.load(url))
+    built = files.build_model(files.load(url))
     assert not built.training
     for name, value in built.state_dict().items():
         assert torch.equal(value, (average if averaged else weights)[name]), name
@@ -134,11 +133,11 @@ def test_build_model(averaged: bool, tmp_path: Path) -> None:
 
 
 def test_weights_load_anywhere(tmp_path: Path) -> None:
-    """A process that has safetensors and neither this package, nor torch, nor pickle's powers,
-    reads weights and average."""
+    """A process that has safetensors, but neither this package nor torch nor pickle, reads weights
+    and average."""
     weights = {"layer.weight": torch.arange(6.0).reshape(2, 3)}
     average = {"layer.weight": torch.ones(3)}
-    url = checkpoint.save(str(tmp_path), 1, weights, average, {}, meta())
+    url = files.save(str(tmp_path), 1, weights, average, {}, meta())
     program = (
         "import pickle, sys\n"
         "pickle.load = pickle.loads = pickle.Unpickler = None\n"
@@ -165,14 +164,13 @@ def test_weights_load_anywhere(tmp_path: Path) -> None:
     ("metric", "best"), [("top1", 1), ("mean_class_accuracy", 2), ("loss", 3), ("map3", 4)]
 )
 def test_find_by_the_metric_of_the_run(metric: str, best: int, tmp_path: Path) -> None:
-    """What keep_best keeps is what a run's name stands for; where it was never measured, the
-    newest."""
-    figures = [(0.9, 0.1, 3.0), (0.2, 0.8, 2.0), (0.1, 0.2, 1.0)]
-    for step, (top1, mean, loss) in enumerate(figures, 1):
+    """The checkpoint that keep_best keeps; where the metric was never measured, the newest."""
+    results = [(0.9, 0.1, 3.0), (0.2, 0.8, 2.0), (0.1, 0.2, 1.0)]
+    for step, (top1, mean, loss) in enumerate(results, 1):
         measured = {"top1": top1, "mean_class_accuracy": mean, "loss": loss}
         config = {"checkpoint": {"best_metric": metric}}
         save(tmp_path, step, config=config, validation=measured)
     newest = save(tmp_path, 4, config={"checkpoint": {"best_metric": metric}})
-    assert newest.name == checkpoint.name(4)
-    found = checkpoint.find(str(tmp_path))
-    assert found == str(tmp_path / "checkpoints" / checkpoint.name(best))
+    assert newest.name == files.name(4)
+    found = files.find(str(tmp_path))
+    assert found == str(tmp_path / "checkpoints" / files.name(best))

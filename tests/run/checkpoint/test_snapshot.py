@@ -1,4 +1,4 @@
-"""A snapshot keeps the bits of its moment, whatever happens to the state afterwards."""
+"""A snapshot keeps its bits, whatever happens to the state afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quickdraw_dist.run.checkpoint.snapshot import Snapshot
 
 
 def state(device: str = "cpu") -> dict[str, Any]:
-    """What a trainer has: several layouts and types, an optimizer's nest, plain values."""
+    """Return a state like a trainer's: layouts, types, an optimizer's containers, other values."""
     torch.manual_seed(0)
     kernel = torch.randn(4, 3, 3, 3, device=device).to(memory_format=torch.channels_last)
     return {
@@ -25,16 +25,16 @@ def state(device: str = "cpu") -> dict[str, Any]:
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:
-    """All of them, in order."""
+    """Return all tensors, in order."""
     if isinstance(tree, torch.Tensor):
         return [tree]
     inner = tree.values() if isinstance(tree, dict) else tree
-    parts = inner if isinstance(tree, dict | list | tuple) else []
-    return [found for part in parts for found in tensors(part)]
+    values = inner if isinstance(tree, dict | list | tuple) else []
+    return [found for value in values for found in tensors(value)]
 
 
 def bits(tree: Any) -> list[tuple[torch.dtype, torch.Size, tuple[int, ...], bytes]]:
-    """Type, shape, layout and contents of every tensor."""
+    """Return type, shape, layout and contents of every tensor."""
     return [
         (t.dtype, t.shape, t.stride(), bytes(t.cpu().contiguous().flatten().view(torch.uint8)))
         for t in tensors(tree)
@@ -42,15 +42,15 @@ def bits(tree: Any) -> list[tuple[torch.dtype, torch.Size, tuple[int, ...], byte
 
 
 def train_on(tree: Any) -> None:
-    """Change everything that can change, in place, as an optimizer does."""
+    """Change everything in place, as an optimizer does."""
     for tensor in tensors(tree):
         tensor.zero_().add_(1)
     tree["optimizer"]["groups"][0]["lr"] = 7.0
 
 
-def test_it_stands_still() -> None:
-    """Training goes on in the very memory that was copied; the copy has the old bits, types and
-    layouts, and the old values of what is no tensor."""
+def test_it_does_not_change() -> None:
+    """Training continues in the memory that was copied; the copy has the old bits, types and
+    layouts, and the old values that are no tensors."""
     live, snapshot = state(), Snapshot()
     before = bits(live)
     snapshot.take(live)
@@ -61,8 +61,8 @@ def test_it_stands_still() -> None:
     assert kept["odd"][2:] == (None, "text")
 
 
-def test_room_is_taken_once() -> None:
-    """A run saves thousands of times: its memory must not depend on that."""
+def test_memory_is_allocated_once() -> None:
+    """A run saves thousands of times: its memory must not grow with that."""
     live, snapshot = state(), Snapshot()
     snapshot.take(live)
     first = [t.data_ptr() for t in tensors(snapshot.on_host())]
@@ -87,11 +87,11 @@ def test_state_that_has_grown() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_on_a_gpu_nobody_waits() -> None:
-    """The copy is queued between the work before and after it: it has the former, not the latter,
-    and neither taking it nor what comes next waits for the device."""
+def test_on_a_gpu_nothing_waits() -> None:
+    """The copy is queued between the work before and after it: it includes the former, not the
+    latter, and neither `take` nor the following work waits for the device."""
     live, snapshot = state("cuda"), Snapshot()
-    snapshot.take(live)  # room is made here
+    snapshot.take(live)  # memory is allocated here
     snapshot.on_host()
     train_on(live)
     before = bits(live)
