@@ -10,12 +10,14 @@ from types import FrameType
 from typing import NoReturn
 
 from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.process import print_unbuffered, survive_lost_output
 from quickdraw_dist.distributed.exits import report
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a job's main and exit with the code that distributed/exits.py has for its outcome;
     ended by TERM it is 143."""
+    survive_lost_output()
     signal.signal(signal.SIGTERM, _end)
     try:
         main()
@@ -26,7 +28,7 @@ def run(main: Callable[[], None]) -> None:
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
     """End on TERM, which the first process of a container would not get without a handler. What is
     finished is published and stays; worker processes end with this one."""
-    os.write(2, b"error: ended by TERM. The same command continues from here\n")
+    print_unbuffered("error: ended by TERM. The same command continues from here")
     os._exit(128 + number)
 
 

@@ -1,4 +1,4 @@
-"""This process: the CPUs it may use, its parent, its garbage collector."""
+"""This process: the CPUs it may use, its parent, its garbage collector, what it prints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,112 @@ def test_shard_workers_die_with_their_killed_parent(tmp_path: Path) -> None:
     built = len(list(parts.glob("*.json")))
     assert 0 < built < 200_000 / (8 * 256)
     assert not (tmp_path / "manifest.json").exists()
+
+
+# -- lost output -----------------------------------------------------------------------------------
+
+PRINT = """
+import os, sys, time
+from quickdraw_dist.base.process import print_unbuffered, survive_lost_output
+survive_lost_output()
+for _ in range(3):
+    print("words é", flush=True)
+    print("more", file=sys.stderr)
+    print_unbuffered("unbuffered")
+    time.sleep(0.01)
+os.system("echo child")
+print("pending")
+"""
+
+
+def lost_pipe() -> int:
+    """A pipe whose reader has ended: `train | head -2`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def lost_terminal() -> int:
+    """A terminal whose window was closed."""
+    ours, theirs = os.openpty()
+    os.close(ours)
+    return theirs
+
+
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /dev/full here")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("lose", "reason"),
+    [
+        (lost_pipe, "Broken pipe"),
+        (lost_terminal, "Input/output error"),
+        (full_disk, "No space left on device"),
+    ],
+)
+def test_lost_output_costs_its_words_only(
+    lose: Callable[[], int], reason: str, unbuffered: str
+) -> None:
+    """Either stream, or both; the other one says so once. Python exits with 120 where it cannot
+    flush a stream at its end."""
+    for lost in (["stdout"], ["stderr"], ["stdout", "stderr"]):
+        descriptor = lose()
+        streams: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        done = subprocess.run(
+            [sys.executable, "-c", PRINT],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            **(streams | dict.fromkeys(lost, descriptor)),
+            text=True,
+        )
+        os.close(descriptor)
+        assert done.returncode == 0
+        if lost == ["stdout"]:
+            said = f"standard output is lost ({reason}): the command continues without it"
+            assert done.stderr.count(said) == 1 and done.stderr.count("more") == 3
+        elif lost == ["stderr"]:
+            assert done.stdout.count(f"standard error is lost ({reason})") == 1
+            assert done.stdout.count("words é") == 3 and done.stdout.endswith("child\npending\n")
+
+
+def test_output_that_was_closed_from_the_start(tmp_path: Path) -> None:
+    """`train >&- 2>&-`: the next file that is opened must not get what is printed."""
+    file = tmp_path / "file"
+    code = f"{PRINT}\nfile = open({str(file)!r}, 'w'); print_unbuffered('x'); sys.stdout.isatty()"
+    command = ["sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
+    assert subprocess.run(command).returncode == 0
+    assert file.read_text() == ""
+
+
+def test_output_that_nobody_reads_does_not_block_the_end() -> None:
+    """A pager that waits, a terminal stopped with Ctrl-S: the watchdog still ends the run."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with pytest.raises(BlockingIOError):
+        while os.write(writer, bytes(4096)):
+            pass
+    os.set_blocking(writer, True)
+    code = "from quickdraw_dist.base import process; process._PRINT_SECONDS = 0.05; "
+    code += "process.print_unbuffered('stalled')"
+    assert subprocess.run([sys.executable, "-c", code], stderr=writer, timeout=60).returncode == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_non_blocking_output_waits_for_its_reader() -> None:
+    """Another program on the same terminal (ssh, node) may leave it so; Python's own stream
+    raises BlockingIOError."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    code = "from quickdraw_dist.base.process import survive_lost_output; survive_lost_output(); "
+    code += "print('x' * 300_000)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=writer)
+    os.close(writer)
+    with os.fdopen(reader) as output:
+        assert len(output.read()) == 300_001
+    assert process.wait() == 0
 
 
 # -- the garbage collector -------------------------------------------------------------------------

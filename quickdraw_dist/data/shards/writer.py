@@ -226,6 +226,7 @@ _worker: tuple[Plan, Source, str, Scratch] | None = None
 
 def _start_worker(plan: Plan, source: Source, dest: str) -> None:
     global _worker
+    process.survive_lost_output()
     process.die_with_parent()
     gc.freeze()  # what was imported stays: collections need not look at it again and again
     _worker = (plan, source, dest, Scratch())
