@@ -23,7 +23,8 @@ OFFICIAL = "gs://quickdraw_dataset/full/numpy_bitmap"
 EPILOG = """\
 A finished group is skipped, so the same command again continues; the bytes do not depend on how
 many workers and processes write them. On a cluster every worker runs the same command: --worker and
---of default to JOB_COMPLETION_INDEX (give --of) or SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT.
+--of default to JOB_COMPLETION_INDEX (give --of) or to the variables of a Slurm array, which may
+start at any number and have a step.
 The worker that finishes last writes manifest.json.
 Exit codes: 0 done, 2 refused (do not retry), otherwise 1.
 
