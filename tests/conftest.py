@@ -175,6 +175,7 @@ class Store:
 def use_store(url: str) -> None:
     """Point this process's gs:// at a local server, without anybody's real credentials."""
     os.environ["STORAGE_EMULATOR_HOST"] = url
+    os.environ["no_proxy"] = "127.0.0.1"
     fsspec.config.conf["gs"] = {"token": "anon"}
 
 
@@ -194,6 +195,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     with GcsServer(intercept=intercept) as server:
         opened = Store(server, seen)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)  # puts back what was there
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setitem(fsspec.config.conf, "gs", {})
         use_store(server.url)
         monkeypatch.setattr(storage, "BACKOFF_SECONDS", 0.001)
