@@ -39,10 +39,14 @@ examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate the checkpoint, write the report and print the metrics."""
     parser = Parser("python -m jobs.evaluate", "Evaluate a checkpoint on a whole split.", EPILOG)
-    parser.add_argument("--checkpoint", help="checkpoint, or run (its best one) [--output]")
+    checkpoint_help = "checkpoint, or run (its best one) [--output]"
+    parser.add_argument("--checkpoint", type=storage.address, help=checkpoint_help)
     parser.add_argument("--split", choices=SPLITS, default="test", help="split to use [test]")
     parser.add_argument(
-        "--report", metavar="DIR", help="folder or gs:// address to write to [RUN/report-SPLIT]"
+        "--report",
+        type=storage.address,
+        metavar="DIR",
+        help="folder or gs:// address to write to [RUN/report-SPLIT]",
     )
     settings, arguments = load(parser, argv, ("data", "output", "evaluation"))
     url = checkpoint.find(arguments.checkpoint or settings.output)

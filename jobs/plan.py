@@ -18,7 +18,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.capacity.estimate import SHARD_DRAWINGS_PER_SECOND, Cluster, capacity
 from quickdraw_dist.data.capacity.text import describe
-from quickdraw_dist.data.drawings.sources import open_source
+from quickdraw_dist.data.drawings.sources import open_source, source_address
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import Plan
 
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("python -m jobs.plan", "Estimate what a run needs.", EPILOG)
     before = parser.add_mutually_exclusive_group()
     before.add_argument("--official", action="store_true", help="plan for the official drawings")
-    before.add_argument("--source", help="plan for these drawings, as in jobs.shard")
+    source_help = "plan for these drawings, as in jobs.shard"
+    before.add_argument("--source", type=source_address, help=source_help)
     rate = SHARD_DRAWINGS_PER_SECOND
     numbers = {
         "--world-size": (_whole, 1, "ranks, one per GPU [1]"),

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from jobs.command import run
+from quickdraw_dist.base import storage
 from quickdraw_dist.run.report.page import write_run_report
 
 EPILOG = """\
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", help="folder or gs:// address of the run")
+    parser.add_argument("run", type=storage.address, help="folder or gs:// address of the run")
     print(f"report: {write_run_report(parser.parse_args(argv).run)}")
 
 

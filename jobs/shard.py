@@ -13,7 +13,7 @@ from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.process import processors
 from quickdraw_dist.data.drawings.drawing import Source
-from quickdraw_dist.data.drawings.sources import open_source
+from quickdraw_dist.data.drawings.sources import open_source, source_address
 from quickdraw_dist.data.shards import integrity, manifest, writer
 from quickdraw_dist.data.shards.manifest import Manifest, Part
 from quickdraw_dist.data.shards.plan import Plan, describe
@@ -38,9 +38,11 @@ examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Build this worker's groups that are not done, and merge when all groups are done."""
     parser = Parser("python -m jobs.shard", "Write drawings into shards.", EPILOG)
-    parser.add_argument("--source", default=OFFICIAL, help="folder or gs:// address of .npy "
-                        f"files, or synthetic:?classes=&per_class=&seed= [{OFFICIAL}]")  # fmt: skip
-    parser.add_argument("--dest", help="folder or gs:// address of the dataset [--data]")
+    parser.add_argument("--source", type=source_address, default=OFFICIAL, help="folder or gs:// "
+                        "address of .npy files, or synthetic:?classes=&per_class=&seed= "
+                        f"[{OFFICIAL}]")  # fmt: skip
+    dest_help = "folder or gs:// address of the dataset [--data]"
+    parser.add_argument("--dest", type=storage.address, help=dest_help)
     parser.add_argument("--worker", type=int, metavar="I", help="number of this worker, from 0 [0]")
     parser.add_argument("--of", type=int, metavar="N", help="number of workers [1]")
     parser.add_argument("--processes", type=int, metavar="N", help="processes [all CPUs]")

@@ -225,6 +225,9 @@ def _refusals(error: ValidationError) -> Iterator[RefusedError]:
             name = ".".join(names)
             suggestion = nearest(name, setting_fields()).strip()
             yield RefusedError(name, value, "unknown setting", suggestion)
+        elif problem["type"] == "address":
+            refused = problem["ctx"]["refused"]
+            yield RefusedError(f"--{'.'.join(names)}", value, refused.problem, refused.remedy)
         else:
             name = ".".join(names[: 2 if is_section(names[0]) else 1])
             message = problem["msg"].lower().removeprefix("input should be ")

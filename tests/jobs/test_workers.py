@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 
-from jobs import shard
+from jobs import evaluate, plan, report, shard, verify
 from jobs.command import worker_share
 from quickdraw_dist.base.errors import RefusedError
 from tests.jobs.conftest import GROUPS, parts, tree
@@ -140,3 +141,16 @@ def test_merge_refuses_what_is_incomplete(
     (folder / "manifest.json").unlink()
     shard.main([*arguments, "--merge"])
     assert tree(folder) == tree(dataset.folder)
+
+
+@pytest.mark.parametrize(
+    "job", [shard, verify, plan, evaluate, report], ids=lambda job: job.__name__
+)
+def test_addresses_as_typed(job: ModuleType) -> None:
+    """Every address that a job takes."""
+    flags = {shard: ["--source", "--dest"], verify: ["", "--source"], plan: ["--source", "--data"],
+             evaluate: ["--checkpoint", "--report"], report: [""]}[job]  # fmt: skip
+    for flag in flags:
+        with pytest.raises(RefusedError) as caught:
+            job.main([flag, "gs:/b/x"] if flag else ["gs:/b/x"])
+        assert caught.value.remedy == "Give gs://b/x"

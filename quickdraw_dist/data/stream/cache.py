@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.data.shards.manifest import ShardEntry
 
@@ -46,16 +47,33 @@ def _say_damaged(target: Path) -> None:
     print(f"cache: {target}: not what the manifest says; fetched again", file=sys.stderr)
 
 
+@functools.cache
+def _expand(folder: str) -> str | None:
+    """Return the cache folder with `~` expanded; None, reported once per node, for a user without
+    a home folder (a uid without an account)."""
+    try:
+        return storage.address(folder)
+    except RefusedError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(
+                f"cache: {folder}: {error.problem}; streaming without it. Another folder: "
+                "--stream.cache_folder",
+                file=sys.stderr,
+            )
+        return None
+
+
 class ShardCache:
     """A folder of shards with a size limit, shared by all ranks and runs of this node."""
 
     def __init__(self, folder: str, copy: str, limit_bytes: int) -> None:
         """`copy` names the dataset's bytes: each has a folder of its own, so two never meet."""
         # Its own: what else lies in the folder that was named is not the cache's to evict.
-        self.folder = Path(folder).expanduser() / "quickdraw-shards"
+        expanded = _expand(folder)
+        self.folder = Path(expanded or folder) / "quickdraw-shards"
         self.home = self.folder / copy[:16]
         self.limit_bytes = limit_bytes
-        self._full = False
+        self._full = expanded is None
         # Threads of one process wait here: the lock between processes is one that has to be polled.
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.base.settings import Settings, leaves
 from tests.base.settings.conftest import as_variable, as_yaml, resolve, write
 
 
@@ -168,6 +168,20 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
     subjects = {one.subject for one in error.errors}
     assert subjects == {"train.epocs", "--train.epochs", "--model.width"}
     assert len(str(error).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "path", ["data", "output", "stream.cache_folder", "stream.validation_data"]
+)
+def test_addresses_as_typed(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a flag or a file: one slash is refused, ~ expanded."""
+    monkeypatch.setenv("HOME", "/home/me")
+    expanded = "~/x" if path == "stream.cache_folder" else "/home/me/x"  # on each node
+    assert dict(leaves(resolve(f"--{path}=~/x").model_dump()))[path] == expanded
+    for argv in ((f"--{path}", "gs:/b/x"), write(tmp_path, as_yaml(path, "gs:/b/x"))):
+        error = refused(*argv)
+        assert (error.subject, error.value) == (f"--{path}", "gs:/b/x")
+        assert error.remedy.startswith("Give ")
 
 
 # -- files and sections ----------------------------------------------------------------------------

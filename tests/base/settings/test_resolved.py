@@ -135,6 +135,8 @@ def values(field: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(typing.get_args(field.annotation))
     if isinstance(field.default, tuple):
         return st.lists(st.text(min_size=1).filter(lambda t: t[0] != "-"), min_size=1).map(tuple)
+    if field.metadata and field.annotation is str:  # an address
+        return st.text("abc/.-_ ü").filter(lambda text: text[:1] != "-")
     kind = {
         bool: st.booleans(),
         int: st.integers(1, 65_000),

@@ -70,6 +70,25 @@ def test_an_unwritable_folder(
     assert "--stream.cache_folder" in said
 
 
+def test_a_user_without_an_account(
+    remote: Store,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A container's arbitrary uid: `~` has no meaning, so there is no cache; said once."""
+
+    def unknown(_uid: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for _ in range(2):
+        assert read_all(open_cached(dataset, Path("~/.cache"))) == all_of(dataset)
+    said = capfd.readouterr().err
+    assert said.count("no home folder of this user is known; streaming without it") == 1
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_a_full_disk(
     remote: Store, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str],
