@@ -7,6 +7,7 @@ import sys
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.settings import Stream
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.order.order import Piece
 from quickdraw_dist.data.shards import blocks
 from quickdraw_dist.data.shards.manifest import Manifest
@@ -60,8 +61,10 @@ class SplitReader:
         # A range has no checksum of its own on the way, a file or a cached shard had one.
         attempts = storage.ATTEMPTS if self.remote and self.cache is None else 2
         trouble = ""
-        for _ in range(attempts):
-            data = self._read(scratch or storage.Scratch(), shard, entry.offset, entry.size)
+        for attempt in range(1, attempts + 1):
+            data, streamed = self._read(
+                scratch or storage.Scratch(), shard, entry.offset, entry.size
+            )
             try:
                 block = blocks.decode(data, entry.drawings)
                 if block.crc == entry.crc32c:
@@ -69,8 +72,15 @@ class SplitReader:
                 trouble = f"contents crc32c {block.crc:08x}, the manifest says {entry.crc32c:08x}"
             except CorruptError as error:
                 trouble = str(error)
-            if self.cache is not None:
+            if self.cache is not None and not streamed:
                 self.cache.forget(self.shards[shard])
+            elif streamed and attempt < attempts:
+                metrics.STORE_RETRIES.labels("checksum").inc()
+                print(
+                    f"store: {self.url(shard)}: block {number}: {trouble}; try {attempt + 1} of "
+                    f"{attempts}",
+                    file=sys.stderr,
+                )
         raise CorruptError(
             f"{self.url(shard)}: block {number}: {trouble}; remove that shard and run make shard: "
             "it builds again what is missing"
@@ -81,16 +91,18 @@ class SplitReader:
         block = self.read(piece.shard, piece.block, scratch)
         return block if len(piece) == len(block.rows) else block.part(piece.start, piece.stop)
 
-    def _read(self, scratch: storage.Scratch, shard: int, offset: int, size: int) -> memoryview:
-        """Bytes of a shard from wherever it is nearest."""
+    def _read(
+        self, scratch: storage.Scratch, shard: int, offset: int, size: int
+    ) -> tuple[memoryview, bool]:
+        """Bytes of a shard from wherever it is nearest, and whether they came from a store."""
         url, entry = self.url(shard), self.shards[shard]
         while self.cache is not None and (path := self.cache.path(url, entry)) is not None:
             try:
-                return storage.read_range_into(scratch, str(path), offset, size)
+                return storage.read_range_into(scratch, str(path), offset, size), False
             except FileNotFoundError:
                 continue  # evicted between the look and the opening
         try:
-            return storage.read_range_into(scratch, url, offset, size)
+            return storage.read_range_into(scratch, url, offset, size), self.remote
         except FileNotFoundError:
             raise CorruptError(
                 f"{url}: missing, though the manifest names it; run make shard again"

@@ -262,6 +262,38 @@ def test_a_shard_that_is_bad_in_the_store_without_a_cache(
         read_all(open_cached(dataset, tmp_path, limit=0))
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_bits_flipped_on_the_way_are_counted(
+    cached: bool,
+    remote: Store,
+    dataset: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A range has no checksum on the way: its block's finds out. Repaired, counted and said, also
+    where the cache's folder has failed."""
+    reader = open_cached(dataset, Path("/dev/null/cache") if cached else tmp_path, LARGE * cached)
+    turns = iter([True, False])
+
+    def intercept(request: Request) -> Response | None:
+        if "range" not in request.headers or not next(turns, False):
+            return None
+        reply = remote.server.gcs.answer(request)
+        reply.body = flipped(bytes(reply.body))
+        return reply
+
+    remote.intercept = intercept
+    before = checksum_retries()
+    assert read_all(reader, threads=1) == all_of(dataset)
+    assert checksum_retries() == before + 1
+    assert "; try 2 of" in capsys.readouterr().err
+
+
+def checksum_retries() -> float:
+    name = "quickdraw_store_retries_total"
+    return telemetry.REGISTRY.get_sample_value(name, {"kind": "checksum"}) or 0.0
+
+
 def test_a_shard_that_is_cut_in_the_store_without_a_cache(
     remote: Store, dataset: Dataset, tmp_path: Path
 ) -> None:
