@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.storage import Scratch
+from quickdraw_dist.base.units import size_text
 from quickdraw_dist.data.drawings.drawing import SIDE
 from quickdraw_dist.data.order.memory import (
     RESIDENT_BYTES,
@@ -51,8 +52,8 @@ class ResidentDrawings:
         if needed + ahead > usable:
             raise RefusedError(
                 f"--stream.resident true: this rank's lanes hold {self._count:,} drawings = "
-                f"{needed / 1e9:.2f} GB, batches in the making {ahead / 1e9:.2f} GB "
-                f"(--stream.memory_bytes), and {usable / 1e9:.2f} GB may be used "
+                f"{size_text(needed)}, batches in the making {size_text(ahead)} "
+                f"(--stream.memory_bytes), and {size_text(usable)} may be used "
                 f"({RESIDENT_SHARE:.0%} of what a rank has on {device.type}); more ranks, or "
                 "--stream.resident false, is right"
             )

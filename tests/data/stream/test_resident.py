@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused(
 
     room(enough)
     make()
-    with pytest.raises(RefusedError, match=r"batches in the making 0\.01 GB \(--stream\.memory_b"):
+    with pytest.raises(RefusedError, match=r"batches in the making 10 MB \(--stream\.memory_b"):
         make(memory_bytes=10**7)
     room(enough * 99 // 100)
     with pytest.raises(RefusedError) as refused:
