@@ -1,7 +1,10 @@
-"""What all jobs share: exit codes, and a worker's share of the work."""
+"""What all jobs share: exit codes, a worker's share of the work, numbers on the command line."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import math
 import os
 import signal
 import sys
@@ -93,3 +96,18 @@ def _number(variable: str) -> int | None:
     if value is not None and not value.isdecimal():
         raise RefusedError(variable, repr(value), "not a number", "Give --worker I --of N")
     return None if value is None else int(value)
+
+
+def real_number(text: str) -> float:
+    """Read a finite number above 0 from a command line."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text}: should be a number above 0")
+
+
+def whole_number(text: str) -> int:
+    """Read a whole number above 0 from a command line; 80e9 counts as one."""
+    if not real_number(text).is_integer():
+        raise argparse.ArgumentTypeError(f"{text}: should be a whole number")
+    return int(float(text))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from jobs.command import run
+from jobs.command import real_number, run, whole_number
 from jobs.shard import OFFICIAL
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
@@ -42,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     before.add_argument("--source", type=source_address, help=source_help)
     rate = SHARD_DRAWINGS_PER_SECOND
     numbers = {
-        "--world-size": (_whole, 1, "ranks, one per GPU [1]"),
-        "--nodes": (_whole, 1, "machines that the ranks run on [1]"),
-        "--gpu-bytes": (_whole, None, "memory of one GPU in bytes, such as 80e9"),
-        "--drawings-per-second": (_real, None, "training rate of one rank"),
-        "--shard-workers": (_whole, 1, "processes that shard, over all workers [1]"),
-        "--shard-drawings-per-second": (_real, rate, f"rate of one of them [{rate:,.0f}]"),
+        "--world-size": (whole_number, 1, "ranks, one per GPU [1]"),
+        "--nodes": (whole_number, 1, "machines that the ranks run on [1]"),
+        "--gpu-bytes": (whole_number, None, "memory of one GPU in bytes, such as 80e9"),
+        "--drawings-per-second": (real_number, None, "training rate of one rank"),
+        "--shard-workers": (whole_number, 1, "processes that shard, over all workers [1]"),
+        "--shard-drawings-per-second": (real_number, rate, f"rate of one of them [{rate:,.0f}]"),
     }
     for name, (kind, default, text) in numbers.items():
         parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
@@ -79,21 +77,6 @@ def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Out
         remedy = f"{error.remedy}. To plan before that, give --official or --source".lstrip(". ")
         raise RefusedError(error.subject, error.value, error.problem, remedy) from None
     return outline.of_manifest(dataset), f"as sharded in {settings.data}"
-
-
-def _real(text: str) -> float:
-    """A finite number above 0."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: should be a number above 0")
-
-
-def _whole(text: str) -> int:
-    """A whole number above 0; 80e9 counts as one."""
-    if not _real(text).is_integer():
-        raise argparse.ArgumentTypeError(f"{text}: should be a whole number")
-    return int(float(text))
 
 
 if __name__ == "__main__":

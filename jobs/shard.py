@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jobs.command import run, worker_share
+from jobs.command import run, whole_number, worker_share
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import RefusedError
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dest", type=storage.address, help=dest_help)
     parser.add_argument("--worker", type=int, metavar="I", help="number of this worker, from 0 [0]")
     parser.add_argument("--of", type=int, metavar="N", help="number of workers [1]")
-    parser.add_argument("--processes", type=int, metavar="N", help="processes [all CPUs]")
+    parser.add_argument("--processes", type=whole_number, metavar="N", help="processes [all CPUs]")
     parser.add_argument("--merge", action="store_true", help="build nothing, write manifest.json")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     settings, arguments = load(parser, argv, ("data", "shard"))

@@ -80,6 +80,18 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(other) for other in near)}?" if near else ""
 
 
+def one_line(error: Exception) -> str:
+    """Return the message of an error as one line; pydantic's and YAML's take up to eight."""
+    if hasattr(error, "errors"):  # pydantic's
+        wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        return "; ".join(wrong)
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:  # YAML's
+        problem = getattr(error, "problem", None) or "not YAML"
+        return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
+
+
 def _shown(value: object) -> str:
     """A value as a user types it: booleans in lower case."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -48,8 +48,9 @@ def _normalised_by(function: Callable[[str], str]) -> AfterValidator:
 Address = Annotated[str, _normalised_by(storage.address)]
 LocalFolder = Annotated[str, _normalised_by(storage.local_folder)]
 _Number = BeforeValidator(_no_boolean)
-Positive = Annotated[int, Field(gt=0), _Number]
-Natural = Annotated[int, Field(ge=0), _Number]
+_LARGEST = 2**64 - 1
+Positive = Annotated[int, Field(gt=0, le=_LARGEST), _Number]
+Natural = Annotated[int, Field(ge=0, le=_LARGEST), _Number]
 Fraction = Annotated[float, Field(ge=0, lt=1), _Number]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
 NaturalReal = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
@@ -175,7 +176,7 @@ class Augment(Section):
 class Train(Section):
     """The training loop."""
 
-    epochs: Positive = 4
+    epochs: Annotated[int, Field(gt=0, le=1_000_000), _Number] = 4
     """Passes over the training split, those before a resume included."""
     global_batch: Positive = 4_096
     """Drawings per optimizer step, summed over all ranks."""

@@ -87,6 +87,26 @@ def test_worker_shares_that_are_refused(
     assert caught.value.subject == subject
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "x"])
+def test_a_number_of_processes_is_checked(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        shard.main(["--processes", number])
+    assert end.value.code == 2
+    assert f"--processes: {number}: should be a" in capsys.readouterr().err
+
+
+def test_every_job_suggests_the_nearest_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those without settings, too."""
+    for main, argv, wrong, nearest in (
+        (report.main, ["run", "--hlep"], "--hlep", "--help"),
+        (shard.main, ["--proceses"], "--proceses", "--processes"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == 2
+        assert f"unknown argument {wrong}. Did you mean '{nearest}'" in capsys.readouterr().err
+
+
 def test_tasks_at_unequal_distances_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their variables do not tell which one of them a task is: at least one says what to do, in
     the array's words, and none takes another one's share."""

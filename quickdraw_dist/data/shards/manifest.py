@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, one_line
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
@@ -192,7 +192,7 @@ def read(folder: str) -> Manifest:
             )
         return Manifest.model_validate_json(text)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
-        raise RefusedError(f"{url}: not a manifest: {error}. {remedy}") from None
+        raise RefusedError(f"{url}: not a manifest: {one_line(error)}. {remedy}") from None
 
 
 def _has_parts(folder: str) -> bool:

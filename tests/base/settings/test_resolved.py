@@ -93,6 +93,12 @@ def test_only_load_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ("QUICKDRAW_EXIT_FILE", "/tmp/exit"),
         ("QUICKDRAW_TRAIN_SERVICE_HOST", "10.0.0.1"),  # Kubernetes, for a Service quickdraw-train
         ("QUICKDRAW_METRICS_PORT", "tcp://10.0.0.1:9400"),
+        ("QUICKDRAW_METRICS_SERVICE_PORT", "9400"),
+        ("QUICKDRAW_METRICS_SERVICE_PORT_HTTP", "9400"),
+        ("QUICKDRAW_METRICS_PORT_9400_TCP", "tcp://10.0.0.1:9400"),
+        ("QUICKDRAW_METRICS_PORT_9400_TCP_ADDR", "10.0.0.1"),
+        ("QUICKDRAW_SERVICE_HOST", "10.0.0.1"),  # of a Service quickdraw
+        ("QUICKDRAW_PARENT_PID", "1"),
     ],
 )
 def test_other_variables_with_the_prefix_are_ignored(
