@@ -66,6 +66,17 @@ def quota(cpu_max: str) -> float:
     return float("inf") if used == "max" else int(used) / int(period or 100_000)
 
 
+def share_processors() -> None:
+    """Have OpenMP's threads sleep where they wait, unless the environment says otherwise
+    (OMP_WAIT_POLICY, GOMP_SPINCOUNT, KMP_BLOCKTIME). Call it before torch is imported.
+
+    By default they spin, and a step waits until the thread that another program has displaced is
+    run again, while the others burn the time.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def die_with_parent() -> None:
     """Kill this process when its parent dies, however the parent dies; exit with 1 if it is dead
     already. An orphaned worker would keep a run's lock or a GPU, and no scheduler would stop it."""

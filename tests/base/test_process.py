@@ -50,6 +50,28 @@ def test_bound_to_one_cpu() -> None:
     assert done.stdout == "1\n"
 
 
+def test_threads_that_wait_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the user has decided."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    process.share_processors()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    for name in names:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        monkeypatch.setenv(name, "ACTIVE")
+        process.share_processors()
+        assert os.environ.get("OMP_WAIT_POLICY") == ("ACTIVE" if name == names[0] else None)
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_train_decides_before_openmp_starts() -> None:
+    """libgomp reads the variable when torch is imported."""
+    code = "import sys; import quickdraw_dist.train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 # -- the parent ------------------------------------------------------------------------------------
 
 DIE = "import time; from quickdraw_dist.base.process import die_with_parent; die_with_parent(); "
