@@ -38,15 +38,15 @@ def read_log(run: str) -> list[tuple[str, dict[str, Any]]]:
         StorageError: the store failed.
     """
     try:
-        text = storage.read(storage.join(run, LOG)).decode()
+        data = storage.read(storage.join(run, LOG))
     except FileNotFoundError:
         return []
     lines = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
+    for line in data.split(b"\n"):
+        with contextlib.suppress(ValueError):  # also of bytes that are no text
             record = json.loads(line)
             if isinstance(record, dict) and "step" in record:
-                lines.append((line, record))
+                lines.append((line.decode(), record))
     return lines
 
 
@@ -63,7 +63,7 @@ class RunFolder:
         """
         self.url = url
         self._log_url = storage.join(url, LOG)
-        self._lines: list[str] = []
+        self._lines: list[str] | None = None  # None: the log is not read yet, so never written
         self._writing = threading.Lock()  # one thread appends lines, another one flushes them
         self._incomplete = False  # the local file lacks lines, or ends in half a line
         self._warned = False
@@ -83,8 +83,7 @@ class RunFolder:
     def resume_log(self, step: int) -> list[dict[str, Any]]:
         """Keep the log's records up to `step` and return them; later ones will be repeated."""
         kept = [(line, record) for line, record in read_log(self.url) if record["step"] <= step]
-        self._lines = [line for line, _ in kept]
-        self._incomplete = True
+        self._lines, self._incomplete = [line for line, _ in kept], True
         if kept:
             self.flush()
         return [record for _, record in kept]
@@ -93,25 +92,29 @@ class RunFolder:
         """Append a record: at once on a local disk, at the next `flush` in a store.
 
         A failed local write is reported and counted; the next one writes the missing lines, too.
+        Without `resume_log` before it, all records that are there are kept.
 
         Raises:
             TrainingError: the run has another writer now.
+            StorageError: the records that are there could not be read.
         """
         if isinstance(self._lock, Lease):
             self._lock.check_not_lost()
         with self._writing:
+            if self._lines is None:
+                self._lines, self._incomplete = [line for line, _ in read_log(self.url)], True
             self._lines.append(json.dumps(record))
             if not storage.is_remote(self.url):
-                self._write_lines()
+                self._write_lines(self._lines)
 
-    def _write_lines(self) -> None:
+    def _write_lines(self, lines: list[str]) -> None:
         """Append the last line, or write all lines if the local file lacks some."""
         try:
             if self._incomplete:
-                storage.publish(self._log_url, self._text())
+                storage.publish(self._log_url, _text(lines))
             else:
                 with Path(self._log_url).open("a", encoding="utf-8") as file:
-                    file.write(self._lines[-1] + "\n")
+                    file.write(lines[-1] + "\n")
             self._incomplete = self._warned = False
         except OSError as error:
             self._incomplete = True
@@ -120,24 +123,22 @@ class RunFolder:
                 self._warned = True
                 print(f"{self._log_url}: {error}. Training continues without it", file=sys.stderr)
 
-    def _text(self) -> bytes:
-        return "".join(line + "\n" for line in self._lines).encode()
-
     def flush(self) -> None:
-        """Write all lines that the log lacks.
+        """Write all lines that the log lacks; nothing before `resume_log` or `log` has read it.
 
         Raises:
             OSError, StorageError: they could not be written.
         """
-        if storage.is_remote(self.url):
-            with self._writing:
-                text = self._text()
-            storage.publish(self._log_url, text)
-            return
         with self._writing:
-            if self._incomplete:
-                storage.publish(self._log_url, self._text())
-                self._incomplete = self._warned = False
+            if self._lines is None:
+                return
+            text = _text(self._lines)
+            if not storage.is_remote(self.url):
+                if self._incomplete:
+                    storage.publish(self._log_url, text)
+                    self._incomplete = self._warned = False
+                return
+        storage.publish(self._log_url, text)
 
     def close(self) -> None:
         """Flush the log if possible, and release the lock or lease."""
@@ -145,6 +146,10 @@ class RunFolder:
             self.check()
             self.flush()
         self._lock.release()
+
+
+def _text(lines: list[str]) -> bytes:
+    return "".join(line + "\n" for line in lines).encode()
 
 
 def _lock(url: str) -> FileLock:

@@ -257,3 +257,46 @@ def test_the_log_in_a_store(store: Store) -> None:
     second.close()
     assert storage.read("gs://bucket/run/metrics.jsonl") == b'{"step": 1}\n{"step": 3}\n'
     assert storage.folders("gs://bucket/run") == []
+
+
+@pytest.fixture(params=["local", "store"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path, store: Store) -> str:
+    """A run's address, on a disk and in a store."""
+    return "gs://bucket/run" if request.param == "store" else str(tmp_path / "run")
+
+
+@pytest.mark.parametrize("ends", ["close", "flush", "failed read"])
+def test_data_loss_what_was_not_read_stays(
+    anywhere: str, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that ends before the log is resumed (a finished run, a refusal, an error in warm-up,
+    a store that fails) leaves it as it is."""
+    log = storage.join(anywhere, "metrics.jsonl")
+    written = b'{"step": 1}\n{"step": 2}\n{"st'
+    storage.publish(log, written)
+    run = RunFolder(anywhere)
+    if ends == "flush":
+        run.flush()
+    if ends == "failed read":
+        monkeypatch.setattr(run_folder, "read_log", lambda _: [][0])
+        with pytest.raises(IndexError):
+            run.resume_log(2)
+    run.close()
+    assert storage.read(log) == written
+
+
+def test_data_loss_a_record_without_a_resume(anywhere: str) -> None:
+    """It comes after those that are there."""
+    for step in (1, 2):
+        run = RunFolder(anywhere)
+        run.log({"step": step})
+        run.close()
+    log = storage.join(anywhere, "metrics.jsonl")
+    assert storage.read(log) == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_data_loss_a_line_of_bytes_that_are_no_text(anywhere: str) -> None:
+    """A disk that lost power leaves zeros or worse within a file: the other lines are read."""
+    log = storage.join(anywhere, "metrics.jsonl")
+    storage.publish(log, b'{"step": 1}\n\xff\x00\n{"step": 3}\n')
+    assert [record["step"] for _, record in run_folder.read_log(anywhere)] == [1, 3]
