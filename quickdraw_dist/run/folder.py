@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import sys
@@ -11,13 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError, StorageError, TrainingError
+from quickdraw_dist.base.errors import BusyError, RefusedError, StorageError, TrainingError
+from quickdraw_dist.base.process import FileLock, UnlockableError
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.distributed import ranks
-from quickdraw_dist.run.lease import Lease, in_use, process_name
+from quickdraw_dist.run.lease import (
+    EXPIRY_SECONDS,
+    RENEW_SECONDS,
+    Lease,
+    in_use,
+    lease_url,
+    process_name,
+)
 
 LOG = "metrics.jsonl"
 """The log in a run's folder: one JSON record per line, in order of steps."""
@@ -27,6 +34,10 @@ _HOLDER = ".writer"
 
 _LOCK_TIMEOUT_SECONDS = 5
 """How long to wait for the lock of a writer that was just killed."""
+
+
+_TRANSIENT = {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT, errno.EINTR}
+"""Errors of a folder that a later start may not meet."""
 
 
 def read_log(run: str) -> list[tuple[str, dict[str, Any]]]:
@@ -54,11 +65,11 @@ class RunFolder:
     """The folder of a run that this process writes, locked against other writers."""
 
     def __init__(self, url: str) -> None:
-        """Acquire the lock of a local folder, or the lease of one in a store.
+        """Acquire the lock of a local folder, or the lease of one that has no locks, as in a store.
 
         Raises:
-            RefusedError: another process, which the error names, writes the run, or the folder
-                cannot be written.
+            BusyError: another process, which the error names, writes the run.
+            RefusedError: the folder cannot be written.
             StorageError: the store failed.
         """
         self.url = url
@@ -152,18 +163,36 @@ def _text(lines: list[str]) -> bytes:
     return "".join(line + "\n" for line in lines).encode()
 
 
-def _lock(url: str) -> FileLock:
+def _lock(url: str) -> FileLock | Lease:
+    """Lock a local folder; where its file system has no locks, acquire a lease."""
     holder, lock = Path(url, _HOLDER), FileLock(Path(url, ".lock"))
+    held: FileLock | Lease = lock
     try:
         Path(url).mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_LOCK_TIMEOUT_SECONDS)
-    except Timeout:
-        name = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-        raise in_use(url, name) from None
+        try:
+            if not lock.acquire(_LOCK_TIMEOUT_SECONDS):
+                name = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+                raise in_use(url, name)
+            if Path(lease_url(url)).exists():  # of a host on which it cannot be locked
+                Lease(url).release()
+        except UnlockableError as error:
+            print(
+                f"--output {url}: its file system has no locks ({error.strerror}). A lease, "
+                f"renewed every {RENEW_SECONDS:.0f} s and expired after {EXPIRY_SECONDS:.0f} s, "
+                "keeps other processes from writing this run",
+                file=sys.stderr,
+            )
+            held = Lease(url)
+        holder.write_text(process_name(), encoding="utf-8")
     except OSError as error:
+        lock.release()
+        if error.errno in _TRANSIENT:
+            raise
         raise RefusedError("--output", url, str(error), "Use a writable folder") from None
-    holder.write_text(process_name(), encoding="utf-8")
-    return lock
+    except BusyError:
+        lock.release()
+        raise
+    return held
 
 
 def _check_shared(url: str) -> None:
@@ -192,7 +221,8 @@ def locked(url: str) -> Iterator[RunFolder | None]:
     All ranks call it.
 
     Raises:
-        RefusedError: the folder cannot be locked, or is not the same on all nodes; on every rank.
+        BusyError: another process writes the run; on every rank.
+        RefusedError: the folder cannot be written, or is not the same on all nodes; on every rank.
     """
     made: list[RunFolder] = []
     ranks.from_first_rank(lambda: made.append(RunFolder(url)))

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import BusyError, RefusedError
+from quickdraw_dist.distributed import exits
 from quickdraw_dist.run import folder as run_folder
 from quickdraw_dist.run import lease
 from quickdraw_dist.run.folder import RunFolder
@@ -57,7 +58,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_second_writer_is_told_who_holds_it(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     """Two jobs that write one run ruin it; the second is refused and told which process, on which
     host, to look for. Another run in the same place is free."""
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(BusyError) as refused:
         RunFolder(str(tmp_path / "run"))
     assert str(refused.value) == (
         f"--output {tmp_path / 'run'}: process {holder.pid} on {socket.gethostname()} writes this "
@@ -72,9 +73,26 @@ def test_killed_writer_leaves_no_lock(holder: subprocess.Popen[str], tmp_path: P
     holder.kill()
     holder.wait()
     folder = RunFolder(str(tmp_path / "run"))
-    with pytest.raises(RefusedError, match=f"process {os.getpid()} on "):
+    with pytest.raises(BusyError, match=f"process {os.getpid()} on "):
         RunFolder(str(tmp_path / "run"))
     folder.close()
+
+
+def _second_writer(_rank: int, _: int, url: str) -> tuple[str, int]:
+    try:
+        with run_folder.locked(url):
+            return "", 0
+    except BusyError as error:
+        return str(error), exits.report(error)
+
+
+def test_a_second_writer_ends_with_1_on_every_rank(
+    processes: ForkServerContext, holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """Another holder is trouble of the moment: 2 would end a Kubernetes Job for good."""
+    told = run_ranks(processes, 2, tmp_path / "ranks", _second_writer, str(tmp_path / "run"))
+    assert [code for _, code in told] == [1, 1]
+    assert all(f"process {holder.pid} on " in text for text, _ in told)
 
 
 def test_closed_folder_is_free(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ import threading
 from collections import defaultdict
 from pathlib import Path
 
-from filelock import FileLock
-
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.process import FileLock, UnlockableError
 from quickdraw_dist.base.telemetry import metrics as telemetry
 from quickdraw_dist.data.shards.manifest import ShardEntry
 
@@ -36,7 +35,8 @@ def fetch_verified(url: str, shard: ShardEntry) -> bytes:
 
 
 _WITHOUT = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
+    errno.ESTALE
 }  # fmt: skip
 """A cache folder that is full or no good: the run goes on without it and says so."""
 
@@ -72,7 +72,7 @@ class ShardCache:
             if self._hit(target, shard):
                 return target
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self._locks[shard.name], FileLock(f"{target}.lock"):
+            with self._locks[shard.name], FileLock(Path(f"{target}.lock")):
                 if not self._hit(target, shard):
                     if target.exists():
                         _say_damaged(target)
@@ -81,11 +81,13 @@ class ShardCache:
         except FileNotFoundError:
             return None  # somebody cleans up the folder just now: this once without it
         except OSError as error:
-            if error.errno not in _WITHOUT:
+            unlockable = isinstance(error, UnlockableError)
+            if error.errno not in _WITHOUT and not unlockable:
                 raise
             self._full = True
+            problem = f"{'no locks there: ' if unlockable else ''}{error.strerror}"
             print(
-                f"cache: {self.folder}: {error.strerror}; streaming without it from here on. "
+                f"cache: {self.folder}: {problem}; streaming without it from here on. "
                 "Another place: --stream.cache_folder; a limit: --stream.cache_bytes",
                 file=sys.stderr,
             )
@@ -113,7 +115,7 @@ class ShardCache:
         data = fetch_verified(url, shard)
         target.parent.mkdir(parents=True, exist_ok=True)  # somebody may have cleaned up meanwhile
         # One writes at a time, or two that each made room would go over the limit together.
-        with self._locks["write"], FileLock(str(self.folder / "write.lock")):
+        with self._locks["write"], FileLock(self.folder / "write.lock"):
             self._evict(shard.bytes)
             storage.replace_file(target, data, durable=False)
 

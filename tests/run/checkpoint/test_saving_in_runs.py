@@ -174,10 +174,11 @@ def test_a_second_run_in_the_same_place(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Refused (2: a retry is of no use) with the name of the first, which is not disturbed."""
+    """It ends with the name of the first, which is not disturbed, and with 1: Kubernetes tries
+    again, and the run goes on when the first one has ended."""
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.05)
     first = RunFolder(RUN)
-    assert train.main(command(dataset, RUN, 1)) == 2
+    assert train.main(command(dataset, RUN, 1)) == 1
     assert f"process {os.getpid()} on " in capsys.readouterr().err
     first.check()
     assert checkpoint.steps(RUN) == []
