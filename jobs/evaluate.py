@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--report", metavar="DIR", help="folder or gs:// address to write to [RUN/report-SPLIT]"
     )
     settings, arguments = load(parser, argv, ("data", "output", "evaluation"))
-    url = checkpoint.find(arguments.checkpoint or settings.output)
-    saved, dataset = checkpoint.load(url), manifest.read(settings.data)
+    saved = checkpoint.load_best(arguments.checkpoint or settings.output)
+    url, dataset = saved.url, manifest.read(settings.data)
     if list(dataset.classes) != (trained := saved.meta["classes"]):
         problem = f"has {len(dataset.classes)} classes, {url} was trained on {len(trained)} others"
         raise RefusedError("--data", settings.data, problem, "Give the checkpoint's dataset")
