@@ -15,7 +15,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.data.order.memory import processor_share
+from quickdraw_dist.data.order.memory import default_threads
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import SPLITS
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     settings, arguments = load(parser, argv, ("data", "output", "evaluation"))
     saved = checkpoint.load_best(arguments.checkpoint or settings.output)
-    url, dataset = saved.url, manifest.read(settings.data)
+    url, dataset = saved.url, manifest.read_trainable(settings.data)
     if list(dataset.classes) != (trained := saved.meta["classes"]):
         problem = f"has {len(dataset.classes)} classes, {url} was trained on {len(trained)} others"
         raise RefusedError("--data", settings.data, problem, "Give the checkpoint's dataset")
@@ -80,7 +80,7 @@ def _evaluate(
     gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     device = torch.device(choose_device(settings.train.device, 0, 1, gpus, mps))
     reader = SplitReader(settings.data, dataset, split, settings.stream)
-    threads, batch = settings.stream.threads or processor_share(1), settings.evaluation.batch
+    threads, batch = settings.stream.threads or default_threads(1), settings.evaluation.batch
     batches = evaluation_batches(reader, rank=0, world_size=1, batch=batch, threads=threads)
     total = -(-dataset.drawings(split) // batch)
     return evaluate(

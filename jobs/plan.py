@@ -17,7 +17,7 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.capacity.estimate import SHARD_DRAWINGS_PER_SECOND, Cluster, capacity
-from quickdraw_dist.data.capacity.text import describe
+from quickdraw_dist.data.capacity.text import format_capacity
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import Plan
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.json:
         print(json.dumps(asdict(needs)))
     else:
-        print(f"dataset   {len(dataset.plan.classes):,} classes, {where}\n{describe(needs)}")
+        print(f"dataset   {len(dataset.plan.classes):,} classes, {where}\n{format_capacity(needs)}")
 
 
 def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Outline, str]:
@@ -73,7 +73,7 @@ def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Out
         plan = Plan(source.classes, source.counts, settings.shard, source.identity)
         return outline.of_plan(plan, given.source), f"planned from {given.source}"
     try:
-        dataset = manifest.read(settings.data)
+        dataset = manifest.read_trainable(settings.data)
     except RefusedError as error:
         remedy = f"{error.remedy}. To plan before that, give --official or --source".lstrip(". ")
         raise RefusedError(error.subject, error.value, error.problem, remedy) from None

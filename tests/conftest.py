@@ -119,7 +119,7 @@ DatasetMaker = Callable[..., Dataset]
 
 @pytest.fixture(scope="session")
 def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetMaker:
-    """Shards a source, a folder or recipe or (by default) the small bitmaps, with any settings."""
+    """Shards a folder, a `synthetic:` address or (default) the small bitmaps, with any settings."""
     bitmaps = tmp_path_factory.mktemp("bitmaps") / "numpy_bitmap"
     _write_bitmaps(bitmaps, COUNTS)
 

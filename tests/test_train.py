@@ -63,7 +63,7 @@ def test_says_what_a_person_wants_to_know(run: tuple[Path, str, str]) -> None:
     line = next(line for line in said.splitlines() if line.startswith("epoch"))
     for word in ("epoch 1/2", "step 2/5", "drawings/s", "loss", "accuracy", "data wait", "left"):
         assert word in line
-    assert "leaves out 40, other ones each time" in said
+    assert "drops 40, other ones in every epoch" in said
     assert not (output / "profile").exists() and not (output / "skipped").exists()
     assert str(output) in said
 
@@ -211,11 +211,14 @@ def test_unknown_setting_suggests(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (
             ["--train.global_batch", "1"],
-            ["global_batch 1:", "2 ranks", "--train.global_batch 64 is right"],
+            ["global_batch 1:", "world size 2", "--train.global_batch 64"],
         ),
-        (["--train.global_batch", "63"], ["gcd(63, 64) = 1", "global_batch 64 is right"]),
+        (["--train.global_batch", "63"], ["gcd(63, 64) = 1", "global_batch 64"]),
         (["--train.global_batch", "64", "--stream.lanes", "24"], ["24", "does not divide", "64"]),
-        (["--train.global_batch", "4096"], ["only 360 drawings", "at most 360"]),
+        (
+            ["--train.global_batch", "4096"],
+            ["only 360 drawings", "--train.global_batch 360 or less"],
+        ),
         (["--train.device", "cuda"], ["no CUDA device", "--train.device cpu"]),
         (["--model.name", "sketchcn"], ["sketchcn", "Did you mean 'sketchcnn'"]),
     ],

@@ -13,7 +13,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
 from quickdraw_dist.base.telemetry.phases import Phases
-from quickdraw_dist.data.feed import Dataset, open_feed, refuse_misfit
+from quickdraw_dist.data.feed import Dataset, check_dataset, open_feed
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.distributed import ranks
@@ -44,7 +44,7 @@ def check_settings(settings: Settings, dataset: Dataset, world_size: int) -> Non
     """
     models.check(settings.model)
     tensorboard.check(settings)
-    refuse_misfit(settings, dataset, world_size)
+    check_dataset(settings, dataset, world_size)
 
 
 class Trainer:
@@ -155,8 +155,7 @@ class Trainer:
     def _begin(self) -> None:
         """Warm up, load what is resumed, and say what is about to happen."""
         with self.phases("compile", 0):
-            start, stop = self.feed.part
-            self.learner.warm_up(stop - start)
+            self.learner.warm_up(self.feed.share.drawings)
         if self.resumed is not None:
             self._load(self.resumed)
         meta = self.resumed.meta if self.resumed is not None else None
@@ -183,7 +182,7 @@ class Trainer:
         }
         shown = "{model} of {parameters:,} parameters, {classes} classes, {ranks} x {device}, "
         self.log.say((shown + "{precision}").format(**about))
-        for line in self.feed.describe(self.step):
+        for line in self.feed.start_lines(self.step):
             self.log.say(line)
         if self.resumed is not None:
             position = f"epoch {self.epoch + 1}, step {self.step:,} of {self.feed.steps:,}"
@@ -216,7 +215,7 @@ class Trainer:
         """Take one optimizer step."""
         with self.step_timer:
             self.learner.step(batch.drawings, batch.labels, self.total_steps)
-        first = self.step * self.settings.train.global_batch + self.feed.part[0]
+        first = self.feed.share.position(self.step)
         self.saver.order_digest.add(self.epoch, first, batch.host.labels, batch.host.rows)
         self.faults.remember(batch.host)
         self.step += 1

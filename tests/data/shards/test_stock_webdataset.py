@@ -1,4 +1,4 @@
-"""The webdataset package as everyone has it reads our shards, without a line of ours."""
+"""The stock webdataset package reads our shards without any of our code."""
 
 from __future__ import annotations
 

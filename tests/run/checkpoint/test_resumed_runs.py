@@ -85,4 +85,4 @@ def test_more_ranks_than_lanes_cannot_go_on(
     runs.run_here(processes, 1, runs.settings(dataset, tmp_path / "run", "--stream.lanes", "1"))
     said, codes = runs.Here(processes, 2, runs.settings(dataset, tmp_path / "run")).end()
     assert codes == [2, 2]
-    assert "begun with 1 lanes" in said and "at most 1 ranks can go on" in said
+    assert "started with 1 lanes" in said and "Resume it on 1 ranks or fewer" in said

@@ -80,7 +80,9 @@ def arguments(dataset: Dataset, tmp_path: Path, *more: str) -> list[str]:
     order = Order(dataset.manifest.block_counts("train"), 96, LANES, 1, 5)
     largest = max(shard.bytes for shard in shards_of(dataset))
     with pytest.raises(RefusedError) as refused:
-        plan_memory(order, 0, 96, memory_bytes=1, threads=1, shard_bytes=largest, pin=False)
+        plan_memory(
+            order, order.share(0, 1), memory_bytes=1, threads=1, shard_bytes=largest, pin=False
+        )
     settings = ["--data", URL, "--output", str(tmp_path / "run"), *TRAIN]
     settings += ["--stream.memory_bytes", str(least_bytes(refused.value))]
     return [*settings, "--stream.cache_folder", str(tmp_path / "cache"), *more]
@@ -288,7 +290,7 @@ def test_the_disk_fills_at_a_moment(
     assert train.main(arguments(dataset, tmp_path)) == 0
     assert Result.of(tmp_path / "run") == undisturbed
     said = capsys.readouterr().err
-    assert "No space left on device; streaming without it from here on" in said
+    assert "No space left on device; streaming without it from now on" in said
     assert held(tmp_path / "cache") == {}
 
 
