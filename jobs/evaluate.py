@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -98,7 +98,7 @@ class _Split(NamedTuple):
     classes: tuple[str, ...]
     origin: str  # for the report
     batches: Iterator[Batch]
-    steps: int | None  # how many batches, where it is known
+    drawings: int | None  # where it is known
 
 
 def _open_sharded(split: str, settings: Settings) -> _Split:
@@ -114,7 +114,7 @@ def _open_sharded(split: str, settings: Settings) -> _Split:
     threads, batch = settings.stream.threads or default_threads(1), settings.evaluation.batch
     batches = evaluation_batches(reader, rank=0, world_size=1, batch=batch, threads=threads)
     origin = f"{settings.data}, digest {dataset.digest[:16]}"
-    return _Split(dataset.classes, origin, batches, -(-dataset.drawings(split) // batch))
+    return _Split(dataset.classes, origin, batches, dataset.drawings(split))
 
 
 def _open_external(split: str, settings: Settings, trained: tuple[str, ...]) -> _Split:
@@ -140,17 +140,24 @@ def _evaluate(
     """Evaluate a whole split in this process, with a progress bar."""
     gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     device = torch.device(choose_device(settings.train.device, 0, 1, gpus, mps))
-    scale = settings.evaluation.batch
-    return evaluate(
-        checkpoint.build_model(saved).to(device),
-        tqdm(chosen.batches, total=chosen.steps, unit=" drawings", unit_scale=scale),
-        split=split,
-        classes=chosen.classes,
-        normalisation=Normalisation(**saved.meta["normalisation"]),
-        world=World(0, 1, 0, 1, device),
-        autocast=torch.autocast(device.type, enabled=False),
-        keep_mistakes=MISTAKES,
-    )
+    with tqdm(total=chosen.drawings, unit=" drawings", unit_scale=True) as bar:
+        return evaluate(
+            checkpoint.build_model(saved).to(device),
+            _counted(chosen.batches, bar),
+            split=split,
+            classes=chosen.classes,
+            normalisation=Normalisation(**saved.meta["normalisation"]),
+            world=World(0, 1, 0, 1, device),
+            autocast=torch.autocast(device.type, enabled=False),
+            keep_mistakes=MISTAKES,
+        )
+
+
+def _counted(batches: Iterator[Batch], bar: tqdm[Any]) -> Iterator[Batch]:
+    """Yield the batches, and advance the bar by the drawings of each."""
+    for batch in batches:
+        yield batch
+        bar.update(len(batch.labels))
 
 
 if __name__ == "__main__":

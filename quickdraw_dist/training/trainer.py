@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from quickdraw_dist import models
 from quickdraw_dist.base import process
@@ -49,11 +48,7 @@ def check_settings(settings: Settings, dataset: Dataset, world_size: int) -> Non
 
 
 class Trainer:
-    """One rank of one run. `epoch` and `step` (in the epoch) are the whole position.
-
-    A context manager: leaving it, however the run ended, closes the log and waits for the
-    checkpoint that is being written.
-    """
+    """One rank of one run. `epoch` and `step` (in the epoch) are the whole position."""
 
     def __init__(
         self,
@@ -96,15 +91,9 @@ class Trainer:
         state = self.learner.checkpoint_state
         self.saver = Saver(settings, self.feed, state, self.log, phases, folder)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Write what is left of profile and log, and wait for a checkpoint that is being written;
+        to be called however the run ended."""
         with contextlib.closing(self.log), contextlib.closing(self.saver):
             self.profiler.close()
 

@@ -13,9 +13,10 @@ import pytest
 
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards.plan import Plan
-from tests.conftest import Dataset, DatasetMaker, Store
-from tests.support.caching import URL
-from tests.support.tars import LAYOUTS
+from tests.support.data.caching import URL
+from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.tars import LAYOUTS
+from tests.support.gcs.local import Store
 
 OURS = ("loader", "decode", "fetch")
 """Names of threads that an epoch starts; a store's client and server have their own."""

@@ -19,8 +19,8 @@ from quickdraw_dist.data.feed import ShardFeed
 from quickdraw_dist.data.order.digest import OrderDigest
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.distributed.ranks import processor_group
-from tests.conftest import Dataset, DatasetMaker, Store, use_store
-from tests.support.delivery import (
+from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.delivery import (
     SHAPES,
     WORLDS,
     Identity,
@@ -30,9 +30,10 @@ from tests.support.delivery import (
     least_bytes,
     line,
 )
-from tests.support.feeds import make_settings, open_feed
+from tests.support.data.feeds import make_settings, open_feed
+from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import GcsServer
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
 COMPRESSIONS = ("gzip", "none")
 SOURCES = ("local", "cold cache", "warm cache", "ranges")
@@ -118,7 +119,7 @@ def datasets(
         patch.setenv("STORAGE_EMULATOR_HOST", server.url)
         server.gcs.store.create_bucket("bucket")
         for name, dataset in compressions.items():
-            Store(server, []).upload(dataset.folder, f"gs://bucket/{name}")
+            Store(server).upload(dataset.folder, f"gs://bucket/{name}")
         yield Datasets(compressions, server, tmp_path_factory.mktemp("caches"))
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base.errors import RefusedError
-from tests.conftest import Dataset, Store
-from tests.support.caching import URL, base, downloads, held, shards_of
-from tests.support.delivery import Identity, Shape, deliver, line, pairs
-from tests.support.feeds import make_settings, open_feed
+from tests.support.data.caching import URL, base, downloads, held, shards_of
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import Identity, Shape, deliver, line, pairs
+from tests.support.data.feeds import make_settings, open_feed
+from tests.support.gcs.local import Store
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -38,7 +39,8 @@ def test_a_cache_is_for_the_lanes_of_all_ranks_of_the_node(
     limit = 4 * max(shard.bytes for shard in shards_of(dataset))
     settings = make_settings(URL, tmp_path, shape, cache_bytes=limit)
     feeds = [open_feed(settings, rank, 2) for rank in range(2)]
-    assert f"{limit:,} does not hold the 8 shards" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{limit:,} does not hold the 8 shards" in said and f"({2 * limit:,} bytes)" in said
     got = deliver(feeds.__getitem__, feeds[0].order, 2)
     assert got.in_order() == line(dataset, shape, 0)
     assert held(tmp_path) == {}

@@ -20,7 +20,7 @@ from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.evaluation.metrics import RATES, Evaluation, evaluate
 from quickdraw_dist.models.input import Normalisation
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

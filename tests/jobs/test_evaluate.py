@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from jobs import evaluate
 from quickdraw_dist import train
@@ -17,11 +16,7 @@ from tests.data.external import test_run as external
 from tests.support import runs
 from tests.support.pages import Page
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process's number of threads is not the run's to change."""
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_nothing_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

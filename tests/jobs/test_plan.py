@@ -10,7 +10,8 @@ import pytest
 
 from jobs import plan
 from quickdraw_dist.base.errors import RefusedError
-from tests.conftest import Dataset, Store
+from tests.support.data.datasets import Dataset
+from tests.support.gcs.local import Store
 
 NOTHING = {"lists": 0, "reads": 0, "writes": 0, "bytes": 0}
 

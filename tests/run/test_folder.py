@@ -19,8 +19,8 @@ from quickdraw_dist.distributed import exits
 from quickdraw_dist.run import folder as run_folder
 from quickdraw_dist.run import lease
 from quickdraw_dist.run.folder import RunFolder
-from tests.conftest import Store
-from tests.support.ranks import run_ranks
+from tests.support.gcs.local import Store
+from tests.support.processes.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,8 +24,8 @@ from quickdraw_dist.base.errors import (
 )
 from quickdraw_dist.run import lease
 from quickdraw_dist.run.lease import Lease
-from tests.conftest import Store, use_store
 from tests.support.gcs.fault_proxy import FaultProxy
+from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import Request, Response
 
 RUN = "gs://bucket/run"
@@ -33,7 +33,7 @@ WRITER = f"{RUN}/.writer"
 
 HOLD = f"""
 import sys
-from tests.conftest import use_store
+from tests.support.gcs.local import use_store
 from quickdraw_dist.run import lease
 use_store(sys.argv[1])
 lease.RENEW_SECONDS = 0.02

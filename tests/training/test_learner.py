@@ -15,8 +15,8 @@ from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.run.checkpoint.files import Checkpoint
 from quickdraw_dist.training.learner import Learner, compile_mode
-from tests.conftest import Dataset
-from tests.support.ranks import run_ranks
+from tests.support.data.datasets import Dataset
+from tests.support.processes.ranks import run_ranks
 
 BATCH = 13
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
 from quickdraw_dist.training.objective import Objective
-from tests.conftest import Dataset
-from tests.support.ranks import run_ranks
+from tests.support.data.datasets import Dataset
+from tests.support.processes.ranks import run_ranks
 
 BATCH = 12
 CPU = torch.device("cpu")

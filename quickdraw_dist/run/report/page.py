@@ -67,6 +67,7 @@ def write_run_report(run: str, end: Mapping[str, Any] | None = None) -> str:
         "run/report/run.html.jinja",
         title=f"Run {run}",
         history=records,
+        finished=_is_finished(records, meta),
         epochs=counted(records.last["epoch"], "epoch"),
         tiles=_tiles(records),
         details=_details(run, records, meta),
@@ -77,6 +78,14 @@ def write_run_report(run: str, end: Mapping[str, Any] | None = None) -> str:
     page = storage.join(run, PAGE)
     storage.publish(page, text.encode())
     return page
+
+
+def _is_finished(records: History, meta: Mapping[str, Any] | None) -> bool:
+    """Whether the run is complete; by its last checkpoint where it was killed during the report."""
+    if records.finished or meta is None:
+        return records.finished
+    resumed = records.last["kind"] == "start" or records.last["step"] > meta["step"]
+    return not resumed and bool(meta["epoch"] >= meta["config"]["train"]["epochs"])
 
 
 def _find_newest_meta(run: str) -> dict[str, Any] | None:

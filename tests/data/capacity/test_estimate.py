@@ -21,7 +21,8 @@ from quickdraw_dist.data.order.memory import RESIDENT_BYTES, plan_memory
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset, Store
+from tests.support.data.datasets import Dataset
+from tests.support.gcs.local import Store
 
 FOUR = (4, 4, 2)
 

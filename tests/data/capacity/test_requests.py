@@ -24,7 +24,8 @@ from quickdraw_dist.data.feed import ShardFeed, make_order
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.distributed.ranks import World
-from tests.conftest import Dataset, Store
+from tests.support.data.datasets import Dataset
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request
 
 # -- sharding --------------------------------------------------------------------------------------

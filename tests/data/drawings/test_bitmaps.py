@@ -20,7 +20,7 @@ from quickdraw_dist.data.drawings.sources import open_source
 from tests.support.gcs.server import Request, Response
 
 if TYPE_CHECKING:
-    from tests.conftest import Store
+    from tests.support.gcs.local import Store
 
 FIELDS = "{'descr': '|u1', 'fortran_order': False, 'shape': (%s), }"
 

@@ -13,9 +13,8 @@ import pytest
 
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.external.shards import open_shards
-from tests.conftest import Dataset, Store
-from tests.support.gcs.server import Request, Response
-from tests.support.tars import (
+from tests.support.data.datasets import Dataset
+from tests.support.data.tars import (
     LAYOUTS,
     SAVED,
     STOCK,
@@ -27,6 +26,8 @@ from tests.support.tars import (
     write_shards,
     write_tar,
 )
+from tests.support.gcs.local import Store
+from tests.support.gcs.server import Request, Response
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 

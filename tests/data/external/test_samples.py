@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.external.samples import read_samples
-from tests.support.tars import (
+from tests.support.data.tars import (
     SAVED,
     delivered,
     make_settings,

@@ -11,8 +11,9 @@ import pytest
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.external.shards import find_shards, open_shards
 from quickdraw_dist.data.feed import check_dataset, open_dataset
-from tests.conftest import Dataset, Store
-from tests.support.tars import delivered, make_settings, open_feed, write_shards
+from tests.support.data.datasets import Dataset
+from tests.support.data.tars import delivered, make_settings, open_feed, write_shards
+from tests.support.gcs.local import Store
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 

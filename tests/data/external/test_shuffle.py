@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.external.shuffle import DRAWING_BYTES, read_drawings, shuffled_passes
-from tests.support.tars import block_of, write_tar
+from tests.support.data.tars import block_of, write_tar
 
 
 def write_blocks(folder: Path, sizes: list[int]) -> list[str]:

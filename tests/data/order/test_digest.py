@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quickdraw_dist.data.order.digest import OrderDigest, mix_identities
 from quickdraw_dist.distributed.ranks import processor_group
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
 Identity = tuple[int, int]
 """Label and row."""

@@ -32,9 +32,10 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import steps_per_window
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.distributed.ranks import World
-from tests.conftest import Dataset, DatasetMaker, Store, use_store
-from tests.support.delivery import least_bytes
-from tests.support.orders import orders
+from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.delivery import least_bytes
+from tests.support.data.orders import orders
+from tests.support.gcs.local import Store, use_store
 
 # -- by arithmetic ---------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.hashing import random64
 from quickdraw_dist.data.order.lanes import resolve_lanes
 from quickdraw_dist.data.order.order import Order, evaluation_pieces
-from tests.support.orders import Location, lane_locations, orders
+from tests.support.data.orders import Location, lane_locations, orders
 
 WORLDS = (1, 2, 3, 4, 7, 8)
 

@@ -11,7 +11,7 @@ from quickdraw_dist.data.order.memory import BATCHES_IN_USE, least_batches
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import schedule, steps_per_window
 from quickdraw_dist.data.order.share import Share
-from tests.support.orders import RankEpoch, rank_epochs
+from tests.support.data.orders import RankEpoch, rank_epochs
 
 Key = tuple[int, int]
 """Lane, and position in it of a window's first drawing."""

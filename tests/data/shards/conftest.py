@@ -10,7 +10,7 @@ import pytest
 from quickdraw_dist.data.shards import writer
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.shards.plan import Plan
-from tests.conftest import Dataset
+from tests.support.data.datasets import Dataset
 
 
 @pytest.fixture(scope="session")

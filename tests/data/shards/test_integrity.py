@@ -30,7 +30,8 @@ from quickdraw_dist.data.verify import find_problems
 from tests.support.gcs.server import Request, Response
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset, Store
+    from tests.support.data.datasets import Dataset
+    from tests.support.gcs.local import Store
 
     Tree = Callable[[str | Path], dict[str, bytes]]
 

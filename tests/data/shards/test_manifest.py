@@ -17,7 +17,7 @@ from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.manifest import BlockEntry, ShardEntry
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.data.datasets import Dataset
 
 
 def test_a_manifest_comes_back_as_it_was_written(own: Dataset) -> None:

@@ -15,10 +15,11 @@ import pytest
 from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
-from tests.support.killed import shard
+from tests.support.processes.killed import shard
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset, Store
+    from tests.support.data.datasets import Dataset
+    from tests.support.gcs.local import Store
     from tests.support.gcs.server import Request, Response
 
     PlanOf = Callable[[Dataset], Plan]

@@ -13,7 +13,7 @@ import webdataset
 from PIL import Image
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.data.datasets import Dataset
 
     OfLayout = Callable[[str], Dataset]
 

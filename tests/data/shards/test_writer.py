@@ -18,7 +18,7 @@ from quickdraw_dist.data.shards import blocks, manifest, writer
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.data.datasets import Dataset
 
     PlanOf = Callable[[Dataset], Plan]
     Tree = Callable[[str | Path], dict[str, bytes]]

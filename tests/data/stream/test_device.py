@@ -13,8 +13,8 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.device import on_device
 from quickdraw_dist.data.stream.loader import TrainLoader
-from tests.conftest import Dataset
-from tests.support.delivery import make_loader, open_local
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import make_loader, open_local
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 

@@ -13,8 +13,8 @@ from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.order.order import evaluation_pieces
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
-from tests.conftest import Dataset
-from tests.support.delivery import Identity, flip_a_byte, open_local, pairs
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import Identity, flip_a_byte, open_local, pairs
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 

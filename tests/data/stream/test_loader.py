@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.order.order import Order
-from tests.conftest import Dataset, DatasetMaker
-from tests.support.delivery import (
+from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.delivery import (
     SHAPES,
     UNEVEN,
     USUAL,
@@ -30,7 +30,7 @@ from tests.support.delivery import (
     open_local,
     pairs,
 )
-from tests.support.orders import Numbered, location_of, orders
+from tests.support.data.orders import Numbered, location_of, orders
 
 
 def run(

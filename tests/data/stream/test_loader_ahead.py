@@ -20,9 +20,9 @@ from quickdraw_dist.data.order.schedule import ScheduledWindow, schedule
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset
-from tests.support.delivery import InTurn, Shape, identities_of, line, make_loader, pairs
-from tests.support.orders import Numbered, location_of, orders
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import InTurn, Shape, identities_of, line, make_loader, pairs
+from tests.support.data.orders import Numbered, location_of, orders
 
 
 @pytest.fixture

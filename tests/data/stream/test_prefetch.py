@@ -12,8 +12,9 @@ import pytest
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.stream.prefetch import ShardPrefetch
-from tests.conftest import Dataset, Store
-from tests.support.caching import base, downloads, held, open_cached, shards_of
+from tests.support.data.caching import base, downloads, held, open_cached, shards_of
+from tests.support.data.datasets import Dataset
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")

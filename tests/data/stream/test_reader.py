@@ -16,8 +16,9 @@ from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset, DatasetMaker, Store
-from tests.support.delivery import Shape, make_loader, open_local, open_reader
+from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.delivery import Shape, make_loader, open_local, open_reader
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 
 COMPRESSIONS = ("gzip", "none")

@@ -27,8 +27,8 @@ from quickdraw_dist.data.stream import prefetch, resident
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.reader import SplitReader
 from quickdraw_dist.data.stream.resident import DeviceLoader, HostLoader, ResidentDrawings
-from tests.conftest import Dataset
-from tests.support.delivery import (
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import (
     SHAPES,
     USUAL,
     InTurn,

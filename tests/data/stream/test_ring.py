@@ -13,7 +13,7 @@ from quickdraw_dist.data.order.schedule import schedule
 from quickdraw_dist.data.shards import blocks
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.ring import Ring, RingIndex
-from tests.support.orders import Location, RankEpoch, orders, rank_epochs
+from tests.support.data.orders import Location, RankEpoch, orders, rank_epochs
 
 SPARE_ROW = 7777
 """Row of drawings that are not delivered."""

@@ -10,8 +10,7 @@ import pytest
 from quickdraw_dist.base import storage
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.verify import find_problems
-from tests.conftest import Dataset
-from tests.support.damage import (
+from tests.support.data.damage import (
     NORMALISATION,
     found,
     publish,
@@ -19,7 +18,8 @@ from tests.support.damage import (
     write_blocks,
     write_bytes,
 )
-from tests.support.tars import LAYOUTS
+from tests.support.data.datasets import Dataset
+from tests.support.data.tars import LAYOUTS
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

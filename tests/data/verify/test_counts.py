@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.data.shards import manifest
-from tests.conftest import Dataset
-from tests.support.damage import found, publish
+from tests.support.data.damage import found, publish
+from tests.support.data.datasets import Dataset
 
 
 def test_a_digest_that_does_not_fit_is_found(own: Dataset) -> None:

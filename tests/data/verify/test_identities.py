@@ -10,8 +10,8 @@ import pytest
 
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards.plan import Plan
-from tests.conftest import Dataset
-from tests.support.damage import NORMALISATION, find, found, read_blocks, write_blocks
+from tests.support.data.damage import NORMALISATION, find, found, read_blocks, write_blocks
+from tests.support.data.datasets import Dataset
 
 PlanOf = Callable[[Dataset], Plan]
 

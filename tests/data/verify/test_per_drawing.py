@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.data.shards.blocks import Block
-from tests.conftest import Dataset
-from tests.support.damage import NORMALISATION, found, read_blocks, write_blocks, write_bytes
+from tests.support.data.damage import NORMALISATION, found, read_blocks, write_blocks, write_bytes
+from tests.support.data.datasets import Dataset
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import pytest
 from jobs import report, shard
 from quickdraw_dist.base import storage
 from quickdraw_dist.run.report.page import write_run_report
-from tests.conftest import Store
+from tests.support.gcs.local import Store
 from tests.support.pages import Page
 
 CURVES = {"loss", "accuracy", "learning_rate", "speed", "goodput"}
@@ -99,6 +100,19 @@ def test_hardware_of_every_start(run: Run, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
     page = Page(Path(write_run_report(str(tmp_path))))
     assert "2 × cpu, fp32, then 4 × cpu, fp32, then 2 × cpu, fp32" in page.text("td")
+
+
+def test_killed_during_the_report(run: Run, tmp_path: Path) -> None:
+    """The last record is missing, but all epochs are saved; more of them make it unfinished."""
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    for kept, said in ((lines[:-1], False), ([*lines[:-1], lines[0]], True), (lines[:-4], True)):
+        (folder / "metrics.jsonl").write_text("\n".join(kept))
+        if kept == lines[:-4]:
+            shutil.rmtree(folder / "checkpoints")
+        page = Path(write_run_report(str(folder))).read_text()
+        assert ("The run has not finished." in page) == said
 
 
 def test_nothing_to_measure_of_an_earlier_release(run: Run, tmp_path: Path) -> None:

@@ -19,8 +19,7 @@ from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.manifest import ShardEntry
 from quickdraw_dist.data.stream.cache import ShardCache
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset, DatasetMaker, Store, use_store
-from tests.support.caching import (
+from tests.support.data.caching import (
     URL,
     all_of,
     base,
@@ -31,7 +30,9 @@ from tests.support.caching import (
     read_all,
     shards_of,
 )
-from tests.support.delivery import make_loader, pairs
+from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.delivery import make_loader, pairs
+from tests.support.gcs.local import Store, use_store
 
 # -- fetched once --------------------------------------------------------------------------------
 

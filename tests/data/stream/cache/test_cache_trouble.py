@@ -19,8 +19,7 @@ from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.manifest import ShardEntry
 from quickdraw_dist.data.stream.cache import ShardCache
-from tests.conftest import Dataset, Store
-from tests.support.caching import (
+from tests.support.data.caching import (
     LARGE,
     URL,
     all_of,
@@ -31,7 +30,9 @@ from tests.support.caching import (
     read_all,
     shards_of,
 )
-from tests.support.delivery import make_loader
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import make_loader
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 
 # -- a folder that does not work -----------------------------------------------------------------

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Dataset, Store
-from tests.support.caching import URL
-from tests.support.delivery import USUAL
-from tests.support.feeds import make_settings, open_feed
+from tests.support.data.caching import URL
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import USUAL
+from tests.support.data.feeds import make_settings, open_feed
+from tests.support.gcs.local import Store
 
 SELF = Path("/proc/self")
 

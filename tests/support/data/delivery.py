@@ -25,7 +25,7 @@ from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.loader import TrainLoader
 from quickdraw_dist.data.stream.prefetch import ShardPrefetch
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset
+from tests.support.data.datasets import Dataset
 
 WORLDS = (1, 2, 3, 4, 7, 8)
 

@@ -8,8 +8,9 @@ from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.shards.manifest import ShardEntry
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset, Store
-from tests.support.delivery import Identity, open_reader, pairs
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import Identity, open_reader, pairs
+from tests.support.gcs.local import Store
 
 URL = "gs://bucket/data"
 LARGE = 10**9

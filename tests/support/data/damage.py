@@ -11,7 +11,7 @@ from quickdraw_dist.data.shards import blocks, manifest
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.shards.manifest import BlockEntry, ShardEntry
 from quickdraw_dist.data.verify import find_problems
-from tests.conftest import Dataset
+from tests.support.data.datasets import Dataset
 
 NORMALISATION = "train: pixels have mean "
 """What is reported, too, when pixels of the training split are others or could not be read."""

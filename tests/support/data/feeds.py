@@ -10,7 +10,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.feed import ShardFeed
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.distributed.ranks import World
-from tests.support.delivery import Shape
+from tests.support.data.delivery import Shape
 
 
 def make_settings(
