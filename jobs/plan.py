@@ -72,6 +72,10 @@ def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Out
         source = open_source(given.source, settings.shard.classes)
         plan = Plan(source.classes, source.counts, settings.shard, source.identity)
         return outline.of_plan(plan, given.source), f"planned from {given.source}"
+    if settings.stream.reader == "webdataset":
+        problem = "external data has no manifest that says how many drawings are in which block"
+        remedy = "Remove it, and plan for the same drawings as shards of ours with --source"
+        raise RefusedError("--stream.reader", "webdataset", problem, remedy)
     try:
         dataset = manifest.read_trainable(settings.data)
     except RefusedError as error:

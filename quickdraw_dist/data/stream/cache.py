@@ -10,10 +10,9 @@ import threading
 from collections import defaultdict
 from pathlib import Path
 
-from filelock import FileLock
-
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.process import FileLock, UnlockableError
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.shards.manifest import ShardEntry
 
@@ -39,7 +38,8 @@ def fetch_verified(url: str, shard: ShardEntry) -> bytes:
 
 
 _UNUSABLE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
+    errno.ESTALE
 }  # fmt: skip
 """Errors of a cache folder that is full or unusable: the run continues without it, and warns."""
 
@@ -76,7 +76,7 @@ class ShardCache:
             if self._hit(target, shard):
                 return target
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self._locks[shard.name], FileLock(f"{target}.lock"):
+            with self._locks[shard.name], FileLock(Path(f"{target}.lock")):
                 if not self._hit(target, shard):
                     if target.exists():
                         _warn_damaged(target)
@@ -85,11 +85,13 @@ class ShardCache:
         except FileNotFoundError:
             return None  # the folder is being deleted: read this shard without the cache
         except OSError as error:
-            if error.errno not in _UNUSABLE:
+            unlockable = isinstance(error, UnlockableError)
+            if error.errno not in _UNUSABLE and not unlockable:
                 raise
             self._full = True
+            problem = f"{'no locks there: ' if unlockable else ''}{error.strerror}"
             print(
-                f"cache: {self.folder}: {error.strerror}; streaming without it from now on. "
+                f"cache: {self.folder}: {problem}; streaming without it from now on. "
                 "Use another --stream.cache_folder or a smaller --stream.cache_bytes",
                 file=sys.stderr,
             )
@@ -117,7 +119,7 @@ class ShardCache:
         data = fetch_verified(url, shard)
         target.parent.mkdir(parents=True, exist_ok=True)  # may have been deleted meanwhile
         # One writer at a time: two that each evicted for themselves would exceed the limit.
-        with self._locks["write"], FileLock(str(self.folder / "write.lock")):
+        with self._locks["write"], FileLock(self.folder / "write.lock"):
             self._evict(shard.bytes)
             storage.replace_file(target, data, durable=False)
 

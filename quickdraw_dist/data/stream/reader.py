@@ -28,7 +28,8 @@ class SplitReader:
         self._urls = [storage.join(folder, shard.name) for shard in self.shards]
         self.cache: ShardCache | None = None
         if self.remote and stream.cache_bytes:
-            needed = min(shards_at_once, len(self.shards)) * self.largest_shard_bytes
+            shards_at_once = min(shards_at_once, len(self.shards))
+            needed = shards_at_once * self.largest_shard_bytes
             if needed <= stream.cache_bytes:
                 self.cache = ShardCache(stream.cache_folder, dataset.copy_id, stream.cache_bytes)
             else:

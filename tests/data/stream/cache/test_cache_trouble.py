@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -131,6 +132,25 @@ def test_a_folder_deleted_in_the_middle_of_a_write(
     monkeypatch.setattr(Path, "replace", delete_and_replace)
     assert read_all(open_cached(dataset, tmp_path / "cache"), threads=1) == all_of(dataset)
     assert deleted
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.ESTALE]
+)
+def test_locks_that_fail(
+    remote: Store, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], number: int,
+) -> None:  # fmt: skip
+    """NFS without lockd, FUSE, CIFS: streamed, and said once with the folder and the setting."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert read_all(open_cached(dataset, tmp_path), threads=1) == all_of(dataset)
+    said = capsys.readouterr().err
+    assert said.count(f"{tmp_path}/quickdraw-shards: no locks there: {os.strerror(number)}") == 1
+    assert said.count("--stream.cache_folder") == 1
 
 
 def test_a_folder_deleted_in_the_middle_of_a_fetch(
