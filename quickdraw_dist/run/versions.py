@@ -1,4 +1,4 @@
-"""A file with a generation, replaced or removed only by whoever has seen its last one.
+"""A file with a generation, replaced or removed only by a process that has seen its last one.
 
 In an object store that is a precondition of the request. On a disk the file begins with its
 generation, which its writer counts up in place. Another process replaces it by a file that only one
