@@ -36,10 +36,10 @@ install: $(INSTALLED) ## make .venv with all dependencies, at the versions of co
 demo: $(INSTALLED) ## synthetic drawings, shards, a two-process training run and a report, in minutes
 	@env -u QUICKDRAW_DATA -u QUICKDRAW_OUTPUT $(BIN)/python -m jobs.demo $(ARGS)
 
-test: $(INSTALLED) ## the test suite, less than 10 minutes on two cores
+test: $(INSTALLED) ## the test suite, under six minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-test-slow: $(INSTALLED) ## its slow part: whole runs that are stopped and killed, rehearsals
+test-slow: $(INSTALLED) ## the slow tests: more whole runs that are stopped, killed or meet faults
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
 
 test-cluster: $(INSTALLED) ## as root: what is shipped for clusters, run; installs what that needs

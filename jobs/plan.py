@@ -15,7 +15,7 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.capacity.estimate import SHARD_DRAWINGS_PER_SECOND, Cluster, capacity
-from quickdraw_dist.data.capacity.text import describe
+from quickdraw_dist.data.capacity.text import format_capacity
 from quickdraw_dist.data.drawings.sources import open_source, source_address
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import Plan
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.json:
         print(json.dumps(asdict(needs)))
     else:
-        print(f"dataset   {len(dataset.plan.classes):,} classes, {where}\n{describe(needs)}")
+        print(f"dataset   {len(dataset.plan.classes):,} classes, {where}\n{format_capacity(needs)}")
 
 
 def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Outline, str]:
@@ -71,8 +71,12 @@ def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Out
         source = open_source(given.source, settings.shard.classes)
         plan = Plan(source.classes, source.counts, settings.shard, source.identity)
         return outline.of_plan(plan, given.source), f"planned from {given.source}"
+    if settings.stream.reader == "webdataset":
+        problem = "external data has no manifest that says how many drawings are in which block"
+        remedy = "Remove it, and plan for the same drawings as shards of ours with --source"
+        raise RefusedError("--stream.reader", "webdataset", problem, remedy)
     try:
-        dataset = manifest.read(settings.data)
+        dataset = manifest.read_trainable(settings.data)
     except RefusedError as error:
         remedy = f"{error.remedy}. To plan before that, give --official or --source".lstrip(". ")
         raise RefusedError(error.subject, error.value, error.problem, remedy) from None

@@ -15,7 +15,7 @@ from quickdraw_dist.base.process import processors
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source, source_address
 from quickdraw_dist.data.shards import integrity, manifest, writer
-from quickdraw_dist.data.shards.manifest import Manifest, Part
+from quickdraw_dist.data.shards.manifest import Manifest, PartFile
 from quickdraw_dist.data.shards.plan import Plan, describe
 
 OFFICIAL = "gs://quickdraw_dataset/full/numpy_bitmap"
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     source = open_source(arguments.source, settings.shard.classes)
     plan = Plan(source.classes, source.counts, settings.shard, source.identity)
-    done = {} if arguments.dry_run else writer.finished_parts(plan, dest)
+    done = {} if arguments.dry_run else writer.finished_groups(plan, dest)
     dataset = None if arguments.merge else writer.finished_dataset(plan, dest, done)
     if dataset is None:
         processes = max(min(arguments.processes or processors(), plan.groups), 1)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         share = range(worker, plan.groups, of)
         if not arguments.merge and any(group not in done for group in share):
             _build(plan, share, source, dest, processes, done)
-            done = writer.finished_parts(plan, dest)
+            done = writer.finished_groups(plan, dest)
         dataset = _merge(plan, source, dest, done)
     if dataset is not None:
         print(f"checked   {integrity.summary(dataset.source_files)}")
@@ -91,7 +91,7 @@ def _build(
         writer.build(plan, mine, source, dest, processes, bar.update)
 
 
-def _merge(plan: Plan, source: Source, dest: str, done: dict[int, Part]) -> Manifest | None:
+def _merge(plan: Plan, source: Source, dest: str, done: dict[int, PartFile]) -> Manifest | None:
     """If all groups are done, check the source, write the manifest and return it."""
     if len(done) < plan.groups:
         return None

@@ -12,7 +12,8 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.drawings.sources import open_source, source_address
-from quickdraw_dist.data.shards import manifest, verify
+from quickdraw_dist.data.shards import manifest
+from quickdraw_dist.data.verify import find_problems
 
 EPILOG = """\
 Reads every shard and checks the checksums of shards and blocks, that every (class, row) of the
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = open_source(arguments.source, dataset.classes) if arguments.source else None
     total = sum(file.drawings for file in dataset.source_files)
     with tqdm(total=total, unit=" drawings", unit_scale=True) as bar:
-        found = list(islice(verify.problems(folder, dataset, source, bar.update), _SHOWN + 1))
+        found = list(islice(find_problems(folder, dataset, source, bar.update), _SHOWN + 1))
     if found:
         if len(found) > _SHOWN:
             found[_SHOWN] = "and more; repair these and verify again"

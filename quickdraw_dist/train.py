@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from quickdraw_dist.base.process import die_with_parent, share_processors, survive_lost_output
@@ -57,7 +58,7 @@ def _train(argv: Sequence[str] | None, stop: StopSignal, phases: Phases) -> int:
     with (
         watchdog.watch(world, phases, settings.train),
         folder.locked(settings.output) as locked,
-        Trainer(settings, world, dataset, phases, locked, stop) as trainer,
+        closing(Trainer(settings, world, dataset, phases, locked, stop)) as trainer,
     ):
         return trainer.run()
 

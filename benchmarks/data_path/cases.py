@@ -25,7 +25,7 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import schedule
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
-from quickdraw_dist.data.shards.verify import problems
+from quickdraw_dist.data.verify import find_problems
 from quickdraw_dist.distributed import ranks
 
 BATCH = 4_096
@@ -101,7 +101,7 @@ def verify(folder: str) -> None:
     """Verify like jobs.verify without a source; exit at the first problem."""
     dataset = manifest.read(folder)
     started = time.perf_counter()
-    for problem in problems(folder, dataset):
+    for problem in find_problems(folder, dataset):
         sys.exit(problem)
     total = sum(file.drawings for file in dataset.source_files)
     report(total, time.perf_counter() - started)
@@ -120,7 +120,7 @@ def official_order() -> None:
     blocks = outline.of_plan(outline.official_plan(Shard()), "official").blocks["train"]
     started = time.perf_counter()
     order = Order(blocks, BATCH, 64, Stream().window_blocks, seed=1)
-    needs = schedule(order, 0, 0, 0, BATCH)
+    needs = schedule(order, order.share(0, 1), 0, 0)
     drawings = sum(need.window.count for need in needs)
     report(drawings, time.perf_counter() - started, windows=len(needs))
 

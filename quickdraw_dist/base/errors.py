@@ -55,6 +55,11 @@ class TrainingError(Exception):
     """The run cannot continue as it is; says what to change."""
 
 
+class BusyError(TrainingError):
+    """Another process writes the run. A later start may succeed, when that one has ended or its
+    lock or lease has expired: ends a process with exit code 1."""
+
+
 class StorageError(Exception):
     """An object store failed on all tries of a request; names the object. A later start may
     succeed: ends a process with exit code 1."""

@@ -1,4 +1,4 @@
-"""What the trainer reads from: one way in for streamed, resident and foreign drawings."""
+"""The trainer's batches: one interface to streamed, resident and external drawings."""
 
 from __future__ import annotations
 
@@ -7,107 +7,112 @@ from functools import partial
 from typing import Any, Protocol
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.data.external.feed import ForeignFeed
-from quickdraw_dist.data.external.shards import ForeignShards, check_fit, find_splits, open_shards
-from quickdraw_dist.data.order.memory import LoaderMemory, plan_memory, processor_share
-from quickdraw_dist.data.order.order import Order, rank_part, resolve_lanes
+from quickdraw_dist.data.external.feed import ExternalFeed
+from quickdraw_dist.data.external.shards import ExternalShards, check_fit, find_splits, open_shards
+from quickdraw_dist.data.order.lanes import resolve_lanes
+from quickdraw_dist.data.order.memory import LoaderMemory, default_threads, plan_memory
+from quickdraw_dist.data.order.order import Order
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.loader import TrainLoader
-from quickdraw_dist.data.stream.prefetch import ShardsAhead
+from quickdraw_dist.data.stream.prefetch import ShardPrefetch
 from quickdraw_dist.data.stream.reader import SplitReader
-from quickdraw_dist.data.stream.resident import ResidentDrawings
-from quickdraw_dist.data.stream.resident_loaders import DeviceLoader, HostLoader
+from quickdraw_dist.data.stream.resident import DeviceLoader, HostLoader, ResidentDrawings
 from quickdraw_dist.distributed.ranks import World
 
-Dataset = Manifest | ForeignShards
-"""What is known of a dataset before any drawing is read: classes and digest at least."""
+Dataset = Manifest | ExternalShards
+"""A dataset before any drawing is read."""
 
 
-class Facts(Protocol):
-    """What a run has to know of its dataset."""
+class DatasetInfo(Protocol):
+    """Classes, contents digest and normalisation of a dataset, whatever its format."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names; a label is an index into them."""
+        """Class names; a label is an index into them."""
 
     @property
     def digest(self) -> str:
-        """Names the contents."""
+        """Digest of the contents, which a checkpoint stores."""
 
     @property
     def pixel_mean(self) -> float:
-        """Of the training drawings, on a scale of 0 to 1."""
+        """Mean of the training drawings' pixels, on a scale of 0 to 1."""
 
     @property
     def pixel_std(self) -> float:
-        """Of the same."""
+        """Standard deviation of the same pixels, on the same scale."""
 
 
 class Feed(Protocol):
-    """A rank's batches: the same number of them on every rank."""
+    """One rank's batches; every rank gets the same number of them."""
 
-    drawings: int  # that count as an epoch
-    steps: int  # in an epoch
-    lanes: int  # 0: it has none
-    part: tuple[int, int]  # [start, stop) of every global batch, this rank's
+    drawings: int  # that count as one epoch
+    steps: int  # per epoch
+    lanes: int  # 0 for external data, which has none
+    share: Share  # this rank's, of every global batch
 
     @property
-    def dataset(self) -> Facts:
-        """Where the drawings are from."""
+    def dataset(self) -> DatasetInfo:
+        """The dataset that the drawings are from."""
 
-    def describe(self, first_step: int) -> list[str]:
-        """Lines for whoever starts a run at this step of an epoch."""
+    def start_lines(self, first_step: int) -> list[str]:
+        """Return lines to print when a run starts at this step of an epoch."""
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
-        """Batches from `first_step` to the end of an epoch."""
+        """Yield the batches from `first_step` to the end of an epoch."""
 
     def validation(self) -> Iterator[Batch] | None:
-        """This rank's share of the validation split; None where there is none."""
+        """Yield this rank's range of the validation split; None if there is no such split."""
 
 
 def open_dataset(settings: Settings) -> Dataset:
-    """The dataset that the settings name; no drawing is read.
+    """Open the dataset that the settings name, without reading a drawing.
 
     Raises:
-        RefusedError: it is not there, or not what `stream.reader` reads; says what would be right.
+        RefusedError: it does not exist, or `stream.reader` cannot read it.
         StorageError: the store failed.
     """
     if settings.stream.reader == "webdataset":
         return open_shards(settings)
     for name in ("epoch_drawings", "validation_data", "class_names"):
         if value := getattr(settings.stream, name):
+            webdataset = flag("stream.reader", "webdataset")
             raise RefusedError(
-                f"--stream.{name} {value}: our own shards say that themselves, it is for "
-                "--stream.reader webdataset"
+                flag(f"stream.{name}"),
+                value,
+                "shards made by jobs.shard state this themselves",
+                f"Remove it, or read external data with {webdataset}",
             )
     try:
-        return manifest.read(settings.data)
+        return manifest.read_trainable(settings.data)
     except RefusedError as error:
         if not _has_only_tars(settings.data):
             raise
-        raise RefusedError(
-            f"{error}. Or, to train on the .tar files that are there: --stream.reader webdataset"
-        ) from None
+        tars = f"train on the .tar files there with {flag('stream.reader', 'webdataset')}"
+        remedy = ", or ".join(filter(None, (error.remedy, tars)))
+        raise RefusedError(error.subject, error.value, error.problem, remedy) from None
 
 
 def _has_only_tars(data: str) -> bool:
-    """Whether there are shards, but neither a manifest nor a beginning of one."""
+    """Whether there are .tar files, but neither a manifest nor the first files of one."""
     ours = storage.exists(storage.join(data, manifest.NAME)) or "parts" in storage.folders(data)
     return not ours and bool(find_splits(data)[0])
 
 
-def refuse_misfit(settings: Settings, dataset: Dataset, world_size: int) -> None:
-    """Check dataset, batch and ranks, without reading a drawing or meeting another rank.
+def check_dataset(settings: Settings, dataset: Dataset, world_size: int) -> None:
+    """Check that dataset, batch and ranks fit together, before any drawing is read or any other
+    rank waited for.
 
     Raises:
         RefusedError: they do not fit together.
     """
-    if isinstance(dataset, ForeignShards):
+    if isinstance(dataset, ExternalShards):
         check_fit(settings, dataset, world_size)
     else:
         make_order(settings, dataset, settings.stream.lanes, world_size)
@@ -116,33 +121,32 @@ def refuse_misfit(settings: Settings, dataset: Dataset, world_size: int) -> None
 def open_feed(
     settings: Settings, dataset: Dataset, world: World, saved: Mapping[str, Any] | None
 ) -> Feed:
-    """This rank's batches; all ranks call it together.
-
-    Args:
-        settings: of the run.
-        dataset: as `open_dataset` gives it.
-        world: the ranks.
-        saved: meta of the checkpoint that is resumed, if any.
+    """Open this rank's batches; all ranks call it at the same time. `saved` is the meta of the
+    checkpoint that is resumed, if any.
 
     Raises:
         RefusedError: settings, dataset, ranks and memory do not fit together.
-        StorageError, OSError: a foreign shard could not be read.
+        StorageError, OSError: an external shard could not be read.
     """
-    if isinstance(dataset, ForeignShards):
-        return ForeignFeed(settings, dataset, world, saved)
+    if isinstance(dataset, ExternalShards):
+        return ExternalFeed(settings, dataset, world, saved)
     lanes: int | str = settings.stream.lanes
     if saved is not None and saved["lanes"]:
-        lanes = begun_with = int(saved["lanes"])
-        if begun_with < world.size:
+        lanes = started_with = int(saved["lanes"])
+        if started_with < world.size:
             raise RefusedError(
-                f"{settings.output}: this run was begun with {lanes} lanes, and a rank needs one "
-                f"at least; at most {lanes} ranks can go on with it, there are {world.size}"
+                settings.output,
+                None,
+                f"this run was started with {lanes} lanes, and each of the {world.size} ranks "
+                "needs at least one",
+                f"Resume it on {lanes} ranks or fewer",
+                lanes=lanes,
             )
     return ShardFeed(settings, dataset, world, lanes)
 
 
 def make_order(settings: Settings, dataset: Manifest, lanes: int | str, world_size: int) -> Order:
-    """The order of the training split.
+    """Return the order of the training split.
 
     Raises:
         RefusedError: batch, lanes, ranks and drawings do not fit together.
@@ -158,12 +162,12 @@ def make_order(settings: Settings, dataset: Manifest, lanes: int | str, world_si
 
 
 class ShardFeed:
-    """Drawings from our own shards: exactly once, resumed at any step."""
+    """Batches from shards made by jobs.shard: exactly once per epoch, resumed at any step."""
 
     def __init__(
         self, settings: Settings, dataset: Manifest, world: World, lanes: int | str
     ) -> None:
-        """`lanes` are the setting, or those that the run was begun with.
+        """Allocate the loader; `lanes` is the setting, or the number the run was started with.
 
         Raises:
             RefusedError: the settings do not fit together, or into memory.
@@ -173,8 +177,8 @@ class ShardFeed:
         self.order = make_order(settings, dataset, lanes, world.size)
         self.drawings, self.steps = self.order.drawings, self.order.steps
         self.lanes = self.order.lanes
-        self.part = rank_part(self.order.global_batch, world.rank, world.size)
-        self._threads = stream.threads or processor_share(world.local_size)
+        self.share = self.order.share(world.rank, world.size)
+        self._threads = stream.threads or default_threads(world.local_size)
         self._validation: SplitReader | None = None
         self._loader = self._resident() if stream.resident else self._streamed()
 
@@ -183,65 +187,68 @@ class ShardFeed:
         return SplitReader(settings.data, self.dataset, split, settings.stream, shards_at_once)
 
     def _streamed(self) -> TrainLoader:
-        world = self._world
-        lanes = len(self.order.segments(0, *self.part))
+        world, lanes = self._world, len(self.share.lanes)
         node_lanes = lanes * world.local_size
         reader = self._reader("train", node_lanes)
         shard_bytes = reader.largest_shard_bytes if reader.cache is not None else 0
-        memory, ahead = self._memory(shard_bytes), None
+        memory, prefetch = self._memory(shard_bytes), None
         if (cache := reader.cache) is not None:
             in_use = min(node_lanes, len(reader.shards))
-            room = self._settings.stream.cache_bytes // shard_bytes - in_use
-            more = min(lanes, room // world.local_size)
-            ahead = partial(ShardsAhead, reader, cache, fetchers=memory.fetchers, ahead=more)
+            spare = self._settings.stream.cache_bytes // shard_bytes - in_use
+            ahead = min(lanes, spare // world.local_size)
+            prefetch = partial(ShardPrefetch, reader, cache, fetchers=memory.fetchers, ahead=ahead)
         return TrainLoader(
             reader.piece,
             self.order,
-            self.part,
+            self.share,
             memory,
             pin=world.device.type == "cuda",
-            ahead=ahead,
+            prefetch=prefetch,
         )
 
     def _resident(self) -> HostLoader | DeviceLoader:
         world = self._world
-        held = ResidentDrawings(
+        resident = ResidentDrawings(
             self._reader("train", world.local_size),
             self.order,
-            self.part,
+            self.share,
             self._memory(shard_bytes=0),
             local_world_size=world.local_size,
             device=world.device,
         )
-        if world.device.type == "cpu":
-            return HostLoader(held)
-        return DeviceLoader(held)
+        return HostLoader(resident) if world.device.type == "cpu" else DeviceLoader(resident)
 
     def _memory(self, shard_bytes: int) -> LoaderMemory:
         return plan_memory(
             self.order,
-            *self.part,
+            self.share,
             memory_bytes=self._settings.stream.memory_bytes,
             threads=self._threads,
             shard_bytes=shard_bytes,
             pin=self._world.device.type == "cuda",
         )
 
-    def describe(self, first_step: int) -> list[str]:
-        """Lines for whoever starts a run."""
-        return [
+    def start_lines(self, first_step: int) -> list[str]:
+        """Return lines to print when a run starts."""
+        lines = [
             f"{self.drawings:,} drawings; an epoch is {self.steps:,} steps of "
-            f"{self.order.global_batch:,} and leaves out {self.order.left_out:,}, other ones each "
-            "time"
+            f"{self.order.global_batch:,} and drops {self.order.dropped_drawings:,}, other ones in "
+            "every epoch"
         ]
+        if not self.dataset.drawings("val"):
+            lines.append("no validation split (--shard.val_fraction 0): nothing is measured")
+        return lines
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
-        """Batches from `first_step` to the end of an epoch."""
+        """Yield the batches from `first_step` to the end of an epoch."""
         return self._loader.epoch(epoch, first_step)
 
-    def validation(self) -> Iterator[Batch]:
-        """This rank's contiguous share of the validation split, every drawing once."""
-        if self._validation is None:  # kept: what it found out about its cache holds
+    def validation(self) -> Iterator[Batch] | None:
+        """Yield this rank's contiguous range of the validation split, every drawing once; None
+        where it has no drawings."""
+        if not self.dataset.drawings("val"):
+            return None
+        if self._validation is None:  # kept, as it remembers that a cache cannot be used
             self._validation = self._reader("val", self._world.local_size)
         return evaluation_batches(
             self._validation,

@@ -16,7 +16,7 @@ from quickdraw_dist import models
 from quickdraw_dist.base.hashing import key64
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry.phases import Phases
-from quickdraw_dist.data.feed import Facts
+from quickdraw_dist.data.feed import DatasetInfo
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.distributed.stragglers import WorkClock
 from quickdraw_dist.models.input import Normalisation
@@ -45,7 +45,7 @@ class Learner:
         self,
         settings: Settings,
         world: World,
-        dataset: Facts,
+        dataset: DatasetInfo,
         total_drawings: int,
         phases: Phases | None = None,
     ) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from quickdraw_dist import models
 from quickdraw_dist.base import process
@@ -13,7 +12,8 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
 from quickdraw_dist.base.telemetry.phases import Phases
-from quickdraw_dist.data.feed import Dataset, open_feed, refuse_misfit
+from quickdraw_dist.base.units import counted
+from quickdraw_dist.data.feed import Dataset, check_dataset, open_feed
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.distributed import ranks
@@ -44,15 +44,11 @@ def check_settings(settings: Settings, dataset: Dataset, world_size: int) -> Non
     """
     models.check(settings.model)
     tensorboard.check(settings)
-    refuse_misfit(settings, dataset, world_size)
+    check_dataset(settings, dataset, world_size)
 
 
 class Trainer:
-    """One rank of one run. `epoch` and `step` (in the epoch) are the whole position.
-
-    A context manager: leaving it, however the run ended, closes the log and waits for the
-    checkpoint that is being written.
-    """
+    """One rank of one run. `epoch` and `step` (in the epoch) are the whole position."""
 
     def __init__(
         self,
@@ -95,15 +91,9 @@ class Trainer:
         state = self.learner.checkpoint_state
         self.saver = Saver(settings, self.feed, state, self.log, phases, folder)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Write what is left of profile and log, and wait for a checkpoint that is being written;
+        to be called however the run ended."""
         with contextlib.closing(self.log), contextlib.closing(self.saver):
             self.profiler.close()
 
@@ -131,7 +121,9 @@ class Trainer:
         """Train to the end or to a signal, and return the exit code: 0 or 85."""
         epochs = self.settings.train.epochs
         if self.resumed is not None and self.resumed.meta["epoch"] >= epochs:
-            self.log.say(f"{self.settings.output}: this run is finished ({epochs} epochs)")
+            self.log.say(
+                f"{self.settings.output}: this run is finished ({counted(epochs, 'epoch')})"
+            )
             return 0
         self._begin()
         self._validate_if_due()  # a signal may have stopped the run while it evaluated
@@ -147,16 +139,17 @@ class Trainer:
         if self.agreement.stopped:
             self.log.say("stopped by a signal and saved. The same command continues from here")
             return SAVED
-        self.log.finish(self.position)
         if self.folder is not None and self.settings.metrics.report:
-            self.log.say(write_final_report(self.folder, self.log.validation))
+            with self.phases("evaluation", self.total_steps):
+                end = self.log.end_record(self.position)
+                self.log.say(write_final_report(self.folder, self.log.validation, end))
+        self.log.finish(self.position)
         return 0
 
     def _begin(self) -> None:
         """Warm up, load what is resumed, and say what is about to happen."""
         with self.phases("compile", 0):
-            start, stop = self.feed.part
-            self.learner.warm_up(stop - start)
+            self.learner.warm_up(self.feed.share.drawings)
         if self.resumed is not None:
             self._load(self.resumed)
         meta = self.resumed.meta if self.resumed is not None else None
@@ -183,7 +176,7 @@ class Trainer:
         }
         shown = "{model} of {parameters:,} parameters, {classes} classes, {ranks} x {device}, "
         self.log.say((shown + "{precision}").format(**about))
-        for line in self.feed.describe(self.step):
+        for line in self.feed.start_lines(self.step):
             self.log.say(line)
         if self.resumed is not None:
             position = f"epoch {self.epoch + 1}, step {self.step:,} of {self.feed.steps:,}"
@@ -216,7 +209,7 @@ class Trainer:
         """Take one optimizer step."""
         with self.step_timer:
             self.learner.step(batch.drawings, batch.labels, self.total_steps)
-        first = self.step * self.settings.train.global_batch + self.feed.part[0]
+        first = self.feed.share.position(self.step)
         self.saver.order_digest.add(self.epoch, first, batch.host.labels, batch.host.rows)
         self.faults.remember(batch.host)
         self.step += 1
@@ -308,6 +301,8 @@ class Trainer:
             )
             if self.agreement.stopped:
                 self.stop.abandoned.append(batches)  # closing it may wait for a store
+                return
+            if not result.drawings:  # external shards without a sample
                 return
             self.last_validation = result.metrics() | {"step": self.total_steps}
             self.log.log_validation(self.position, result)

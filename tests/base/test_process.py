@@ -1,7 +1,9 @@
-"""This process: the CPUs it may use, its parent, its garbage collector, what it prints."""
+"""This process: its CPUs, parent, locks and garbage collector, and what it prints."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gc
 import math
 import os
@@ -15,7 +17,13 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base import process
-from quickdraw_dist.base.process import PARENT_VARIABLE, processors, quota
+from quickdraw_dist.base.process import (
+    PARENT_VARIABLE,
+    FileLock,
+    UnlockableError,
+    processors,
+    quota,
+)
 
 # -- CPUs ------------------------------------------------------------------------------------------
 
@@ -253,3 +261,67 @@ def test_automatic_collection_is_restored() -> None:
         raise ValueError
     assert gc.isenabled()
     assert gc.get_freeze_count() <= frozen
+
+
+# -- locks -----------------------------------------------------------------------------------------
+
+HOLD = """
+import sys
+from pathlib import Path
+from quickdraw_dist.base.process import FileLock
+with FileLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """Another process cannot have it meanwhile, and has it at once after a SIGKILL."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        lock = FileLock(tmp_path / "lock")
+        assert not lock.acquire(0.1)
+        holder.kill()
+        holder.wait()
+        assert lock.acquire(0)
+    assert not FileLock(tmp_path / "lock").acquire(0)
+    lock.release()
+    lock.release()
+    assert FileLock(tmp_path / "lock").acquire(0)
+
+
+def test_a_lock_of_a_file_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file removed between its opening and its lock guards nothing: it is created again."""
+    path, flock = tmp_path / "lock", fcntl.flock
+
+    def remove_first(handle: int, how: int) -> None:
+        if os.fstat(handle).st_nlink and not removed:
+            removed.append(path.unlink())
+        flock(handle, how)
+
+    removed: list[None] = []
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with FileLock(path):
+        assert removed and path.exists()
+
+
+def test_locks_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told apart from a file that cannot be opened; no handle is left open."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(UnlockableError) as failed:
+        FileLock(tmp_path / "lock").acquire()
+    assert (failed.value.errno, failed.value.filename) == (errno.EACCES, str(tmp_path / "lock"))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with pytest.raises(NotADirectoryError) as failed:
+        FileLock(tmp_path / "lock" / "below").acquire()
+    assert not isinstance(failed.value, UnlockableError)

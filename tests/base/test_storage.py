@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from tests.base.conftest import metric
-from tests.conftest import Store
+from tests.support.gcs.local import Store
 
 MIB = 1 << 20
 

@@ -12,21 +12,12 @@ import pytest
 
 from tests.cluster.support import images
 from tests.cluster.support.hosts import require
-from tests.cluster.support.slurm import Slurm
-
-SOURCE = {
-    "SOURCE": "synthetic:?classes=6&per_class=400&seed=3",
-    "QUICKDRAW_SHARD__DRAWINGS_PER_SHARD": "200",
-    "QUICKDRAW_SHARD__BLOCK": "32",
-    "QUICKDRAW_SHARD__GROUP_SHARDS": "2",
-}
-"""What the scripts of slurm/ shard here: 2,400 drawings, 2,160 of them to train."""
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.cluster.support.manifests import ROOT
+from tests.cluster.support.slurm import SOURCE, Slurm
 
 
 def left_behind(name: str) -> list[str]:
-    """Processes of this machine that have this in their command line or environment."""
+    """List the processes of this machine with this text in command line or environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended just now
@@ -61,7 +52,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture(scope="session")
 def sharded(slurm: Slurm) -> Path:
-    """Sharded by `sbatch slurm/shard.sh` in two tasks, proven by the job that follows."""
+    """The dataset of `sbatch slurm/shard.sh` in two tasks, verified by the job that follows."""
     array = slurm.submit("--array=0-1", "slurm/shard.sh", **SOURCE)
     for task in ("0", "1"):
         slurm.completes(f"{array}_{task}")

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.cluster.conftest import ROOT
+from tests.cluster.support.manifests import ROOT
 
 
 def test_shell_scripts() -> None:

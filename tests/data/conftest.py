@@ -1,17 +1,22 @@
-"""Fixtures of the stream's tests."""
+"""Fixtures of the data's tests: datasets in every layout, and copies that may be damaged."""
 
 from __future__ import annotations
 
 import gc
+import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Dataset, DatasetMaker, Store
-from tests.support.caching import URL
-from tests.support.tars import LAYOUTS
+from quickdraw_dist.data.drawings.sources import open_source
+from quickdraw_dist.data.shards.plan import Plan
+from tests.support.data.caching import URL
+from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.tars import LAYOUTS
+from tests.support.gcs.local import Store
 
 OURS = ("loader", "decode", "fetch")
 """Names of threads that an epoch starts; a store's client and server have their own."""
@@ -27,21 +32,52 @@ def no_thread_left() -> Iterator[None]:
 
 @pytest.fixture
 def remote(store: Store, dataset: Dataset) -> Store:
-    """A store with the small dataset at `URL`; requests are counted from here on."""
+    """A store with the small dataset at `URL`; requests are counted from now on."""
     store.upload(dataset.folder, URL)
     store.requests.clear()
     return store
 
 
-@pytest.fixture(scope="module")
-def ours(make_dataset: DatasetMaker) -> Callable[[str], Dataset]:
-    """The small dataset in each layout, without its manifest."""
-    made: dict[str, Dataset] = {}
+@pytest.fixture(scope="session")
+def of_layout(dataset: Dataset, make_dataset: DatasetMaker) -> Callable[[str], Dataset]:
+    """The small dataset in each of the three layouts, made once. Shared: copy before writing."""
+    made = {"gzip": dataset}
 
     def get(layout: str) -> Dataset:
         if layout not in made:
             made[layout] = make_dataset(**LAYOUTS[layout])
-            Path(made[layout].folder, "manifest.json").unlink()
         return made[layout]
 
     return get
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Dataset], Dataset]:
+    """Copies a dataset's folder for a test that damages it; the source stays the shared one."""
+
+    def copy(original: Dataset) -> Dataset:
+        folder = str(tmp_path / "dataset")
+        shutil.copytree(original.folder, folder)
+        return replace(original, folder=folder)
+
+    return copy
+
+
+@pytest.fixture
+def own(dataset: Dataset, copy_of: Callable[[Dataset], Dataset]) -> Dataset:
+    """A copy of the small dataset for this test alone."""
+    return copy_of(dataset)
+
+
+@pytest.fixture
+def own_source(own: Dataset, tmp_path: Path) -> Dataset:
+    """A copy of the small dataset, and of the files it was made from, for this test alone."""
+    source = tmp_path / "source"
+    shutil.copytree(own.source.url, source)
+    return replace(own, source=open_source(str(source)))
+
+
+@pytest.fixture(scope="session")
+def plan_of() -> Callable[[Dataset], Plan]:
+    """The plan that a dataset was built by."""
+    return lambda made: Plan(made.manifest.classes, made.source.counts, made.manifest.settings)

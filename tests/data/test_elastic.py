@@ -1,5 +1,5 @@
-"""The elastic order, proved: however a run is cut over ranks, threads, stops and memory, wherever
-its drawings come from, every position gets the drawing that `Order.locate` says."""
+"""The elastic order: for any ranks, threads, stops, memory and source of the drawings, every
+position gets the drawing that `Order.locate` names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,10 +18,9 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.feed import ShardFeed
 from quickdraw_dist.data.order.digest import OrderDigest
 from quickdraw_dist.data.order.order import Order
-from quickdraw_dist.data.shards import manifest
-from quickdraw_dist.distributed.ranks import World, processor_group
-from tests.conftest import Dataset, DatasetMaker, Store, use_store
-from tests.support.delivery import (
+from quickdraw_dist.distributed.ranks import processor_group
+from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.delivery import (
     SHAPES,
     WORLDS,
     Identity,
@@ -32,14 +30,12 @@ from tests.support.delivery import (
     least_bytes,
     line,
 )
+from tests.support.data.feeds import make_settings, open_feed
+from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import GcsServer
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
-LAYOUTS = {
-    "gzip": {"compression": "gzip"},
-    "none": {"compression": "none"},
-    "per_drawing": {"layout": "per_drawing"},
-}
+COMPRESSIONS = ("gzip", "none")
 SOURCES = ("local", "cold cache", "warm cache", "ranges")
 STOPS = ("start", "in a window", "last step", "epoch boundary", "second epoch")
 
@@ -54,9 +50,9 @@ class Cut:
     threads: int = 2
     shape: str = "usual"
     source: str = "local"
-    layout: str = "gzip"
+    compression: str = "gzip"
     resident: bool = False
-    least: bool = False  # memory, instead of plenty
+    least: bool = False  # the least memory that is accepted
 
     def __str__(self) -> str:
         return f"{self.before}-{self.after}-{self.shape}-{self.source}-{self.stop}"
@@ -88,66 +84,54 @@ cuts = st.builds(
     threads=st.integers(1, 8),
     shape=st.sampled_from(sorted(SHAPES)),
     source=st.sampled_from(SOURCES),
-    layout=st.sampled_from(sorted(LAYOUTS)),
+    compression=st.sampled_from(COMPRESSIONS),
     resident=st.booleans(),
     least=st.booleans(),
 )
 
 
 @dataclass(frozen=True)
-class Places:
-    """The small dataset in every layout, here and in a store, and caches of it."""
+class Datasets:
+    """The small dataset in every compression, on disk and in a store, and caches of it."""
 
-    datasets: dict[str, Dataset]
+    compressions: dict[str, Dataset]
     server: GcsServer
     caches: Path
 
     def settings(self, cut: Cut, shape: Shape) -> Settings:
         """What a user would set for this cut."""
-        remote, cache = f"gs://bucket/{cut.layout}", self.caches / cut.layout
+        remote, cache = f"gs://bucket/{cut.compression}", self.caches / cut.compression
         if cut.source == "cold cache":
             shutil.rmtree(cache, ignore_errors=True)
-        return Settings.model_validate(
-            {
-                "data": self.datasets[cut.layout].folder if cut.source == "local" else remote,
-                "train": {"global_batch": shape.global_batch, "seed": 5, "device": "cpu"},
-                "stream": {
-                    "lanes": shape.lanes,
-                    "window_blocks": shape.window_blocks,
-                    "threads": cut.threads,
-                    "resident": cut.resident,
-                    "cache_folder": str(cache),
-                    "cache_bytes": 0 if cut.source == "ranges" else 10**9,
-                },
-            }
-        )
+        return make_settings(
+            self.compressions[cut.compression].folder if cut.source == "local" else remote,
+            cache, shape, threads=cut.threads, resident=cut.resident,
+            cache_bytes=0 if cut.source == "ranges" else 10**9,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def places(
+def datasets(
     make_dataset: DatasetMaker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Places]:
-    datasets = {name: make_dataset(**how) for name, how in LAYOUTS.items()}
+) -> Iterator[Datasets]:
+    compressions = {name: make_dataset(compression=name) for name in COMPRESSIONS}
     with GcsServer() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", server.url)
         server.gcs.store.create_bucket("bucket")
-        for name, dataset in datasets.items():
-            Store(server, []).upload(dataset.folder, f"gs://bucket/{name}")
-        yield Places(datasets, server, tmp_path_factory.mktemp("caches"))
+        for name, dataset in compressions.items():
+            Store(server).upload(dataset.folder, f"gs://bucket/{name}")
+        yield Datasets(compressions, server, tmp_path_factory.mktemp("caches"))
 
 
-def open_feed(settings: Settings, rank: int, world_size: int, least: bool) -> ShardFeed:
-    """A rank's feed as the trainer opens it; with the least memory that a refusal names."""
-    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    dataset = manifest.read(settings.data)
+def open_least(settings: Settings, rank: int, world_size: int, least: bool = True) -> ShardFeed:
+    """Open a rank's feed; with the least memory that a refusal names, if `least`."""
     if least and not settings.stream.resident:
         stream = settings.stream.model_copy(update={"memory_bytes": 1})
-        with pytest.raises(RefusedError, match=r"--stream\.memory_bytes 1: ") as refused:
-            open_feed(settings.model_copy(update={"stream": stream}), rank, world_size, False)
-        enough = least_bytes(refused.value)
-        stream = settings.stream.model_copy(update={"memory_bytes": enough})
+        with pytest.raises(RefusedError) as refused:
+            open_feed(settings.model_copy(update={"stream": stream}), rank, world_size)
+        stream = stream.model_copy(update={"memory_bytes": least_bytes(refused.value)})
         settings = settings.model_copy(update={"stream": stream})
-    return ShardFeed(settings, dataset, world, settings.stream.lanes)
+    return open_feed(settings, rank, world_size)
 
 
 def run(
@@ -155,7 +139,7 @@ def run(
     last: tuple[int, int],
 ) -> tuple[list[Identity], int]:  # fmt: skip
     """What a world delivers from one (epoch, step) to another, and its order digest."""
-    feeds = [open_feed(settings, rank, world_size, least) for rank in range(world_size)]
+    feeds = [open_least(settings, rank, world_size, least) for rank in range(world_size)]
     identities, digest = list[Identity](), 0
     for epoch in (0, 1):
         begin = first[1] if epoch == first[0] else 0
@@ -167,10 +151,10 @@ def run(
     return identities, digest % 2**64
 
 
-def check(places: Places, cut: Cut) -> None:
-    shape, dataset = SHAPES[cut.shape], places.datasets["gzip"]
+def check(datasets: Datasets, cut: Cut) -> None:
+    shape, dataset = SHAPES[cut.shape], datasets.compressions["gzip"]
     order = shape.order(dataset.manifest.block_counts("train"))
-    chosen = places.settings(cut, shape)
+    chosen = datasets.settings(cut, shape)
     want = line(dataset, shape, 0), line(dataset, shape, 1)
     stop = cut.position(order)
     before, digest = run(chosen, order, cut.before, cut.least, (0, 0), stop)
@@ -185,26 +169,26 @@ CORNERS = [
     Cut(1, 8, "in a window", threads=1),
     Cut(8, 1, "last step", threads=8, shape="uneven", source="cold cache"),
     Cut(7, 3, "epoch boundary", 5, "uneven", "ranges", "none", least=True),
-    Cut(3, 7, "in a window", 3, "long", "cold cache", "per_drawing", least=True),
+    Cut(3, 7, "in a window", 3, "long", "cold cache", "none", least=True),
     Cut(4, 2, "second epoch", 7, "long", "warm cache", "none"),
-    Cut(2, 4, "start", 4, "usual", "ranges", "per_drawing"),
+    Cut(2, 4, "start", 4, "usual", "ranges", "gzip"),
     Cut(1, 3, "in a window", 6, "uneven", "cold cache", "none", resident=True),
     Cut(8, 7, "last step", 2, "long", "ranges", "gzip", resident=True),
-    Cut(2, 1, "epoch boundary", 1, "usual", "local", "per_drawing", resident=True),
+    Cut(2, 1, "epoch boundary", 1, "usual", "local", "gzip", resident=True),
 ]
 
 
 @pytest.mark.parametrize("cut", CORNERS, ids=str)
-def test_corners(places: Places, cut: Cut) -> None:
-    """Every world size, stop, source and layout at least once, in the worst company."""
-    check(places, cut)
+def test_corners(datasets: Datasets, cut: Cut) -> None:
+    """Every world size, stop, source and compression at least once, in hard combinations."""
+    check(datasets, cut)
 
 
 @settings(max_examples=30)
 @given(cuts)
-def test_any_cut_is_the_same_run(places: Places, cut: Cut) -> None:
-    """World sizes, threads, stops, layouts, memory and cache: none is a setting of the order."""
-    check(places, cut)
+def test_any_cut_is_the_same_run(datasets: Datasets, cut: Cut) -> None:
+    """World size, threads, stops, compression, memory and cache do not change the order."""
+    check(datasets, cut)
 
 
 # -- real processes --------------------------------------------------------------------------------
@@ -216,15 +200,14 @@ def stream_one_rank(
 ) -> int:  # fmt: skip
     """A rank as in training: its own process, its own reader, digests added up over gloo."""
     use_store(store)
-    feed = open_feed(chosen, rank, world_size, least=True)
+    feed = open_least(chosen, rank, world_size)
     digest = OrderDigest(processor_group(60))
     for epoch in range(first[0], last[0] + 1):
         begin = first[1] if epoch == first[0] else 0
         for batch in feed.epoch(epoch, begin):
             if (epoch, batch.step) == last:
                 break
-            at = batch.step * chosen.train.global_batch + feed.part[0]
-            digest.add(epoch, at, batch.labels, batch.rows)
+            digest.add(epoch, feed.share.position(batch.step), batch.labels, batch.rows)
     return int(digest.total()(), 16)
 
 
@@ -238,16 +221,16 @@ def stream_one_rank(
     ids=str,
 )
 def test_real_processes_agree_on_the_digest(
-    places: Places, processes: ForkServerContext, tmp_path: Path, cut: Cut
+    datasets: Datasets, processes: ForkServerContext, tmp_path: Path, cut: Cut
 ) -> None:
-    """Ranks that are processes, with a process group of their own and one cache, stopped and gone
-    on with in another number."""
-    shape, dataset = SHAPES[cut.shape], places.datasets["gzip"]
+    """Ranks that are processes, with a process group and one cache, stopped and resumed in another
+    number."""
+    shape, dataset = SHAPES[cut.shape], datasets.compressions["gzip"]
     order = shape.order(dataset.manifest.block_counts("train"))
-    chosen, stop, digest = places.settings(cut, shape), cut.position(order), 0
+    chosen, stop, digest = datasets.settings(cut, shape), cut.position(order), 0
     legs = (cut.before, (0, 0), stop), (cut.after, stop, (1, order.steps))
     for number, (world_size, first, last) in enumerate(legs):
-        task = stream_one_rank, places.server.url, chosen, first, last
+        task = stream_one_rank, datasets.server.url, chosen, first, last
         (of_leg,) = set(run_ranks(processes, world_size, tmp_path / str(number), *task))
         digest += of_leg
     expected = sum(digest_of(line(dataset, shape, epoch), epoch) for epoch in (0, 1))

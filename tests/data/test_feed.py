@@ -1,19 +1,17 @@
-"""What the settings make of a feed: its cache, its memory, its share of the validation split."""
+"""How a feed follows the settings: cache, memory, and its range of the validation split."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.data.feed import ShardFeed
-from quickdraw_dist.distributed.ranks import World
-from tests.conftest import Dataset, Store
-from tests.support.caching import URL, base, downloads, held, shards_of
-from tests.support.delivery import Identity, Shape, deliver, line, pairs
+from tests.support.data.caching import URL, base, downloads, held, shards_of
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import Identity, Shape, deliver, line, pairs
+from tests.support.data.feeds import make_settings, open_feed
+from tests.support.gcs.local import Store
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -21,35 +19,12 @@ MANY_LANES = Shape(global_batch=96, lanes=32, window_blocks=2)
 """Four times as many as there are shards."""
 
 
-def make_settings(
-    data: str, cache: Path, shape: Shape = MANY_LANES, **stream: object
-) -> Settings:  # fmt: skip
-    return Settings.model_validate(
-        {
-            "data": data,
-            "train": {"global_batch": shape.global_batch, "seed": 5, "device": "cpu"},
-            "evaluation": {"batch": 32},
-            "stream": {
-                "lanes": shape.lanes,
-                "window_blocks": shape.window_blocks,
-                "cache_folder": str(cache),
-                **stream,
-            },
-        }
-    )
-
-
-def open_feed(settings: Settings, dataset: Dataset, rank: int = 0, size: int = 1) -> ShardFeed:
-    world = World(rank, size, rank, size, torch.device("cpu"))
-    return ShardFeed(settings, dataset.manifest, world, settings.stream.lanes)
-
-
 def test_more_lanes_than_shards_in_a_cache_that_just_holds_the_shards(
     remote: Store, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """Lanes that meet in a shard need it once: there is room, though not for one of each lane."""
+    """Lanes that meet in a shard need it once: the cache is used without room for one per lane."""
     limit = len(shards_of(dataset)) * max(shard.bytes for shard in shards_of(dataset))
-    feed = open_feed(make_settings(URL, tmp_path, cache_bytes=limit), dataset)
+    feed = open_feed(make_settings(URL, tmp_path, MANY_LANES, cache_bytes=limit))
     for epoch in (0, 1):
         got = deliver(lambda _: feed, feed.order, 1, epoch)
         assert got.in_order() == line(dataset, MANY_LANES, epoch)
@@ -59,32 +34,36 @@ def test_more_lanes_than_shards_in_a_cache_that_just_holds_the_shards(
 def test_a_cache_is_for_the_lanes_of_all_ranks_of_the_node(
     remote: Store, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Room for one rank's lanes only, and two ranks would throw out each other's shards."""
+    """With room for one rank's lanes only, two ranks would evict each other's shards."""
     shape = Shape(global_batch=96, lanes=8, window_blocks=2)
     limit = 4 * max(shard.bytes for shard in shards_of(dataset))
     settings = make_settings(URL, tmp_path, shape, cache_bytes=limit)
-    feeds = [open_feed(settings, dataset, rank, 2) for rank in range(2)]
-    assert f"{limit:,} does not hold the 8 shards" in capsys.readouterr().err
+    feeds = [open_feed(settings, rank, 2) for rank in range(2)]
+    said = capsys.readouterr().err
+    assert f"{limit:,} does not hold the 8 shards" in said and f"({2 * limit:,} bytes)" in said
     got = deliver(feeds.__getitem__, feeds[0].order, 2)
     assert got.in_order() == line(dataset, shape, 0)
     assert held(tmp_path) == {}
 
 
 def test_memory_that_is_too_little_is_refused_at_once(dataset: Dataset, tmp_path: Path) -> None:
-    """Before anything is read or any rank waits; resident drawings are made batches of, too."""
+    """Before anything is read or any rank waits; resident mode makes batches, too."""
     for resident in (False, True):
-        settings = make_settings(dataset.folder, tmp_path, memory_bytes=1000, resident=resident)
-        with pytest.raises(RefusedError, match=r"--stream\.memory_bytes 1000: "):
-            open_feed(settings, dataset)
+        settings = make_settings(
+            dataset.folder, tmp_path, MANY_LANES, memory_bytes=1000, resident=resident
+        )
+        with pytest.raises(RefusedError) as refused:
+            open_feed(settings)
+        assert (refused.value.subject, refused.value.value) == ("--stream.memory_bytes", 1000)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_ranks_share_the_validation_split(
     remote: Store, dataset: Dataset, tmp_path: Path, world_size: int
 ) -> None:
-    """Each time from its beginning, in batches of the size that was set, and out of the cache."""
-    settings = make_settings(URL, tmp_path)
-    feeds = [open_feed(settings, dataset, rank, world_size) for rank in range(world_size)]
+    """Each time from its beginning, in batches of the size set, and from the cache."""
+    settings = make_settings(URL, tmp_path, MANY_LANES)
+    feeds = [open_feed(settings, rank, world_size) for rank in range(world_size)]
     for _ in range(2):
         found: list[Identity] = []
         for feed in feeds:

@@ -1,5 +1,5 @@
-"""A signal in every phase of a run: what is saved, what is returned, and that it goes on as if
-nothing had been."""
+"""A signal in every phase of a run: what is saved, the exit code, and that the resumed run ends
+like one that was never stopped."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Store
 from tests.support import runs
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
-from tests.test_launch import NAMESPACE, has, may_unshare
+from tests.support.processes.system import PID_NAMESPACE, children, has_signal, may_unshare
 
 pytestmark = pytest.mark.slow
 
 EXTRA = ("--train.micro_batch", "5")
-"""Ten passes accumulate a rank's gradient of a step: a signal comes in their midst."""
+"""A step has ten micro-batches per rank, so that a signal comes between two of them."""
 
 Reference = Callable[[int], Path]
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With so many drawings to validate on that this takes seconds if it is done one by one."""
+    """Most drawings are for validation, which takes seconds with a batch of one."""
     folder = tmp_path_factory.mktemp("preemption") / "shards"
     return runs.make_dataset(folder, per_class=600, val_fraction=0.8, test_fraction=0.05)
 
@@ -40,20 +40,20 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(
     dataset: Path, tmp_path_factory: pytest.TempPathFactory, processes: ForkServerContext
 ) -> Reference:
-    """Runs of 2 or 3 ranks that were never touched."""
+    """Runs of 2 or 3 ranks that were never stopped."""
     made: dict[int, Path] = {}
 
     def reference(ranks: int) -> Path:
         if ranks not in made:
             made[ranks] = tmp_path_factory.mktemp(f"whole-{ranks}")
-            runs.run_here(processes, ranks, runs.settings(dataset, made[ranks], *EXTRA))
+            runs.run_forked(processes, ranks, runs.settings(dataset, made[ranks], *EXTRA))
         return made[ranks]
 
     return reference
 
 
 def launch(dataset: Path | str, output: Path | str, *extra: str) -> subprocess.Popen[str]:
-    """Two ranks through the launcher."""
+    """Start two ranks with the launcher."""
     return runs.start(runs.launcher(2), runs.settings(dataset, output, *EXTRA, *extra))
 
 
@@ -65,27 +65,22 @@ def stop(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> str:
     return said
 
 
-def children(pid: int) -> list[int]:
-    """Of a process, by its main thread."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 # -- before the first step: there is nothing to save -----------------------------------------------
 
 
 def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
-    """The ranks' processes as soon as both of them watch; they import then, for seconds."""
+    """Return the ranks' processes as soon as both handle signals; they then import for seconds."""
     while True:
         assert launcher.poll() is None
         ranks = [rank for torchrun in children(launcher.pid) for rank in children(torchrun)]
-        if len(ranks) == 2 and all(has(rank, "SigCgt", signal.SIGTERM) for rank in ranks):
+        if len(ranks) == 2 and all(has_signal(rank, "SigCgt", signal.SIGTERM) for rank in ranks):
             return ranks
         time.sleep(0.001)
 
 
 @pytest.mark.parametrize("to", ["launcher", "one rank"])
 def test_while_the_ranks_start(dataset: Path, tmp_path: Path, to: str) -> None:
-    """torchrun answers a rank that left with TERM to the other: that is no crash."""
+    """When one rank leaves, torchrun sends the other one TERM: that is no crash."""
     process = launch(dataset, tmp_path / "run")
     ranks = ranks_of(process)
     os.kill(process.pid if to == "launcher" else ranks[1], signal.SIGTERM)
@@ -94,8 +89,8 @@ def test_while_the_ranks_start(dataset: Path, tmp_path: Path, to: str) -> None:
     assert "Traceback" not in said and not (tmp_path / "run").exists()
 
 
-def test_while_nodes_meet(dataset: Path, tmp_path: Path) -> None:
-    """torchrun waits for the first node's answer, inside C++."""
+def test_while_waiting_for_other_nodes(dataset: Path, tmp_path: Path) -> None:
+    """The signal is handled although torchrun waits for the first node inside C++."""
     with socket.create_server(("127.0.0.1", 0)) as first_node:
         address = ["--master-addr=127.0.0.1", f"--master-port={first_node.getsockname()[1]}"]
         meeting = ["--nnodes=2", "--node-rank=1", *address]
@@ -105,7 +100,7 @@ def test_while_nodes_meet(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_while_the_dataset_is_opened(dataset: Path, tmp_path: Path) -> None:
-    """The manifest is a pipe that nobody writes to: like a store that does not answer."""
+    """The manifest is a pipe without a writer, as if a store did not answer."""
     shutil.copytree(dataset, tmp_path / "shards")
     manifest = tmp_path / "shards" / "manifest.json"
     manifest.unlink()
@@ -119,7 +114,7 @@ def test_while_the_dataset_is_opened(dataset: Path, tmp_path: Path) -> None:
 def test_while_the_model_is_compiled(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compilers and their workers end, too: they hold the output open until they do."""
+    """Compilers and their workers end, too: the output stays open until they have."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
     arguments = runs.settings(dataset, tmp_path / "run", "--train.compile", "default")
@@ -134,35 +129,35 @@ def test_while_the_model_is_compiled(
 # -- from the first step on ------------------------------------------------------------------------
 
 
-def test_in_mid_step_and_as_first_process(
+def test_within_a_step_and_as_process_1(
     dataset: Path, tmp_path: Path, whole: Reference, processes: ForkServerContext
 ) -> None:
-    """Accumulating, with loader threads at work; USR1, as Slurm sends it."""
-    namespace = NAMESPACE if may_unshare else []
+    """USR1, as Slurm sends it, between micro-batches, while loader threads work."""
+    namespace = PID_NAMESPACE if may_unshare else []
     arguments = runs.settings(dataset, tmp_path, *EXTRA)
     process = runs.start([*namespace, *runs.launcher(2)], arguments)
-    runs.wait_for(process, "epoch 1/2  step 3/5")
+    runs.wait_for_step(process, tmp_path, 3)
     (launcher,) = children(process.pid) if namespace else [process.pid]
     os.kill(launcher, signal.SIGUSR1)
     said, _ = process.communicate()
     assert process.returncode == 85, said
     assert runs.checkpoints(tmp_path)[-1] > 2  # not the regular one
     assert "stopped by a signal and saved" in said.splitlines()[-1]
-    runs.run_here(processes, 2, arguments)
+    runs.run_forked(processes, 2, arguments)
     runs.assert_equal_runs(whole(2), tmp_path)
 
 
 def evaluate_slowly(command: list[str], dataset: Path, output: Path) -> subprocess.Popen[str]:
-    """A run that has just done the last step of its first epoch; its validation takes seconds."""
+    """Start a run and wait for its first validation, which takes seconds."""
     slowly = runs.settings(dataset, output, *EXTRA, "--evaluation.batch", "1")
     process = runs.start(command, slowly)
-    runs.wait_for(process, "epoch 1/2  step 5/5")
+    runs.wait_for_step(process, output, 5)
     return process
 
 
-def assert_stopped_in_evaluation(output: Path, said: str) -> None:
+def assert_stopped_in_evaluation(output: Path) -> None:
     """The epoch's steps are saved, and its validation is still to be made."""
-    assert "validation after" not in said
+    assert runs.records(output, "validation") == []
     meta = runs.last_meta(output)
     assert (meta["epoch"], meta["step_in_epoch"], meta["validation"]) == (0, 5, None)
 
@@ -170,10 +165,11 @@ def assert_stopped_in_evaluation(output: Path, said: str) -> None:
 def test_in_evaluation(
     dataset: Path, tmp_path: Path, whole: Reference, processes: ForkServerContext
 ) -> None:
-    """It ends there and then; the next start makes it anew, and all is as it would have been."""
+    """The validation is abandoned; the resumed run repeats it and ends like any other."""
     process = evaluate_slowly(runs.launcher(2), dataset, tmp_path)
-    assert_stopped_in_evaluation(tmp_path, stop(process, signal.SIGINT))
-    runs.run_here(processes, 2, runs.settings(dataset, tmp_path, *EXTRA))
+    stop(process, signal.SIGINT)
+    assert_stopped_in_evaluation(tmp_path)
+    runs.run_forked(processes, 2, runs.settings(dataset, tmp_path, *EXTRA))
     runs.assert_equal_runs(whole(2), tmp_path)
 
 
@@ -181,8 +177,8 @@ def test_in_evaluation(
 def test_three_ranks_under_bare_torchrun(
     to: str, dataset: Path, tmp_path: Path, whole: Reference, processes: ForkServerContext
 ) -> None:
-    """Any rank's signal is every rank's, and a terminal that closes hangs up torchrun, which tells
-    its ranks. torchrun itself can only return 1."""
+    """A signal to one rank stops all of them. A terminal that closes hangs up torchrun, which tells
+    its ranks. torchrun itself returns 1."""
     process = evaluate_slowly(runs.torchrun(3), dataset, tmp_path)
     if to == "torchrun":
         process.send_signal(signal.SIGHUP)
@@ -192,16 +188,15 @@ def test_three_ranks_under_bare_torchrun(
     assert process.returncode == 1
     assert "stopped by a signal and saved" in said
     assert to == "torchrun" or said.count("exitcode  : 85") >= 1
-    assert_stopped_in_evaluation(tmp_path, said)
-    runs.run_here(processes, 3, runs.settings(dataset, tmp_path, *EXTRA))
+    assert_stopped_in_evaluation(tmp_path)
+    runs.run_forked(processes, 3, runs.settings(dataset, tmp_path, *EXTRA))
     runs.assert_equal_runs(whole(3), tmp_path)
 
 
 class Held:
-    """Requests to a store that get no answer for a time."""
+    """Requests to a store that are not answered until `go` is set; `came` tells of the first."""
 
     def __init__(self, store: Store, held: Callable[[Request], bool]) -> None:
-        """`held` chooses them."""
         self._held, self.came, self.go = held, threading.Event(), threading.Event()
         store.intercept = self._intercept
 
@@ -219,7 +214,7 @@ def test_during_a_save(
     processes: ForkServerContext,
     store: Store,
 ) -> None:
-    """The store is at work on a checkpoint: that one and the next are whole."""
+    """A signal while the store writes a checkpoint: that one and the next are whole."""
     held = Held(store, lambda request: "checkpoints/" in request.params.get("name", ""))
     output = "gs://bucket/run"
     process = launch(dataset, output)
@@ -229,19 +224,19 @@ def test_during_a_save(
     said, _ = process.communicate()
     assert process.returncode == 85, said
     assert "incomplete, skipped" not in said
-    runs.run_here(processes, 2, runs.settings(dataset, output, *EXTRA), store.server.url)
+    runs.run_forked(processes, 2, runs.settings(dataset, output, *EXTRA), store.server.url)
     runs.assert_equal_runs(whole(2), output)
 
 
-def test_a_store_that_stands_still(
+def test_a_stalled_store(
     dataset: Path,
     tmp_path: Path,
     whole: Reference,
     processes: ForkServerContext,
     store: Store,
 ) -> None:
-    """Nothing can be agreed on while a rank waits for data: it leaves by force, in good time for
-    the scheduler, and the run goes on from the checkpoint before."""
+    """Ranks cannot agree to stop while one waits for data: it exits when its time is over, and the
+    run resumes from the checkpoint before."""
     data = store.upload(dataset, "gs://bucket/shards")
     held = Held(store, lambda request: "quickdraw-val" in request.path)
     cache = ["--stream.cache_folder", str(tmp_path / "cache")]
@@ -253,14 +248,14 @@ def test_a_store_that_stands_still(
     assert "was asked to stop 0.5 seconds ago and is still busy with evaluation" in said
     assert {2} <= set(runs.checkpoints(tmp_path / "run")) <= {2, 4}
     held.go.set()
-    runs.run_here(processes, 2, runs.settings(dataset, tmp_path / "run", *EXTRA))
+    runs.run_forked(processes, 2, runs.settings(dataset, tmp_path / "run", *EXTRA))
     runs.assert_equal_runs(whole(2), tmp_path / "run")
 
 
 def test_a_rank_that_is_killed(dataset: Path, tmp_path: Path) -> None:
-    """The TERM that the others get then is torchrun's: they leave with 1 and save nothing."""
+    """torchrun sends the other ranks TERM: they leave with 1 and save nothing."""
     process = launch(dataset, tmp_path)
-    runs.wait_for(process, "epoch 1/2  step 3/5")
+    runs.wait_for_step(process, tmp_path, 3)
     (torchrun,) = children(process.pid)
     os.kill(children(torchrun)[1], signal.SIGKILL)
     said, _ = process.communicate()

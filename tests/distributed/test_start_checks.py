@@ -17,7 +17,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.distributed import start_checks
 from quickdraw_dist.distributed.ranks import from_first_rank
 from quickdraw_dist.distributed.start_checks import check_same, first_difference, spell
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
 
 @pytest.mark.parametrize(

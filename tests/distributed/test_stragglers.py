@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from quickdraw_dist.base.telemetry.metrics import REGISTRY
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.distributed.stragglers import Stragglers, WorkClock, slowest
-from tests.support.ranks import run_ranks
+from tests.support.processes.ranks import run_ranks
 
 CPU = torch.device("cpu")
 

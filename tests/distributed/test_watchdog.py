@@ -1,4 +1,4 @@
-"""A run that stands still ends, and what it says names the rank that the others wait for."""
+"""A stalled run ends and names the rank that the others wait for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -21,7 +19,8 @@ from quickdraw_dist.base.settings import Train
 from quickdraw_dist.base.telemetry.phases import PHASES, Phases
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.distributed.watchdog import Report, Watchdog, blame
-from tests.conftest import Dataset
+from tests.support import runs
+from tests.support.data.datasets import Dataset
 
 Processes = multiprocessing.context.ForkServerContext
 
@@ -120,36 +119,24 @@ def test_the_stalled_rank_is_named(processes: Processes, tmp_path: Path, fault: 
         assert "one_rank" in said[1]  # and its own stack shows where it hangs
 
 
-HANGING = """\
-import os, runpy, threading
-from quickdraw_dist.data.stream.loader import TrainLoader
-
-plain = TrainLoader.epoch
-
-def epoch(self, *place):
-    for batch in plain(self, *place):
-        if batch.step == 3 and os.environ["RANK"] == "1":
-            threading.Event().wait()
-        yield batch
-
-TrainLoader.epoch = epoch
-runpy.run_module("quickdraw_dist.train", run_name="__main__")
-"""
-
-
+@pytest.mark.slow
 def test_a_run_whose_loader_hangs_ends(dataset: Dataset, tmp_path: Path) -> None:
     """The training command itself under the launcher: rank, phase, step, stack and exit code 1."""
-    script = tmp_path / "hanging.py"
-    script.write_text(HANGING)
-    command = [sys.executable, "-m", "quickdraw_dist.launch", "--standalone", "--nproc_per_node=2"]
-    command += [str(script), "--data", dataset.folder, "--output", str(tmp_path / "run")]
-    command += ["--train.global_batch", "64", "--model.width", "2", "--train.device", "cpu"]
-    command += ["--metrics.port", "0", "--train.stall_seconds", str(STALL_SECONDS)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1
-    assert re.search(r"watchdog: rank 1 \(process \d+ on .*\) .* data wait of step 3", done.stderr)
-    assert "hanging.py" in done.stderr
+    arguments = ["--data", dataset.folder, "--output", str(tmp_path / "run"), *runs.NO_PAGE]
+    arguments += ["--train.global_batch", "64", "--model.width", "2", "--train.device", "cpu"]
+    arguments += ["--metrics.port", "0", "--train.stall_seconds", str(STALL_SECONDS)]
+    run = runs.start_with_fault(
+        runs.launcher(2, "--standalone"),
+        arguments,
+        step=3,
+        phase="data wait",
+        action="hang",
+        rank=1,
+    )
+    said, _ = run.communicate()
+    assert run.returncode == 1
+    assert re.search(r"watchdog: rank 1 \(process \d+ on .*\) .* data wait of step 3", said)
+    assert "faults.py" in said  # where it hangs
 
 
 def alone(ready: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from jobs import command
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.data.datasets import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = ["--shard.drawings_per_shard", "320", "--shard.block", "32", "--shard.group_shards", "2"]

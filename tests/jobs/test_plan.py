@@ -10,7 +10,10 @@ import pytest
 
 from jobs import plan
 from quickdraw_dist.base.errors import RefusedError
-from tests.conftest import Dataset, Store
+from tests.support.data.datasets import Dataset
+from tests.support.gcs.local import Store
+
+NOTHING = {"lists": 0, "reads": 0, "writes": 0, "bytes": 0}
 
 
 def numbers(capsys: pytest.CaptureFixture[str], *argv: str) -> dict[str, Any]:
@@ -28,13 +31,13 @@ def test_the_official_drawings_on_two_nodes(capsys: pytest.CaptureFixture[str]) 
     assert needs["drawings"] == {"train": 45_383_650, "val": 2_521_308, "test": 2_521_308}
     assert needs["shards"] == {"train": 776, "val": 97, "test": 97}
     epoch = needs["epoch"]
-    assert (epoch["steps"], epoch["left_out_drawings"]) == divmod(45_383_650, 4096)
+    assert (epoch["steps"], epoch["dropped_drawings"]) == divmod(45_383_650, 4096)
     assert (epoch["lanes"], epoch["most_lane_drawings"]) == (64, 709_120)
     assert needs["rank"]["resident_drawings"] == -(-45_383_650 // 16)
     assert needs["resident_fits"] is True
     # A node has half of the shards, but for the one in which the halves meet.
-    assert 873 <= epoch["cold"]["class_b"] <= 873 + 2
-    assert epoch["warm"] == {"class_a": 0, "class_b": 0, "bytes": 0}
+    assert 873 <= epoch["cold"]["reads"] <= 873 + 2
+    assert epoch["warm"] == NOTHING
     assert needs["rates"]["epoch_seconds"] == pytest.approx(45_383_650 / 640_000, rel=1e-3)
     sharding = needs["sharding"]
     assert sharding["groups"] == 97
@@ -51,7 +54,7 @@ def test_a_manifest(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> Non
     plan.main(argv)
     shown = capsys.readouterr().out
     assert f"5 classes, as sharded in {dataset.folder}" in shown
-    assert "18 steps; 0 drawings are left out" in shown
+    assert "18 steps; 0 drawings are dropped" in shown
 
 
 def test_a_manifest_in_a_bucket(
@@ -60,7 +63,7 @@ def test_a_manifest_in_a_bucket(
     data = store.upload(dataset.folder, "gs://bucket/data")
     store.requests.clear()
     needs = numbers(capsys, "--data", data, "--train.global_batch", "64")
-    assert needs["epoch"]["cold"]["class_b"] == 8 + 4
+    assert needs["epoch"]["cold"]["reads"] == 8 + 4
     assert needs["cluster"]["remote"] is True
     assert store.media_reads(".tar") == 0  # it asks for the manifest alone
     assert len(store.requests) == 1
@@ -72,7 +75,7 @@ def test_a_source(capsys: pytest.CaptureFixture[str]) -> None:
     needs = numbers(capsys, *argv)
     assert sum(needs["drawings"].values()) == 2000
     assert needs["cluster"]["remote"] is True
-    assert needs["sharding"]["source"] == {"class_a": 0, "class_b": 0, "bytes": 0}
+    assert needs["sharding"]["source"] == NOTHING
     plan.main(argv)
     assert "2 classes, planned from synthetic:?classes=3" in capsys.readouterr().out
 
@@ -109,3 +112,11 @@ def test_wrong_numbers(argv: list[str], expected: str, capsys: pytest.CaptureFix
         plan.main(argv)
     assert ended.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_external_data_cannot_be_planned(tmp_path: Path) -> None:
+    """It is said so, with what can be planned instead; not a word of sharding into its folder."""
+    with pytest.raises(RefusedError) as refused:
+        plan.main(["--data", str(tmp_path), "--stream.reader", "webdataset"])
+    assert refused.value.subject == "--stream.reader"
+    assert "no manifest" in refused.value.problem and "--source" in refused.value.remedy

@@ -20,7 +20,7 @@ from tests.jobs import conftest
 from tests.jobs.conftest import GROUPS, ROOT, SIZES, parts, tree
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.data.datasets import Dataset
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -185,8 +185,8 @@ def test_settings_reach_the_dataset(arguments: list[str], tmp_path: Path) -> Non
 
 BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "unknown class": (["--shard.classes", "catt"], "Did you mean 'cat'"),
-    "class twice": (["--shard.classes", "cat", "cat"], "names 'cat' twice"),
-    "fractions": (["--shard.val_fraction", "0.6", "--shard.test_fraction", "0.4"], "= 1: leaves"),
+    "class twice": (["--shard.classes", "cat", "cat"], "--shard.classes cat: named twice"),
+    "fractions": (["--shard.val_fraction", "0.6", "--shard.test_fraction", "0.4"], "is left to"),
     "one fraction": (["--shard.val_fraction", "1.5"], "shard.val_fraction"),
     "block above shard": (["--shard.block", "321"], "--shard.block 321: larger than a shard"),
     "no number": (["--shard.block", "many"], "--shard.block many: should be"),
@@ -195,7 +195,7 @@ BAD_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "unknown flag": (["--shard.blok", "32"], "Did you mean '--shard.block'"),
     "worker no number": (["--worker", "one"], "--worker"),
     "no config": (["--config", "nowhere.yaml"], "--config nowhere.yaml"),
-    "no such recipe": (["--source", "synthetic:?clases=3"], "Did you mean 'classes'"),
+    "unknown synthetic setting": (["--source", "synthetic:?clases=3"], "Did you mean 'classes'"),
 }
 
 
@@ -220,11 +220,11 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no drawings": (
         lambda folder: np.save(folder / "cat.npy", np.zeros((0, 784), np.uint8)),
-        "class 'cat' has no drawings",
+        "class 'cat': the source has no drawings",
     ),
     "unknown class": (
         lambda folder: np.save(folder / "catt.npy", np.zeros((5, 784), np.uint8)),
-        "'catt' is not one of the 345 official classes. Did you mean 'cat'",
+        "'catt' is none of the 345 official classes. Did you mean 'cat'",
     ),
 }
 
@@ -279,7 +279,7 @@ def test_a_source_that_changes_meanwhile(
         return found
 
     monkeypatch.setattr(shard, "open_source", open_then_truncate)
-    with pytest.raises(RefusedError, match=r"dog\.npy: rows .* came; the file has changed"):
+    with pytest.raises(RefusedError, match=r"dog\.npy: rows .*; the file has changed"):
         shard.main(arguments)
     assert parts(tmp_path / "dataset") == [0, 1, 2]
     assert not (tmp_path / "dataset" / "manifest.json").exists()

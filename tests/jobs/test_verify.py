@@ -17,7 +17,7 @@ from tests.jobs import conftest
 from tests.jobs.conftest import ROOT
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.data.datasets import Dataset
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -14,7 +14,7 @@ from quickdraw_dist.base.errors import RefusedError
 from tests.jobs.conftest import GROUPS, parts, tree
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.data.datasets import Dataset
 
 SLURM = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
 

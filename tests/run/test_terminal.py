@@ -14,7 +14,7 @@ import pytest
 from jobs import shard
 from quickdraw_dist.run.terminal import LiveLine, print_above_bar
 from tests.support import runs
-from tests.support.terminal import Terminal, screen
+from tests.support.processes.terminal import Terminal, screen
 
 
 @contextmanager

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
-from quickdraw_dist.data.order.order import rank_part
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.run.checkpoint.files import Checkpoint
 from quickdraw_dist.training.learner import Learner, compile_mode
-from tests.conftest import Dataset
-from tests.support.ranks import run_ranks
+from tests.support.data.datasets import Dataset
+from tests.support.processes.ranks import run_ranks
 
 BATCH = 13
 CPU = torch.device("cpu")
@@ -79,10 +79,10 @@ def test_micro_batches_add_up_to_the_batch(dataset: Dataset, micro_batch: int) -
 def one_rank(rank: int, size: int, data: Manifest, micro_batch: int) -> torch.Tensor:
     """A rank's steps on its share of the batch."""
     learner = make(data, World(rank, size, rank, size, CPU), micro_batch=micro_batch)
-    start, stop = rank_part(BATCH, rank, size)
-    learner.warm_up(stop - start)
+    share = Share.of_rank(BATCH, rank, size)
+    learner.warm_up(share.drawings)
     learner.model.eval()
-    return weights_after(learner, start, stop)
+    return weights_after(learner, share.start, share.stop)
 
 
 @pytest.mark.parametrize(("size", "micro_batch"), [(2, 0), (3, 2)])

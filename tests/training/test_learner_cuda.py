@@ -11,7 +11,7 @@ from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Tr
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
-from tests.conftest import Dataset
+from tests.support.data.datasets import Dataset
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 

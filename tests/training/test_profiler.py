@@ -14,8 +14,8 @@ import torch
 from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.profiler import StepProfiler
-from tests.conftest import Dataset
 from tests.support import runs
+from tests.support.data.datasets import Dataset
 
 
 def check_files(folder: Path, rank: int, phases: dict[str, int]) -> None:
@@ -53,5 +53,5 @@ def test_profiled_run(processes: ForkServerContext, dataset: Dataset, tmp_path: 
     arguments = ["--data", dataset.folder, "--output", str(tmp_path), "--train.epochs", "1"]
     arguments += ["--train.global_batch", "256", "--train.micro_batch", "200", "--model.width", "1"]
     arguments += ["--metrics.port", "0", "--train.device", "cpu", "--train.profile", "1"]
-    runs.run_here(processes, 1, [*arguments, *runs.NO_PAGE])
+    runs.run_forked(processes, 1, [*arguments, *runs.NO_PAGE])
     check_files(tmp_path / "profile", 0, {"data wait": 1, "forward": 2, "optimizer": 1})

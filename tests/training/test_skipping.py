@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
-from quickdraw_dist.data.order.order import rank_part
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
 from quickdraw_dist.training.objective import Objective
-from tests.conftest import Dataset
-from tests.support.ranks import run_ranks
+from tests.support.data.datasets import Dataset
+from tests.support.processes.ranks import run_ranks
 
 BATCH = 12
 CPU = torch.device("cpu")
@@ -35,8 +35,8 @@ def make(dataset: Manifest, world: World, random: bool = True, **train: object) 
         optimizer=Optimizer(warmup_drawings=0),
     )
     learner = Learner(settings, world, dataset, 1000 * BATCH)
-    start, stop = rank_part(BATCH, world.rank, world.size)
-    learner.warm_up(stop - start)
+    share = Share.of_rank(BATCH, world.rank, world.size)
+    learner.warm_up(share.drawings)
     learner.model.train()
     return learner
 
@@ -91,13 +91,13 @@ class Poison:
 
 def take_steps(learner: Learner, numbers: list[int], spoil: Callable[[int], None]) -> None:
     """Steps on this rank's share of a batch that follows from the step's number."""
-    start, stop = rank_part(BATCH, learner.world.rank, learner.world.size)
+    share = Share.of_rank(BATCH, learner.world.rank, learner.world.size)
     for number in numbers:
         generator = torch.Generator().manual_seed(number)
         drawings = torch.randint(0, 256, (BATCH, 28, 28), dtype=torch.uint8, generator=generator)
         labels = torch.randint(0, 5, (BATCH,), generator=generator)
         spoil(number)
-        learner.step(drawings[start:stop], labels[start:stop], number)
+        learner.step(drawings[share.start : share.stop], labels[share.start : share.stop], number)
 
 
 def check_skip(learner: Learner, fresh: Learner, kind: str, bad_rank: int, passes: int) -> None:

@@ -1,5 +1,5 @@
-"""What a run will need, before it needs it: pure arithmetic over the outline of a dataset, the
-order of a run and the memory of its loader. Nothing is read, nothing is asked of a store.
+"""What a run will need, before it starts: arithmetic over a dataset's outline, the order and the
+loader's memory. No drawing is read, and no store is asked.
 """
 
 from __future__ import annotations
@@ -8,59 +8,69 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.settings import Settings, Stream
 from quickdraw_dist.data.capacity.outline import Outline
-from quickdraw_dist.data.capacity.requests import Requests, Sharding, sharding
-from quickdraw_dist.data.capacity.traffic import NodeReads, epoch_requests, node_reads
+from quickdraw_dist.data.capacity.requests import (
+    NodeReads,
+    Requests,
+    Sharding,
+    epoch_requests,
+    node_reads,
+    sharding,
+)
 from quickdraw_dist.data.drawings.drawing import PIXELS
+from quickdraw_dist.data.order.lanes import resolve_lanes
 from quickdraw_dist.data.order.memory import (
     MOST_THREADS,
     RESIDENT_BYTES,
-    RESIDENT_SHARE,
+    check_resident,
     plan_memory,
     resident_drawings,
+    resident_limit,
 )
-from quickdraw_dist.data.order.order import Order, rank_part, resolve_lanes
+from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import SPLITS
 
 SHARD_DRAWINGS_PER_SECOND = 200_000.0
-"""Of a process that shards with gzip to a local disk: 249,000 were measured for drawings that cost
-nothing to read, rounded down. To read as many from a bucket takes 160 MB/s."""
+"""Of one sharding process, with gzip to a local disk: 249,000 were measured for drawings that cost
+nothing to read. Reading as many from a bucket takes 160 MB/s."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where it will run. The numbers are 1 or more."""
+    """Where a run is planned for. All numbers are 1 or more."""
 
     world_size: int = 1
     nodes: int = 1
-    remote: bool = True  # the dataset lies in a bucket
-    gpu_bytes: int | None = None  # memory of one GPU; None: not known
-    drawings_per_second: float | None = None  # that one rank trains; None: not known
-    shard_workers: int = 1  # processes that build groups, each a command of its own
-    shard_drawings_per_second: float = SHARD_DRAWINGS_PER_SECOND  # of one of them
+    remote: bool = True  # the dataset is in a bucket
+    gpu_bytes: int | None = None  # memory of one GPU; None: unknown
+    drawings_per_second: float | None = None  # that one rank trains; None: unknown
+    shard_workers: int = 1  # sharding processes, each a command of its own
+    shard_drawings_per_second: float = SHARD_DRAWINGS_PER_SECOND  # of one worker
 
     def __post_init__(self) -> None:
-        """Refuse what no launcher starts."""
         if self.world_size % self.nodes:
-            right = -(-self.world_size // self.nodes) * self.nodes
+            fitting = -(-self.world_size // self.nodes) * self.nodes
             raise RefusedError(
-                f"--world-size {self.world_size}: not a multiple of --nodes {self.nodes}, and all "
-                f"nodes have the same number of ranks; {right} is right"
+                "--world-size",
+                self.world_size,
+                f"not a multiple of --nodes {self.nodes}, but every node has equally many ranks",
+                f"Use --world-size {fitting}",
+                world_size=fitting,
             )
 
     @property
-    def ranks_a_node(self) -> int:
-        """Ranks of one node."""
+    def ranks_per_node(self) -> int:
+        """Ranks on each node."""
         return self.world_size // self.nodes
 
 
 @dataclass(frozen=True)
 class Rank:
-    """The most that any rank needs."""
+    """The most that any rank needs, number by number."""
 
-    batch_drawings: int  # its part of a global batch
+    batch_drawings: int  # its share of a global batch
     lanes: int
     loader_bytes: int  # in the host
     resident_drawings: int
@@ -69,25 +79,25 @@ class Rank:
 
 @dataclass(frozen=True)
 class Node:
-    """The most that any node needs."""
+    """The most that any node needs, number by number."""
 
     loader_bytes: int  # in the host
-    cache_bytes: int  # as set; 0: none, or a local dataset
-    cache_least_bytes: int  # one shard for every lane of every rank, or it is not used
-    cache_all_bytes: int  # with so much, later epochs ask the store for nothing
-    read_bytes: int  # of an epoch, compressed, from wherever they are
-    decoded_bytes: int  # of an epoch
-    cold: Requests  # of an epoch with an empty cache
-    warm: Requests  # of an epoch that is not the first
+    cache_bytes: int  # as set; 0 for none, or a local dataset
+    cache_least_bytes: int  # one shard per lane of every rank; a smaller cache is not used
+    cache_all_bytes: int  # from here on, only the first epoch reads from the store
+    read_bytes: int  # per epoch, compressed, from the store, the cache or the disk
+    decoded_bytes: int  # per epoch
+    cold: Requests  # of the first epoch, with an empty cache
+    warm: Requests  # of each later epoch
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training split, and the validation that belongs to it."""
+    """One pass over the training split, with its validations."""
 
     global_batch: int
     steps: int
-    left_out_drawings: int
+    dropped_drawings: int
     lanes: int
     least_lane_drawings: int
     most_lane_drawings: int
@@ -98,7 +108,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Rates:
-    """What training at the given drawings/s needs; reading, if resident, in the first epoch."""
+    """What training at the given drawings/s needs; if resident, reads are the first epoch's."""
 
     epoch_seconds: float
     store_bytes_per_second: float  # of all nodes, with empty caches
@@ -108,7 +118,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Capacity:
-    """The answer."""
+    """What sharding and a run need."""
 
     cluster: Cluster
     drawings: dict[str, int]  # by split
@@ -119,15 +129,15 @@ class Capacity:
     node: Node
     rank: Rank
     resident: bool  # as set
-    resident_fits: bool | None  # None: not known how much memory a GPU has
-    rates: Rates | None  # None: no drawings/s were given
+    resident_fits: bool | None  # None: a GPU's memory is unknown
+    rates: Rates | None  # None: no drawings/s given
 
 
 def capacity(dataset: Outline, cluster: Cluster, settings: Settings) -> Capacity:
-    """What sharding, and the nodes and ranks of a run, need with these settings.
+    """Return what sharding, and the nodes and ranks of a run, need with these settings.
 
     Raises:
-        RefusedError: something cannot work; names the setting, its value and what would be right.
+        RefusedError: a run would be refused.
     """
     batch, world, stream = settings.train.global_batch, cluster.world_size, settings.stream
     order = Order(
@@ -145,16 +155,17 @@ def capacity(dataset: Outline, cluster: Cluster, settings: Settings) -> Capacity
     fetched = shard_bytes if cache_bytes else 0
     ranks = [_rank(order, cluster, stream, fetched, rank) for rank in range(world)]
     nodes = []
-    for first in range(0, world, cluster.ranks_a_node):
-        here = range(first, first + cluster.ranks_a_node)
+    for first in range(0, world, cluster.ranks_per_node):
+        here = range(first, first + cluster.ranks_per_node)
         reads = node_reads(dataset, order, here, world)
-        asked = epoch_requests(
+        requests = epoch_requests(
             reads, cache_bytes, validations=validations, resident=stream.resident
         )
         if not cluster.remote:
-            asked = Requests(), Requests()
-        nodes.append(_node(reads, asked, (cache_bytes, least), ranks[first : here.stop]))
-    node, rank, room = _most(nodes), _most(ranks), _resident_room(cluster)
+            requests = Requests(), Requests()
+        nodes.append(_node(reads, requests, (cache_bytes, least), ranks[first : here.stop]))
+    node, rank = _most(nodes), _most(ranks)
+    limit = None if cluster.gpu_bytes is None else resident_limit(cluster.gpu_bytes)
     epoch = _epoch(order, validations, nodes)
     return Capacity(
         cluster=cluster,
@@ -166,15 +177,15 @@ def capacity(dataset: Outline, cluster: Cluster, settings: Settings) -> Capacity
         node=node,
         rank=rank,
         resident=stream.resident,
-        resident_fits=None if room is None else rank.resident_bytes <= room,
+        resident_fits=None if limit is None else rank.resident_bytes <= limit,
         rates=_rates(cluster, epoch, node, rank),
     )
 
 
 def _node(
-    reads: NodeReads, asked: tuple[Requests, Requests], cache: tuple[int, int], ranks: list[Rank]
+    reads: NodeReads, requests: tuple[Requests, Requests], cache: tuple[int, int], ranks: list[Rank]
 ) -> Node:
-    cold, warm = asked
+    cold, warm = requests
     cache_bytes, cache_least_bytes = cache
     return Node(
         loader_bytes=sum(rank.loader_bytes for rank in ranks),
@@ -193,7 +204,7 @@ def _epoch(order: Order, validations: int, nodes: Sequence[Node]) -> Epoch:
     return Epoch(
         global_batch=order.global_batch,
         steps=order.steps,
-        left_out_drawings=order.left_out,
+        dropped_drawings=order.dropped_drawings,
         lanes=order.lanes,
         least_lane_drawings=min(lengths),
         most_lane_drawings=max(lengths),
@@ -204,7 +215,7 @@ def _epoch(order: Order, validations: int, nodes: Sequence[Node]) -> Epoch:
 
 
 def _rates(cluster: Cluster, epoch: Epoch, node: Node, rank: Rank) -> Rates | None:
-    """Every step waits for the rank with the largest part."""
+    """Every step waits for the rank with the largest share."""
     if cluster.drawings_per_second is None:
         return None
     seconds = epoch.steps * rank.batch_drawings / cluster.drawings_per_second
@@ -216,69 +227,52 @@ def _rates(cluster: Cluster, epoch: Epoch, node: Node, rank: Rank) -> Rates | No
     )
 
 
-_Need = TypeVar("_Need", Rank, Node)
+_Most = TypeVar("_Most", Rank, Node)
 
 
-def _most(needs: Sequence[_Need]) -> _Need:
-    """The most of every figure."""
-    names = [field.name for field in fields(needs[0])]
-    return replace(needs[0], **{n: max(getattr(need, n) for need in needs) for n in names})
+def _most(each: Sequence[_Most]) -> _Most:
+    """Return the maximum of every field."""
+    names = [field.name for field in fields(each[0])]
+    return replace(each[0], **{name: max(getattr(it, name) for it in each) for name in names})
 
 
 def _shards_at_once(order: Order, cluster: Cluster, stream: Stream) -> int:
-    """Shards that the ranks of a node read from in turns: one of every lane of each rank."""
-    parts = [
-        rank_part(order.global_batch, rank, cluster.world_size)
-        for rank in range(cluster.world_size)
-    ]
-    lanes = 1 if stream.resident else max(len(order.segments(0, *part)) for part in parts)
-    return min(lanes * cluster.ranks_a_node, len(order.shards))
+    """Return the shards that a node's ranks read alternately: one per lane of every rank."""
+    shares = (order.share(rank, cluster.world_size) for rank in range(cluster.world_size))
+    lanes = 1 if stream.resident else max(len(share.lanes) for share in shares)
+    return min(lanes * cluster.ranks_per_node, len(order.shards))
 
 
 def _cache_bytes(cluster: Cluster, stream: Stream, least_bytes: int) -> int:
-    """Size of a node's cache, 0 for none; refuses one that the loader would pass over."""
+    """Return the size of a node's cache, 0 for none; refuse one that the loader would not use."""
     if cluster.remote and 0 < stream.cache_bytes < least_bytes:
         raise RefusedError(
-            f"--stream.cache_bytes {stream.cache_bytes}: the ranks of a node read in turns from "
-            f"shards that take {least_bytes:,} bytes; at least {least_bytes} is right, or 0: no "
-            "cache, one request a block"
+            flag("stream.cache_bytes"),
+            stream.cache_bytes,
+            f"a node's ranks read alternately from shards of {least_bytes:,} bytes in total",
+            f"Use {flag('stream.cache_bytes', least_bytes)} or more, or 0 for no cache and one "
+            "request per block",
+            needed_bytes=least_bytes,
         )
     return stream.cache_bytes if cluster.remote else 0
 
 
 def _rank(order: Order, cluster: Cluster, stream: Stream, shard_bytes: int, rank: int) -> Rank:
-    """One rank; `shard_bytes` are held while a shard is fetched into the cache."""
-    start, stop = rank_part(order.global_batch, rank, cluster.world_size)
-    count = resident_drawings(order, start, stop)
+    """Return one rank's needs; `shard_bytes` are held while a shard is fetched into the cache."""
+    share = order.share(rank, cluster.world_size)
+    count = resident_drawings(order, share)
+    loader_bytes = plan_memory(
+        order,
+        share,
+        memory_bytes=stream.memory_bytes,
+        threads=stream.threads or MOST_THREADS,
+        shard_bytes=0 if stream.resident else shard_bytes,
+        pin=cluster.gpu_bytes is not None,
+    ).bytes
     if stream.resident:
-        _refuse_resident(order, cluster, count)
-        loader_bytes = count * (RESIDENT_BYTES - PIXELS)
-    else:
-        loader_bytes = plan_memory(
-            order,
-            start,
-            stop,
-            memory_bytes=stream.memory_bytes,
-            threads=stream.threads or MOST_THREADS,
-            shard_bytes=shard_bytes,
-            pin=cluster.gpu_bytes is not None,
-        ).bytes
-    lanes = len(order.segments(0, start, stop))
-    return Rank(stop - start, lanes, loader_bytes, count, count * RESIDENT_BYTES)
-
-
-def _resident_room(cluster: Cluster) -> int | None:
-    """Bytes of a GPU that drawings may take, None where that is not known."""
-    return None if cluster.gpu_bytes is None else int(cluster.gpu_bytes * RESIDENT_SHARE)
-
-
-def _refuse_resident(order: Order, cluster: Cluster, count: int) -> None:
-    """Refuse a rank whose `count` drawings do not fit its GPU."""
-    needed, room = count * RESIDENT_BYTES, _resident_room(cluster)
-    if room is not None and needed > room:
-        ranks = -(-order.drawings * RESIDENT_BYTES // max(room, 1))
-        raise RefusedError(
-            f"--stream.resident true: a rank's lanes hold {count:,} drawings = {needed:,} bytes, "
-            f"and {RESIDENT_SHARE:.0%} of --gpu-bytes {cluster.gpu_bytes} are {room:,}; "
-            f"--world-size {ranks} or a little more, or --stream.resident false, is right"
-        )
+        if cluster.gpu_bytes is not None:
+            limit = resident_limit(cluster.gpu_bytes)
+            memory = f"--gpu-bytes {cluster.gpu_bytes}"
+            check_resident(order, share, limit_bytes=limit, memory=memory)
+        loader_bytes = count * (RESIDENT_BYTES - PIXELS)  # pixels are on the GPU
+    return Rank(share.drawings, len(share.lanes), loader_bytes, count, count * RESIDENT_BYTES)

@@ -1,4 +1,4 @@
-"""The outline of a dataset: shards, blocks and bytes, from its manifest or from its plan alone."""
+"""The outline of a dataset: shards, blocks and bytes, from its manifest or its plan alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from quickdraw_dist.base.errors import RefusedError, nearest
+from quickdraw_dist.base.errors import RefusedError, flag, nearest
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.classes import official_class, official_names
 from quickdraw_dist.data.shards.manifest import Manifest
@@ -18,7 +18,7 @@ Blocks = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Outline:
-    """A dataset that is there, or that sharding will make."""
+    """Sizes of a dataset, finished or planned."""
 
     plan: Plan
     source: str
@@ -26,12 +26,12 @@ class Outline:
     shard_bytes: Mapping[str, tuple[int, ...]]  # by split
 
     def bytes_of(self, split: str, shard: int, drawings: int) -> int:
-        """About what so many of a shard's drawings take in it."""
+        """Return about how many bytes of a shard this many of its drawings take."""
         return self.shard_bytes[split][shard] * drawings // sum(self.blocks[split][shard])
 
 
 def of_manifest(dataset: Manifest) -> Outline:
-    """The outline of a finished dataset."""
+    """Return the outline of a finished dataset."""
     counts = tuple(file.drawings for file in dataset.source_files)
     return Outline(
         Plan(dataset.classes, counts, dataset.settings),
@@ -42,14 +42,14 @@ def of_manifest(dataset: Manifest) -> Outline:
 
 
 def of_plan(plan: Plan, source: str) -> Outline:
-    """What sharding will make of a plan: exact but for the bytes, which are those that as many
-    official drawings take."""
+    """Return the outline that sharding will make of a plan: exact but for the bytes, which are
+    those of as many official drawings."""
     each = plan.estimated_bytes // plan.drawings
     blocks: dict[str, list[tuple[int, ...]]] = {split: [] for split in SPLITS}
     for group in range(plan.groups):
         for place in plan.shards(group):
             of_split = int(plan.split_sizes[group, SPLITS.index(place.split)])
-            first, stop = (part * of_split // place.parts for part in (place.part, place.part + 1))
+            first, stop = (part * of_split // place.of for part in (place.index, place.index + 1))
             edges = [*range(first, stop, plan.settings.block), stop]
             blocks[place.split].append(tuple(b - a for a, b in pairwise(edges)))
     return Outline(
@@ -61,19 +61,21 @@ def of_plan(plan: Plan, source: str) -> Outline:
 
 
 def official_plan(settings: Shard) -> Plan:
-    """The plan of the official drawings, from their counts alone.
+    """Return the plan of the official drawings, from their counts alone.
 
     Raises:
-        RefusedError: `shard.classes` names one that is not official.
+        RefusedError: `shard.classes` names a class that is not official.
     """
     names = settings.classes or official_names()
     counts = []
     for name in names:
-        figures = official_class(name)
-        if figures is None:
+        official = official_class(name)
+        if official is None:
             raise RefusedError(
-                f"--shard.classes {name!r}: not one of the 345 official classes."
-                f"{nearest(name, official_names())}"
+                flag("shard.classes"),
+                repr(name),
+                "not one of the 345 official classes",
+                nearest(name, official_names()).strip(),
             )
-        counts.append(figures.drawings)
+        counts.append(official.drawings)
     return Plan(tuple(names), tuple(counts), settings)

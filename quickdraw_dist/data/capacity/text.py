@@ -1,4 +1,4 @@
-"""What a run will need, in words: a line or two a subject."""
+"""What a run will need, in words: a line or two per subject."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from quickdraw_dist.data.capacity.estimate import Capacity
 from quickdraw_dist.data.capacity.requests import Requests
 
 
-def describe(needs: Capacity) -> str:
-    """All of it."""
+def format_capacity(needs: Capacity) -> str:
+    """Return the lines that jobs.plan prints."""
     lines = [*_dataset(needs), *_sharding(needs), *_training(needs), *_store(needs)]
     return "\n".join(f"{name:9} {text}" for name, text in lines)
 
@@ -29,43 +29,43 @@ def _sharding(needs: Capacity) -> Iterator[tuple[str, str]]:
         "sharding",
         f"{duration(sharding.hours * 3600)} with {sharding.workers:,} workers of {rate:,.0f} "
         f"drawings/s and {_size(sharding.worker_bytes)} of memory each; {sharding.groups:,} groups"
-        + (f", {idle:,} workers have none" if idle else ""),
+        + (f", {idle:,} workers idle" if idle else ""),
     )
     if sharding.source != Requests():
-        yield "", f"of the source's bucket: {_requests(sharding.source)} read"
-    yield "", f"of a bucket as DEST: at most {_requests(sharding.dest)} written"
+        yield "", f"from the source's bucket: {_requests(sharding.source)}"
+    yield "", f"to a bucket as DEST: at most {_requests(sharding.dest)}"
 
 
 def _training(needs: Capacity) -> Iterator[tuple[str, str]]:
     cluster, epoch, node, rank = needs.cluster, needs.epoch, needs.node, needs.rank
     yield (
         "ranks",
-        f"{cluster.world_size:,}, on every node {cluster.ranks_a_node:,}; a step is "
-        f"{epoch.global_batch:,} drawings, {rank.batch_drawings:,} a rank",
+        f"{cluster.world_size:,}, {cluster.ranks_per_node:,} per node; a step is "
+        f"{epoch.global_batch:,} drawings, {rank.batch_drawings:,} per rank",
     )
-    yield "epoch", f"{epoch.steps:,} steps; {epoch.left_out_drawings:,} drawings are left out"
+    yield "epoch", f"{epoch.steps:,} steps; {epoch.dropped_drawings:,} drawings are dropped"
     yield (
         "lanes",
-        f"{epoch.lanes:,} of {epoch.most_lane_drawings:,} drawings; {rank.lanes:,} a rank",
+        f"{epoch.lanes:,} of {epoch.most_lane_drawings:,} drawings; {rank.lanes:,} per rank",
     )
     yield (
         "memory",
-        f"{_size(rank.loader_bytes)} a rank and {_size(node.loader_bytes)} a node for drawings in "
-        "the host, beside the processes themselves",
+        f"{_size(rank.loader_bytes)} per rank and {_size(node.loader_bytes)} per node for drawings "
+        "in the host's memory, in addition to the processes themselves",
     )
     fits = {None: "", True: "; fits", False: "; does not fit"}[needs.resident_fits]
     yield (
         "resident",
-        f"{_size(rank.resident_bytes)} a GPU with --stream.resident true, for "
+        f"{_size(rank.resident_bytes)} per GPU with --stream.resident true, for "
         f"{rank.resident_drawings:,} drawings{fits}",
     )
     if (rates := needs.rates) is not None:
         yield (
             "rates",
-            f"{duration(rates.epoch_seconds)} an epoch at {cluster.drawings_per_second:,.0f} "
-            f"drawings/s a rank; a node reads {_size(rates.node_read_bytes_per_second)}/s and "
+            f"{duration(rates.epoch_seconds)} per epoch at {cluster.drawings_per_second:,.0f} "
+            f"drawings/s per rank; a node reads {_size(rates.node_read_bytes_per_second)}/s and "
             f"decodes them to {_size(rates.node_decoded_bytes_per_second)}/s"
-            + (" in the first one" if needs.resident else ""),
+            + (" in the first epoch" if needs.resident else ""),
         )
 
 
@@ -75,8 +75,8 @@ def _store(needs: Capacity) -> Iterator[tuple[str, str]]:
         return
     yield (
         "cache",
-        f"{_size(node.cache_bytes)} a node as set; {_size(node.cache_least_bytes)} at least, "
-        f"{_size(node.cache_all_bytes)} keep all that it reads",
+        f"{_size(node.cache_bytes)} per node as set; {_size(node.cache_least_bytes)} at least, "
+        f"{_size(node.cache_all_bytes)} hold all that it reads",
     )
     speed = f", {_size(rates.store_bytes_per_second)}/s" if rates else ""
     yield "store", f"first epoch: {_requests(epoch.cold)}{speed} over all nodes"
@@ -84,9 +84,6 @@ def _store(needs: Capacity) -> Iterator[tuple[str, str]]:
 
 
 def _requests(requests: Requests) -> str:
-    if requests == Requests():
-        return "nothing"
-    return (
-        f"{requests.class_a:,} class A and {requests.class_b:,} class B requests, "
-        f"{_size(requests.bytes)}"
-    )
+    counts = {kind: getattr(requests, kind) for kind in ("lists", "reads", "writes")}
+    named = [f"{count:,} {kind}" for kind, count in counts.items() if count]
+    return f"{', '.join(named)}, {_size(requests.bytes)}" if named else "nothing"

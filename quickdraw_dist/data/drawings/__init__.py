@@ -1,1 +1,1 @@
-"""Drawings and where they come from: Google's files, synthetic strokes, the official classes."""
+"""Read drawings from Google's files or render synthetic ones; the official classes."""

@@ -1,4 +1,4 @@
-"""The 345 official classes, in official order, with the facts of their official files."""
+"""The 345 official classes in official order, with size and MD5 of their official files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.resources import files
 
 @dataclass(frozen=True)
 class OfficialClass:
-    """One class as Google publishes it."""
+    """Name, number of drawings and file of one class as Google publishes it."""
 
     name: str
     drawings: int
@@ -20,7 +20,7 @@ class OfficialClass:
 
 @cache
 def official() -> tuple[OfficialClass, ...]:
-    """All of them; a label of the full dataset is an index into this tuple."""
+    """Return the official classes; a label of the full dataset is an index into this tuple."""
     table = files("quickdraw_dist.data.drawings").joinpath("official_classes.csv")
     text = table.read_text(encoding="utf-8")
     return tuple(
@@ -30,17 +30,17 @@ def official() -> tuple[OfficialClass, ...]:
 
 
 def official_class(name: str) -> OfficialClass | None:
-    """The official class of this name; None if there is none."""
+    """Return the official class of this name; None if there is none."""
     return next((entry for entry in official() if entry.name == name), None)
 
 
 def official_file(name: str, size: int) -> OfficialClass | None:
-    """What a file of this name and size must be; None where the name or the size is no official
-    one: it is a file of somebody's own, or a part of the official one."""
-    figures = official_class(name)
-    return figures if figures is not None and figures.npy_bytes == size else None
+    """Return the official class whose file has this name and size; None if there is none: the file
+    is the user's own, or the beginning of an official one."""
+    found = official_class(name)
+    return found if found is not None and found.npy_bytes == size else None
 
 
 def official_names() -> tuple[str, ...]:
-    """Their names only, in official order."""
+    """Return the names of the official classes, in official order."""
     return tuple(entry.name for entry in official())

@@ -1,4 +1,4 @@
-"""One drawing (28 x 28 uint8, white ink on black) and what a source of drawings offers."""
+"""The size of a drawing (28 x 28 uint8, white ink on black) and the protocol of a source."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from numpy.typing import NDArray
 SIDE = 28
 """Pixels along one side of a drawing."""
 
-
 PIXELS = SIDE * SIDE
 """Pixels, and bytes, of one drawing."""
 
 
 class Source(Protocol):
-    """Drawings of some classes, each addressed by (label, row). Picklable: workers get a copy."""
+    """Drawings of some classes, each addressed by (label, row); picklable for worker processes."""
 
     @property
     def url(self) -> str:
-        """Where the drawings come from, as the user named it."""
+        """Address of the source, as the user typed it."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -28,21 +27,21 @@ class Source(Protocol):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Drawings of every class."""
+        """Number of drawings of every class."""
 
     @property
     def identity(self) -> str:
-        """What makes it this source beside classes and counts; empty for files, which have
+        """What distinguishes the source beside classes and counts; empty for files, which have
         checksums."""
 
     def header(self, label: int) -> bytes:
-        """The bytes of the class's file before its first row; empty when there is no file."""
+        """Return the bytes of a class's file before its first row; empty if there is no file."""
 
     def checksum(self, label: int) -> int | None:
-        """CRC-32C of the class's whole file as its keeper has it; None when there is no file."""
+        """Return the CRC-32C of a class's whole file in its store; None if there is no file."""
 
     def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
-        """Rows `start` to `stop` of a class, (stop - start, 28, 28) uint8, white ink on black.
+        """Return rows `start` to `stop` of a class, (stop - start, 28, 28) uint8.
 
         Raises:
             CorruptError: the file is shorter than its header says.

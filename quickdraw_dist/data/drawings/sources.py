@@ -8,21 +8,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quickdraw_dist.base import storage
+from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.drawings.bitmaps import open_bitmaps
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.synthetic.source import open_synthetic
 
 
 def open_source(url: str, classes: Sequence[str] = ()) -> Source:
-    """The source behind a folder, a `gs://` prefix or a `synthetic:` recipe.
+    """Open the source at a folder, a `gs://` prefix or a `synthetic:` address.
 
     Args:
         url: what the user typed.
-        classes: only these, in this order; empty for all that are there.
+        classes: only these, in this order; empty for all of the source.
 
     Raises:
-        RefusedError: nothing is there, or a class, header or file is not what it should be.
+        RefusedError: there is no source, or an unknown class in it or in `classes`, or one twice.
+        CorruptError: a file is not a bitmap file.
+        StorageError: the store failed.
     """
+    for name in classes:
+        if classes.count(name) > 1:
+            raise RefusedError("--shard.classes", name, "named twice", "Name each class once")
     if url.startswith("synthetic:"):
         return open_synthetic(url, classes)
     return open_bitmaps(url, classes)

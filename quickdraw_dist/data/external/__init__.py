@@ -1,1 +1,1 @@
-"""Somebody else's WebDataset tars (stream.reader: webdataset)."""
+"""Read WebDataset tars that this project did not write (stream.reader: webdataset)."""

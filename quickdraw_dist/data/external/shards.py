@@ -1,8 +1,8 @@
-"""WebDataset tars that we did not write: which shards there are, and what is measured of them.
+"""List external WebDataset tars, count their drawings and estimate their normalisation.
 
-Without a manifest nothing says how many drawings there are or what is in them. So the dataset is
-known by the names and sizes of its shards, its drawings are counted once, and the pixels' mean
-and spread are those of a sample.
+External data has no manifest that says how many drawings there are. So the dataset is identified
+by the names and sizes of its shards, its drawings are counted once, and mean and standard
+deviation of the pixels are estimated from a sample.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.external.samples import decode, read_labels, read_samples
-from quickdraw_dist.data.shards.manifest import normalisation
-from quickdraw_dist.distributed import ranks as distributed
+from quickdraw_dist.data.shards.manifest import normalisation, stored_sizes
+from quickdraw_dist.distributed import ranks
 from quickdraw_dist.distributed.ranks import World
 
 _SAMPLED_SHARDS, _SAMPLED_DRAWINGS = 8, 8_192
-"""The pixels' mean and spread are those of so many drawings, of so many shards."""
+"""Mean and standard deviation are estimated from this many drawings of this many shards."""
 
-_RIGHT = (
-    "a folder of .tar files, one with such folders train/ and val/, or a pattern such as "
-    "'data/x-{000..012}.tar' or 'gs://bucket/x-*.tar' is right"
+_REMEDY = (
+    "Use a folder of .tar files, one with such folders train/ and val/, or a pattern such as "
+    "'data/x-{000..012}.tar' or 'gs://bucket/x-*.tar'"
 )
 
 
-class ForeignShard(NamedTuple):
-    """One tar."""
+class ExternalShard(NamedTuple):
+    """Address and size of one tar."""
 
     url: str
     bytes: int
 
 
 @dataclass(frozen=True)
-class ForeignShards:
-    """A dataset of which only the shards are known."""
+class ExternalShards:
+    """Shards and class names of an external dataset; nothing of it has been read."""
 
     classes: tuple[str, ...]
-    train: tuple[ForeignShard, ...]
-    val: tuple[ForeignShard, ...]  # empty: there is no validation split
+    train: tuple[ExternalShard, ...]
+    val: tuple[ExternalShard, ...]  # empty without a validation split
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the sorted names and sizes of the training shards, not their contents: a
-        copy elsewhere is the same dataset, and so is another one with the same names and sizes."""
+        """SHA-256 of the sorted names and sizes of the training shards, not of their contents: a
+        copy elsewhere is the same dataset, and so is any with the same names and sizes."""
         named = sorted((shard.url.rpartition("/")[2], shard.bytes) for shard in self.train)
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class ForeignFacts:
-    """The same dataset, measured."""
+class ExternalInfo:
+    """What a run has to know of an external dataset, once it is measured."""
 
     classes: tuple[str, ...]
     digest: str
@@ -71,55 +71,53 @@ class ForeignFacts:
     pixel_std: float
 
 
-def open_shards(settings: Settings) -> ForeignShards:
-    """List the shards that the settings name; none is read.
+def open_shards(settings: Settings) -> ExternalShards:
+    """List the shards that the settings name, without reading any.
 
     Raises:
-        RefusedError: there are none, or it is not clear which are meant.
+        RefusedError: there are none, or the settings are ambiguous.
         StorageError: the store failed.
     """
     stream = settings.stream
     train, val = find_splits(settings.data)
     if not train:
-        raise RefusedError(f"--data {settings.data}: no .tar file there to train on; {_RIGHT}")
+        raise RefusedError("--data", settings.data, "no .tar file there to train on", _REMEDY)
     if stream.validation_data and not (val := find_shards(stream.validation_data)):
         raise RefusedError(
-            f"--stream.validation_data {stream.validation_data}: no .tar file there; {_RIGHT}"
+            "--stream.validation_data", stream.validation_data, "no .tar file there", _REMEDY
         )
-    return ForeignShards(stream.class_names or official_names(), train, val)
+    return ExternalShards(stream.class_names or official_names(), train, val)
 
 
-def find_splits(data: str) -> tuple[tuple[ForeignShard, ...], tuple[ForeignShard, ...]]:
-    """Shards for training and for validation below an address; either may be empty.
+def find_splits(data: str) -> tuple[tuple[ExternalShard, ...], tuple[ExternalShard, ...]]:
+    """Return the shards for training and for validation below an address; either may be empty.
 
     Raises:
-        RefusedError: the address is malformed, or has both tars and a folder train/.
+        RefusedError: the address is malformed, or holds both tars and a folder train/.
     """
     shards = find_shards(data)
     if data.endswith(".tar") or "train" not in storage.folders(data):
         return shards, ()
     if shards:
-        raise RefusedError(
-            f"--data {data}: holds .tar files and a folder train/; {storage.join(data, 'train')} "
-            f"or '{storage.join(data, '*.tar')}' is right"
-        )
+        remedy = f"Use {storage.join(data, 'train')} or '{storage.join(data, '*.tar')}'"
+        raise RefusedError("--data", data, "holds .tar files and a folder train/", remedy)
     return find_shards(storage.join(data, "train")), find_shards(storage.join(data, "val"))
 
 
-def find_shards(pattern: str) -> tuple[ForeignShard, ...]:
-    """The tars that a pattern names, sorted by address; none where there are none.
+def find_shards(pattern: str) -> tuple[ExternalShard, ...]:
+    """Return the tars that match a pattern, sorted by address; empty if there are none.
 
     Args:
-        pattern: webdataset's own ('x-{000..012}.tar', several with '::' in between); the last
-            part of each address may have wildcards (* ? []), or be a folder: all tars in it.
+        pattern: as webdataset has them ('x-{000..012}.tar', several joined by '::'); the last
+            component of each address may have wildcards (* ? []), or be a folder: all its tars.
 
     Raises:
-        RefusedError: malformed, or one of several tars is missing.
+        RefusedError: the pattern is malformed, or one of several tars is missing.
     """
     try:
         urls = expand_urls(pattern)
     except (ValueError, AssertionError) as error:
-        raise RefusedError(f"{pattern}: {error}; {_RIGHT}") from None
+        raise RefusedError(pattern, None, str(error), _REMEDY) from None
     listings: dict[str, dict[str, int]] = {}
     found: dict[str, int] = {}
     missing = []
@@ -132,15 +130,14 @@ def find_shards(pattern: str) -> tuple[ForeignShard, ...]:
             missing.append(url)
         found |= {storage.join(folder, name): listings[folder][name] for name in names}
     if found and missing:
-        raise RefusedError(
-            f"{pattern}: {len(missing)} of {len(urls)} are not there, such as {missing[0]}; "
-            "a pattern of those that are is right"
-        )
-    return tuple(ForeignShard(url, found[url]) for url in sorted(found))
+        problem = f"{len(missing)} of {len(urls)} are not there, such as {missing[0]}"
+        remedy = "Use a pattern that names existing shards only"
+        raise RefusedError(pattern, None, problem, remedy, missing=tuple(missing))
+    return tuple(ExternalShard(url, found[url]) for url in sorted(found))
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Folder and name."""
+    """Return folder and name of an address."""
     if storage.is_remote(url):
         folder, _, name = url.rpartition("/")
         return folder, name
@@ -148,48 +145,40 @@ def _split(url: str) -> tuple[str, str]:
 
 
 def _tars(folder: str) -> dict[str, int]:
-    try:
-        found = storage.sizes(folder, ".tar")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    found = stored_sizes(folder, ".tar")
     return {name: size for name, size in found.items() if not name.startswith(".")}
 
 
-def check_fit(settings: Settings, shards: ForeignShards, world_size: int) -> None:
-    """Whether so many ranks can train on it with these settings.
+def check_fit(settings: Settings, shards: ExternalShards, world_size: int) -> None:
+    """Check that `world_size` ranks can train on external shards with these settings.
 
     Raises:
-        RefusedError: naming the setting, its value and what would be right.
+        RefusedError: too few shards or drawings per batch for the ranks, or a setting that
+            external data does not support.
     """
     batch, stream = settings.train.global_batch, settings.stream
     if stream.resident:
-        raise RefusedError(
-            "--stream.resident true: with --stream.reader webdataset no rank knows beforehand "
-            "which drawings are its own; --stream.resident false is right"
-        )
+        problem = "with --stream.reader webdataset no rank knows its drawings beforehand"
+        raise RefusedError("--stream.resident", True, problem, "Use --stream.resident false")
     if (count := len(shards.train)) < world_size:
-        raise RefusedError(
-            f"--data {settings.data}: {count:,} shards, fewer than the {world_size:,} ranks, and "
-            f"every rank reads shards of its own; {count:,} ranks at most, or the drawings in "
-            f"{world_size:,} shards or more, are right"
-        )
+        problem = f"{count:,} shards, fewer than the {world_size:,} ranks that each read their own"
+        remedy = f"Use at most {count:,} ranks, or {world_size:,} shards or more"
+        raise RefusedError("--data", settings.data, problem, remedy)
     if batch < world_size:
-        raise RefusedError(
-            f"--train.global_batch {batch}: smaller than the {world_size} ranks, some would have "
-            f"no drawing; --train.global_batch {world_size} or more is right"
-        )
+        problem = f"smaller than the {world_size} ranks, some would have no drawing"
+        remedy = f"Use {flag('train.global_batch', world_size)} or more"
+        raise RefusedError("--train.global_batch", batch, problem, remedy)
     if 0 < stream.epoch_drawings < batch:
-        raise RefusedError(
-            f"--stream.epoch_drawings {stream.epoch_drawings}: less than one --train.global_batch "
-            f"of {batch:,}; that many or more, or a smaller batch, is right"
-        )
+        problem = f"less than one batch ({flag('train.global_batch', batch)})"
+        remedy = f"Use {flag('stream.epoch_drawings', batch)} or more, or a smaller batch"
+        raise RefusedError("--stream.epoch_drawings", stream.epoch_drawings, problem, remedy)
 
 
-def count_drawings(shards: ForeignShards, world: World) -> int:
-    """Drawings of the training shards, all read once to know; every label is checked on the way.
+def count_drawings(shards: ExternalShards, world: World) -> int:
+    """Read all training shards once to count their drawings; every label is checked.
 
-    The ranks take turns shard by shard and add up after each turn, so that none waits for another
-    longer than for one shard.
+    Each rank counts one shard, then all add up, and so on: no rank waits for another longer than
+    one shard takes.
 
     Raises:
         CorruptError: a sample cannot be used; names it.
@@ -201,32 +190,32 @@ def count_drawings(shards: ForeignShards, world: World) -> int:
         disable=None if world.is_first else True, leave=False,
     ) as bar:  # fmt: skip
         for first in range(0, len(shards.train), world.size):
-            turn = shards.train[first : first + world.size]
-            urls = [shard.url for shard in turn[world.rank : world.rank + 1]]
+            round_ = shards.train[first : first + world.size]
+            urls = [shard.url for shard in round_[world.rank : world.rank + 1]]
             counted = sum(len(read_labels(sample, classes)) for sample in read_samples(urls))
             total += _sum(counted, world)
             bar.set_postfix_str(f"{total:,} drawings")
-            bar.update(len(turn))
+            bar.update(len(round_))
     return total
 
 
 def _sum(count: int, world: World) -> int:
     box = torch.tensor([count], dtype=torch.int64, device=world.device)
-    return int(distributed.sum_over_ranks(box).item())
+    return int(ranks.sum_over_ranks(box).item())
 
 
-def estimate_normalisation(shards: ForeignShards) -> tuple[float, float]:
-    """Mean and standard deviation of some training drawings' pixels, on a scale of 0 to 1."""
+def estimate_normalisation(shards: ExternalShards) -> tuple[float, float]:
+    """Estimate mean and standard deviation of the training pixels, on a scale of 0 to 1."""
     chosen = shards.train[:: -(-len(shards.train) // _SAMPLED_SHARDS)]
-    each = _SAMPLED_DRAWINGS // len(chosen)
+    per_shard = _SAMPLED_DRAWINGS // len(chosen)
     sums, drawings = np.zeros(2, np.int64), 0
     for shard in chosen:
-        here = 0
+        read = 0
         for sample in read_samples([shard.url]):
             block = decode(sample, len(shards.classes))
             sums += block.pixel_sums()
-            here += len(block.labels)
-            if here >= each:
+            read += len(block.labels)
+            if read >= per_shard:
                 break
-        drawings += here
+        drawings += read
     return normalisation(int(sums[0]), int(sums[1]), drawings)

@@ -1,108 +1,129 @@
-"""How much a loader may hold, and what it makes of it: pure arithmetic."""
+"""What a loader holds in memory, as a function of the order, a rank's share and the settings.
+
+The loader (`data/feed.py`) and the planner (`data/capacity/`) call the same functions, so a plan
+states the bytes that a run takes and refuses what the run would refuse.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.process import processors
+from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.order.order import Order
-from quickdraw_dist.data.order.schedule import longest_need
-from quickdraw_dist.data.shards.blocks import BYTES_A_DRAWING
-from quickdraw_dist.data.stream.ring import ring_bytes
+from quickdraw_dist.data.order.schedule import steps_per_window
+from quickdraw_dist.data.order.share import Share
+from quickdraw_dist.data.shards.blocks import BYTES_PER_DRAWING
 
-BATCHES = 4
-"""Batches made ahead where nothing else decides, the one in use included."""
+BATCHES_IN_USE = 2
+"""Batches that the consumer of a loader holds at once: see Ownership in `data/stream/ring.py`."""
 
-HELD = 2
-"""Batches in use at once: one in the step, and one on its way to the device."""
+PREFETCHED_BATCHES = 4
+"""Batches that external data is read ahead, the one in use included."""
 
-RESIDENT_BYTES = BYTES_A_DRAWING + 2 * 8
-"""Of a drawing in resident mode: pixels, label, row, and its place in this epoch and the next."""
+RESIDENT_BYTES = BYTES_PER_DRAWING + 2 * 8
+"""Bytes per resident drawing: pixels, label, row, and its int64 index in two epochs."""
 
-RESIDENT_SHARE = 0.8
-"""Of the memory there is, what resident drawings may take: the model and the rest need some."""
+RESIDENT_FRACTION = 0.8
+"""Fraction of the memory that resident drawings may take; the model and the step need the rest."""
 
 MOST_THREADS = 8
-"""Decoding threads of a rank where the setting does not say."""
+"""Most decoding threads per rank where `stream.threads` is not set."""
 
 _MOST_FETCHERS = 8
 
 _SCRATCH_BLOCKS = 2
-"""Blocks' worth of bytes that a decoding thread works on: as read, and decoded."""
+"""Blocks' worth of bytes per decoding thread: one as read, one decoded."""
 
-_SCRATCH_PLACES = 40
-"""Bytes a drawing while a window's drawings are given their places: five integers at once."""
+_INDEX_BYTES = 40
+"""Bytes per drawing while a window's ring indices are computed: five integers."""
 
-_JOINING = 1
-"""Shards under way that are there twice: the client joins the pieces that came, one at a time."""
+_JOINED_SHARDS = 1
+"""Shards in flight that are held twice: the client joins the chunks of one response at a time."""
 
 
 @dataclass(frozen=True)
 class LoaderMemory:
     """Sizes of one rank's loader."""
 
-    batches: int  # of coming steps, those in use included
+    batches: int  # slots of the ring
     threads: int  # that read and decode
-    fetchers: int  # shards fetched from a store at once; 0: a local dataset
-    bytes: int  # of all of it, at most
+    fetchers: int  # shards fetched from a store at once; 0 for a local dataset
+    bytes: int  # upper bound of all of it
 
 
-def processor_share(local_world_size: int) -> int:
-    """Threads that decode where the setting does not say: the rank's share of the processors."""
+def default_threads(local_world_size: int) -> int:
+    """Return the decoding threads of a rank: its equal part of the node's processors, 8 at most."""
     return max(1, min(MOST_THREADS, processors() // local_world_size))
 
 
+# -- streamed --------------------------------------------------------------------------------------
+
+
+def batch_bytes(drawings: int, pin: bool) -> int:
+    """Return the bytes of a batch: pixels, int64 labels and uint32 rows. torch rounds pinned
+    memory, of pixels and labels, up to a power of two."""
+    sizes = [drawings * PIXELS, drawings * 8]
+    if pin:
+        sizes = [1 << (size - 1).bit_length() for size in sizes]
+    return sum(sizes) + drawings * 4
+
+
+def ring_bytes(steps: int, drawings: int, pin: bool) -> int:
+    """Return the bytes of a ring of `steps` batches of `drawings` each, and its spare element."""
+    return batch_bytes(steps * drawings + 1, pin)
+
+
 def least_batches(order: Order) -> int:
-    """With fewer a loader could not go on: all that one window is spread over, the first of which
-    is in use, and the others in use."""
-    return longest_need(order) + HELD - 1
+    """Return the fewest slots a ring works with: the batches that one window is spread over, the
+    first of which may be in use, and the other batches in use."""
+    return steps_per_window(order) + BATCHES_IN_USE - 1
 
 
 def plan_memory(
-    order: Order, start: int, stop: int, *, memory_bytes: int, threads: int, shard_bytes: int,
-    pin: bool,
-) -> LoaderMemory:  # fmt: skip
-    """Depth and threads of a loader that stays within `memory_bytes`.
+    order: Order, share: Share, *, memory_bytes: int, threads: int, shard_bytes: int, pin: bool
+) -> LoaderMemory:
+    """Return the ring's slots, threads and fetchers of a loader that fits `memory_bytes`.
 
-    It holds at least the batches that one window is spread over. With room for twice as many, the
-    next windows are begun as these are, also where all lanes begin theirs at the same step; more
-    would bring nothing.
+    The least is one window's batches, one thread and one fetcher. Then come threads, then fetchers
+    (half of what remains), then slots, up to twice a window's batches: with so many the next
+    windows are decoded while these are delivered, also where all lanes begin theirs at once.
 
     Args:
-        order: of the split.
-        start: of the rank's part [start, stop) of every global batch.
-        stop: of the same.
-        memory_bytes: the setting.
-        threads: wanted.
-        shard_bytes: largest shard of a remote dataset, held while it is fetched; 0 for a local one.
+        memory_bytes: `stream.memory_bytes`.
+        threads: wanted; fewer where they do not fit.
+        shard_bytes: largest shard of a remote dataset, held while it is fetched; 0 if local.
         pin: batches lie in pinned memory, for CUDA.
 
     Raises:
-        RefusedError: not even the least fits.
+        RefusedError: not even the least fits; fact `needed_bytes` is the least.
     """
-    window, least = longest_need(order), least_batches(order)
-    scratch = _SCRATCH_BLOCKS * order.longest_block * BYTES_A_DRAWING
-    scratch += _SCRATCH_PLACES * order.longest_window
+    window, least = steps_per_window(order), least_batches(order)
+    thread_bytes = _SCRATCH_BLOCKS * order.longest_block * BYTES_PER_DRAWING
+    thread_bytes += _INDEX_BYTES * order.longest_window
 
     def taken(batches: int, threads: int, fetchers: int) -> int:
-        shards = fetchers + _JOINING if fetchers else 0
-        return ring_bytes(batches, stop - start, pin) + threads * scratch + shards * shard_bytes
+        shards = fetchers + _JOINED_SHARDS if fetchers else 0
+        ring = ring_bytes(batches, share.drawings, pin)
+        return ring + threads * thread_bytes + shards * shard_bytes
 
     fetchers = 1 if shard_bytes else 0
     if (needed := taken(least, 1, fetchers)) > memory_bytes:
-        shard = f" and a shard of {shard_bytes:,} bytes on its way" if shard_bytes else ""
+        shard = f" and a shard of {shard_bytes:,} bytes in flight" if shard_bytes else ""
         raise RefusedError(
-            f"--stream.memory_bytes {memory_bytes}: a window of {order.window_blocks} blocks of "
-            f"{order.longest_block:,} drawings is spread over {window:,} batches of "
-            f"{stop - start:,}, which with the one before them{shard} take {needed:,} bytes at "
-            "least; that much, a smaller --stream.window_blocks, or more ranks (fewer drawings "
-            "each) are right"
+            flag("stream.memory_bytes"),
+            memory_bytes,
+            f"a window of {order.window_blocks} blocks of {order.longest_block:,} drawings is "
+            f"spread over {window:,} batches of {share.drawings:,}, which with the batch before "
+            f"them{shard} take {needed:,} bytes",
+            f"Use {flag('stream.memory_bytes', needed)} or more, a smaller "
+            f"{flag('stream.window_blocks')}, or more ranks (fewer drawings each)",
+            needed_bytes=needed,
         )
     while threads > 1 and taken(least, threads, fetchers) > memory_bytes:
         threads -= 1
-    # Half of what is left goes to shards in flight, the rest to batches ahead.
     if shard_bytes:
         left = memory_bytes - taken(least, threads, fetchers)
         fetchers = min(_MOST_FETCHERS, fetchers + left // 2 // shard_bytes)
@@ -111,7 +132,44 @@ def plan_memory(
     return LoaderMemory(batches, threads, fetchers, taken(batches, threads, fetchers))
 
 
-def resident_drawings(order: Order, start: int, stop: int) -> int:
-    """Drawings of all lanes that a rank reads from, whole."""
-    ranges = [order.lane_range(lane) for lane, _, _ in order.segments(0, start, stop)]
-    return sum(last - first for first, last in ranges)
+# -- resident --------------------------------------------------------------------------------------
+
+
+def resident_drawings(order: Order, share: Share) -> int:
+    """Return the drawings that a resident rank holds: all of every lane that it reads from."""
+    ranges = map(order.lane_range, share.lanes)
+    return sum(stop - start for start, stop in ranges)
+
+
+def resident_limit(memory_bytes: int) -> int:
+    """Return the bytes that resident drawings may take of a rank's memory."""
+    return int(memory_bytes * RESIDENT_FRACTION)
+
+
+def check_resident(
+    order: Order, share: Share, *, limit_bytes: int, memory: str, batches_bytes: int = 0
+) -> None:
+    """Check that a rank's resident drawings, and `batches_bytes` of batches made in the same
+    memory, stay within `limit_bytes`; `memory` names it in the message.
+
+    Raises:
+        RefusedError: they do not fit; facts `needed_bytes`, `limit_bytes` and `ranks`, about how
+            many would be enough.
+    """
+    count = resident_drawings(order, share)
+    needed = count * RESIDENT_BYTES + batches_bytes
+    if needed <= limit_bytes:
+        return
+    ranks = -(-order.drawings * RESIDENT_BYTES // max(limit_bytes - batches_bytes, 1))
+    more = f"about {ranks:,} ranks or more, or " if ranks <= order.global_batch else ""
+    beside = f" with {batches_bytes:,} for batches (--stream.memory_bytes)" if batches_bytes else ""
+    raise RefusedError(
+        flag("stream.resident"),
+        True,
+        f"the lanes of a rank hold {count:,} drawings and take {needed:,} bytes{beside}, but only "
+        f"{limit_bytes:,} may be used ({RESIDENT_FRACTION:.0%} of {memory})",
+        f"Use {more}{flag('stream.resident', False)}",
+        needed_bytes=needed,
+        limit_bytes=limit_bytes,
+        ranks=ranks,
+    )

@@ -1,20 +1,30 @@
-"""Which drawing at which step: a pure function of block sizes, seed, epoch and position.
+"""Which drawing comes at which position: a pure function of block sizes, seed, epoch and position.
 
-Fixed for the whole run: the shards, permuted, form a line of N drawings, cut into L lanes. Lane l
-owns drawings [l*N/L, (l+1)*N/L) of it, so a node that keeps its lanes keeps its shards.
+A split of N drawings lies in shards, each a sequence of blocks. The order is made in three steps.
 
-New in every epoch: a lane permutes its shards, then the blocks of each shard, then the drawings
-inside windows of W blocks.
+Fixed for the run. The seed permutes the shards; laid end to end they are the line. L lanes cut the
+line into equal ranges: lane l owns drawings [l*N/L, (l+1)*N/L). A node that keeps its lanes keeps
+its shards, so its cache stays warm from epoch to epoch.
 
-Global batch t takes the next G/L drawings of every lane, lane after lane; a rank trains on one
-contiguous part of it. Nothing here depends on the number of ranks but the cut of that part, so a
-run can stop on 3 machines and go on on 8.
+    line     | shard 2           | shard 0           | shard 1           |  N drawings
+    blocks   | 0  | 1  | 2  | 3  | 0  | 1  | 2  | 3  | 0  | 1  | 2  | 3  |
+    lanes    | lane 0    | lane 1    | lane 2    | lane 3    | lane 4    |  N/L each
+
+New in every epoch. A lane permutes its shards, then the blocks of each shard, then the drawings
+inside windows of W consecutive blocks. A lane therefore reads one shard after the other, and the
+order needs W blocks of memory per lane.
+
+Position to drawing. Global batch t takes the next G/L drawings of every lane, lane after lane:
+position t*G + l*(G/L) + i of the epoch is drawing t*(G/L) + i of lane l. An epoch is floor(N/G)
+batches; the N mod G drawings at the ends of the lanes are dropped, other ones in every epoch.
+
+Nothing here depends on the world size, so a run may stop on 3 ranks and resume on 8: a rank trains
+on a share of each batch (`share.py`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -22,13 +32,14 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.hashing import key64, permutation
+from quickdraw_dist.data.order.share import Share
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Drawings `start` to `stop` of one block: a lane may begin and end inside a block."""
+    """Drawings [start, stop) of one block; not the whole block where a lane begins or ends."""
 
     shard: int
     block: int
@@ -42,11 +53,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Window:
-    """Pieces of one lane that are shuffled together in one epoch."""
+    """Pieces of one lane whose drawings are permuted together in one epoch."""
 
     start: int  # position in the lane of the window's first drawing
-    pieces: tuple[Piece, ...]
-    key: int
+    pieces: tuple[Piece, ...]  # in the order they are read
+    key: int  # of the permutation
 
     @cached_property
     def count(self) -> int:
@@ -54,67 +65,23 @@ class Window:
         return sum(len(piece) for piece in self.pieces)
 
     def shuffled(self) -> NDArray[np.int64]:
-        """Order of delivery, (count,): indices into the pieces laid end to end."""
+        """Return the order of delivery, (count,): indices into the pieces laid end to end."""
         return permutation(self.count, self.key)
 
-    def places(self, blocks: Iterable[int]) -> NDArray[np.int64]:
-        """Where the window's drawings lie, (count,), in order of delivery; `blocks` are the places
-        of the first drawing of every piece's block."""
-        lying = [
-            np.arange(first + piece.start, first + piece.stop, dtype=np.int64)
-            for piece, first in zip(self.pieces, blocks, strict=True)
-        ]
-        return np.asarray(np.concatenate(lying)[self.shuffled()])
 
+@dataclass(frozen=True, eq=False)  # hashing or comparing 45,000 blocks takes a millisecond
+class Order:
+    """The order of one split in one run.
 
-def resolve_lanes(lanes: int | str, global_batch: int, world_size: int) -> int:
-    """The number of lanes of a run; 'auto' is gcd(global batch, 64), or 512 beyond 64 ranks (the
-    next power of two beyond 512).
+    Attributes:
+        shards: for every shard, the drawings of each of its blocks.
+        global_batch: G, drawings per step over all ranks.
+        lanes: L; divides G.
+        window_blocks: W, blocks per window.
+        seed: of the run.
 
     Raises:
-        RefusedError: naming the setting, when the batch, lanes and ranks do not fit together.
-    """
-    most = 64 if world_size <= 64 else max(512, 1 << (world_size - 1).bit_length())
-    auto = math.gcd(global_batch, most)
-    fitting = global_batch if auto >= world_size else -(-global_batch // most) * most
-    advice = f"--stream.lanes auto with --train.global_batch {fitting} is right"
-    if global_batch < world_size:
-        raise RefusedError(
-            f"--train.global_batch {global_batch}: smaller than the {world_size} ranks, some would "
-            f"have no drawing; {advice}"
-        )
-    if lanes == "auto":
-        if auto < world_size:
-            raise RefusedError(
-                f"--train.global_batch {global_batch}: makes gcd({global_batch}, {most}) = {auto} "
-                f"lanes, fewer than the {world_size} ranks; {advice}"
-            )
-        return auto
-    lanes = int(lanes)
-    if global_batch % lanes:
-        raise RefusedError(
-            f"--stream.lanes {lanes}: does not divide --train.global_batch {global_batch}; {advice}"
-        )
-    if lanes < world_size:
-        raise RefusedError(f"--stream.lanes {lanes}: fewer than the {world_size} ranks; {advice}")
-    return lanes
-
-
-def rank_part(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The part [start, stop) of every global batch that a rank trains on; sizes differ by <= 1."""
-    return rank * global_batch // world_size, (rank + 1) * global_batch // world_size
-
-
-@dataclass(frozen=True, eq=False)  # one of 45,000 blocks takes a millisecond to hash or compare
-class Order:
-    """The order of one split for one run.
-
-    Args:
-        shards: for every shard, the drawings of each of its blocks.
-        global_batch: drawings in a step, over all ranks.
-        lanes: L; divides global_batch.
-        window_blocks: W.
-        seed: of the run.
+        RefusedError: the split has less than one global batch.
     """
 
     shards: tuple[tuple[int, ...], ...]
@@ -124,12 +91,16 @@ class Order:
     seed: int
 
     def __post_init__(self) -> None:
-        """Refuse a split that cannot fill one batch."""
         if self.drawings < self.global_batch:
             raise RefusedError(
-                f"--train.global_batch {self.global_batch}: the split has only {self.drawings:,} "
-                f"drawings, not one whole batch; at most {self.drawings:,} is right"
+                flag("train.global_batch"),
+                self.global_batch,
+                f"the split has only {self.drawings:,} drawings, less than one batch",
+                f"Use {flag('train.global_batch', self.drawings)} or less",
+                drawings=self.drawings,
             )
+
+    # -- sizes, fixed for the run ------------------------------------------------------------------
 
     @cached_property
     def drawings(self) -> int:
@@ -138,17 +109,17 @@ class Order:
 
     @property
     def steps(self) -> int:
-        """Global batches in an epoch, the same on every rank."""
+        """Global batches per epoch, the same on every rank."""
         return self.drawings // self.global_batch
 
     @property
-    def left_out(self) -> int:
-        """Drawings that an epoch leaves out, other ones each time."""
+    def dropped_drawings(self) -> int:
+        """Drawings that an epoch does not deliver, other ones in every epoch."""
         return self.drawings % self.global_batch
 
     @property
     def lane_batch(self) -> int:
-        """Drawings of one lane in a global batch."""
+        """G/L, drawings of one lane per step."""
         return self.global_batch // self.lanes
 
     @cached_property
@@ -158,46 +129,56 @@ class Order:
 
     @property
     def longest_window(self) -> int:
-        """No window has more drawings."""
+        """Upper bound of the drawings in any window."""
         return min(self.window_blocks * self.longest_block, -(-self.drawings // self.lanes))
+
+    def share(self, rank: int, world_size: int) -> Share:
+        """Return a rank's share of every global batch."""
+        return Share.of_rank(self.global_batch, rank, world_size, self.lanes)
+
+    # -- the line and its lanes, fixed for the run -------------------------------------------------
 
     @cached_property
     def _line(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The line's blocks as (shard, block) rows (n, 2), and their first positions (n + 1,)."""
+        """The line's blocks as (shard, block) rows, (n, 2), and their starts in the line and its
+        end, (n + 1,)."""
         shards = permutation(len(self.shards), key64(self.seed, "line"))
         blocks = [(int(s), b) for s in shards for b in range(len(self.shards[s]))]
         counts = [self.shards[s][b] for s, b in blocks]
         return np.array(blocks, np.int64), np.concatenate([[0], np.cumsum(counts)])
 
     def lane_range(self, lane: int) -> tuple[int, int]:
-        """The part [start, stop) of the line that a lane owns for the whole run."""
+        """Return the range [start, stop) of the line that a lane owns."""
         return lane * self.drawings // self.lanes, (lane + 1) * self.drawings // self.lanes
 
     def lane_pieces(self, lane: int) -> list[Piece]:
-        """A lane's blocks in the order of the line, the first and last cut to its range."""
-        blocks, firsts = self._line
+        """Return a lane's blocks in the order of the line, the first and last cut to its range."""
+        blocks, starts_in_line = self._line
         start, stop = self.lane_range(lane)
-        low, high = np.searchsorted(firsts, start, "right") - 1, np.searchsorted(firsts, stop)
-        first = firsts[low:high]
+        low = np.searchsorted(starts_in_line, start, "right") - 1
+        high = np.searchsorted(starts_in_line, stop)
+        first = starts_in_line[low:high]
         starts = np.maximum(start - first, 0)
-        stops = np.minimum(stop, firsts[low + 1 : high + 1]) - first
+        stops = np.minimum(stop, starts_in_line[low + 1 : high + 1]) - first
         cut = np.column_stack((blocks[low:high], starts, stops))
         return [Piece(*piece) for piece in cut.tolist()]
 
     @cached_property
-    def _lanes(self) -> dict[int, list[list[Piece]]]:
-        """Pieces of lanes that were asked for, shard by shard: the same in all epochs."""
+    def _pieces_by_shard(self) -> dict[int, list[list[Piece]]]:
+        """Pieces of the lanes requested so far, shard by shard."""
         return {}
 
-    def _shards_of(self, lane: int) -> list[list[Piece]]:
-        if lane not in self._lanes:
+    def _lane_shards(self, lane: int) -> list[list[Piece]]:
+        if lane not in self._pieces_by_shard:
             pieces = groupby(self.lane_pieces(lane), key=lambda piece: piece.shard)
-            self._lanes[lane] = [list(of_shard) for _, of_shard in pieces]
-        return self._lanes[lane]
+            self._pieces_by_shard[lane] = [list(of_shard) for _, of_shard in pieces]
+        return self._pieces_by_shard[lane]
+
+    # -- the windows, new in every epoch -----------------------------------------------------------
 
     def windows(self, epoch: int, lane: int) -> tuple[Window, ...]:
-        """A lane's windows of an epoch, in order of delivery."""
-        by_shard = self._shards_of(lane)
+        """Return a lane's windows of an epoch, in order of delivery."""
+        by_shard = self._lane_shards(lane)
         key = key64(self.seed, "lane", epoch, lane)
         pieces: list[Piece] = []
         for at in permutation(len(by_shard), key):
@@ -211,40 +192,40 @@ class Order:
             start += windows[-1].count
         return tuple(windows)
 
-    def segments(self, step: int, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Part [start, stop) of global batch `step` as (lane, first, last) positions in lanes."""
-        each = self.lane_batch
-        found = []
-        for lane in range(start // each, -(-stop // each)):
-            first = max(start - lane * each, 0)
-            last = min(stop - lane * each, each)
-            found.append((lane, step * each + first, step * each + last))
-        return found
-
     def locate(self, epoch: int, position: int) -> tuple[int, int, int]:
-        """(shard, block, index in the block) of the drawing at a position of an epoch, O(1)."""
+        """Return (shard, block, index in the block) of the drawing at a position of an epoch.
+
+        O(1) in the size of the epoch: one window is permuted. The windows of the last 1,024
+        (epoch, lane) pairs are cached.
+        """
         step, within = divmod(position, self.global_batch)
-        ((lane, first, _),) = self.segments(step, within, within + 1)
-        windows, starts = _lane_epoch(self, epoch, lane)
-        window = windows[int(np.searchsorted(starts, first, "right")) - 1]
-        index = int(window.shuffled()[first - window.start])
+        lane, offset = divmod(within, self.lane_batch)
+        at = step * self.lane_batch + offset
+        windows, starts = _cached_windows(self, epoch, lane)
+        window = windows[int(np.searchsorted(starts, at, "right")) - 1]
+        index = int(window.shuffled()[at - window.start])
         for piece in window.pieces:
             if index < len(piece):
                 return piece.shard, piece.block, piece.start + index
             index -= len(piece)
-        raise AssertionError("a window's order stays inside its pieces")
+        raise AssertionError("a window's permutation stays inside its pieces")
 
 
 @lru_cache(maxsize=1024)
-def _lane_epoch(
+def _cached_windows(
     order: Order, epoch: int, lane: int
 ) -> tuple[tuple[Window, ...], NDArray[np.int64]]:
     windows = order.windows(epoch, lane)
     return windows, np.array([window.start for window in windows])
 
 
-def sequential(shards: Sequence[Sequence[int]], rank: int, world_size: int) -> list[Piece]:
-    """A rank's contiguous part of a split for evaluation: every drawing on exactly one rank."""
+def evaluation_pieces(shards: Sequence[Sequence[int]], rank: int, world_size: int) -> list[Piece]:
+    """Return a rank's contiguous range of a split in stored order, every drawing on one rank.
+
+    Args:
+        shards: for every shard, the drawings of each of its blocks.
+        rank: of `world_size`; ranges differ in length by one drawing at most.
+    """
     total = sum(map(sum, shards))
     start, stop = rank * total // world_size, (rank + 1) * total // world_size
     pieces, first = [], 0

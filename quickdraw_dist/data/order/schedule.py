@@ -1,49 +1,42 @@
-"""What a rank reads of an epoch, when, and where in its batches it goes: pure."""
+"""Which windows a rank reads in an epoch, and the steps that need them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quickdraw_dist.data.order.order import Order, Window
+from quickdraw_dist.data.order.share import Share
 
 
 @dataclass(frozen=True)
-class Need:
-    """A window of a lane, and the steps in which a rank delivers from it."""
+class ScheduledWindow:
+    """A window of a lane, and the steps in which one rank delivers drawings from it."""
 
     first_step: int
-    last_step: int  # at most: where another rank delivers the window's end it is one before
+    last_step: int  # upper bound: one too high where another rank delivers the window's end
     lane: int
     window: Window
 
 
-def schedule(order: Order, epoch: int, first_step: int, start: int, stop: int) -> list[Need]:
-    """Windows that a rank delivers from, by the first step that needs them.
-
-    Args:
-        order: of the split.
-        epoch: which pass.
-        first_step: where in the epoch the rank begins.
-        start: of the rank's part [start, stop) of every global batch.
-        stop: of the same.
-    """
-    needs = []
-    for lane, low, high in order.segments(0, start, stop):
+def schedule(order: Order, share: Share, epoch: int, first_step: int) -> list[ScheduledWindow]:
+    """Return the windows that a rank delivers drawings from, from `first_step` of an epoch on, by
+    the first step that needs them."""
+    scheduled = []
+    for lane in share.lanes:
+        low, high = share.cut(lane)
         for window in order.windows(epoch, lane):
             end = window.start + window.count
             at = _first_delivery(order, window, first_step, low, high)
             step, last_step = at // order.lane_batch, (end - 1) // order.lane_batch
             if at < end and step < order.steps:
-                needs.append(Need(step, min(last_step, order.steps - 1), lane, window))
-    return sorted(needs, key=lambda need: (need.first_step, need.lane, need.window.start))
+                last_step = min(last_step, order.steps - 1)
+                scheduled.append(ScheduledWindow(step, last_step, lane, window))
+    return sorted(scheduled, key=lambda it: (it.first_step, it.lane, it.window.start))
 
 
 def _first_delivery(order: Order, window: Window, first_step: int, low: int, high: int) -> int:
-    """First position in the lane, from the window's start on, that falls into the rank's part
-    [low, high) of the lane's share of a batch."""
+    """Return the lane position of the window's first drawing that falls into [low, high) of the
+    lane's slice of a batch, in `first_step` or later; beyond the window's end if none does."""
     at = max(window.start, first_step * order.lane_batch)
     step, offset = divmod(at, order.lane_batch)
     if offset < low:
@@ -53,37 +46,6 @@ def _first_delivery(order: Order, window: Window, first_step: int, low: int, hig
     return at
 
 
-def longest_need(order: Order) -> int:
-    """Most steps that deliver from one window."""
+def steps_per_window(order: Order) -> int:
+    """Return the most steps that deliver drawings from one window."""
     return min(order.steps, -(-(order.longest_window - 1) // order.lane_batch) + 1)
-
-
-class Places:
-    """Where the drawings of a window go in a ring of batches: place p of step t is number
-    (t modulo the ring's steps) * (drawings of the rank in a batch) + p."""
-
-    def __init__(self, order: Order, start: int, stop: int, ring_steps: int) -> None:
-        """`start` and `stop` are the rank's part of every global batch; the ring holds at least
-        the steps that one window is spread over."""
-        self._order, self._start, self._stop = order, start, stop
-        self.nowhere = ring_steps * (stop - start)  # the first number that is no place
-        positions = np.arange(ring_steps * order.lane_batch)
-        steps, places = np.divmod(positions, order.lane_batch)
-        # Of a lane's positions from any on, until they come round: twice the round.
-        self._round, self._line = len(positions), np.tile(steps * (stop - start) + places, 2)
-
-    def of(self, need: Need, first_step: int) -> NDArray[np.int64]:
-        """The numbers of a window's drawings, its pieces laid end to end, (count,); `nowhere` for
-        those that are delivered by another rank, before `first_step`, or not in this epoch."""
-        window, each = need.window, self._order.lane_batch
-        begin = window.start % self._round
-        line = self._line[begin : begin + window.count] + (need.lane * each - self._start)
-        line[: max(0, first_step * each - window.start)] = self.nowhere
-        line[max(0, self._order.steps * each - window.start) :] = self.nowhere
-        low, high = self._start - need.lane * each, self._stop - need.lane * each
-        if low > 0 or high < each:  # the lane's share of a batch is cut
-            offsets = np.arange(window.start, window.start + window.count) % each
-            line[(offsets < low) | (offsets >= high)] = self.nowhere
-        places = np.empty_like(line)
-        places[window.shuffled()] = line
-        return places

@@ -1,1 +1,1 @@
-"""Writing a dataset: which drawing goes where, the bytes of a block, shards, the manifest."""
+"""Write a dataset: the plan of which drawing goes where, blocks, shards, the manifest."""

@@ -1,9 +1,9 @@
-"""The bytes of a block: some drawings, their labels and their rows, as members of a tar.
+"""Encode and decode blocks: drawings, labels and rows as members of a tar.
 
-Every member is a ustar header with mtime 0 and its data padded to 512 bytes, so a shard is the
-blocks one after the other plus the end of the tar, a block can be read by range, and the same
-drawings are the same bytes. (Plain `tarfile` headers: a writer with a stream of its own would
-hide the offsets that the manifest needs.)
+Every member is a ustar header with mtime 0 and its data padded to 512 bytes. So a shard is its
+blocks in order plus the end of the tar, a block can be read by range, and the same drawings are
+the same bytes. (Members are written one by one: a tar writer with its own stream would hide the
+offsets that the manifest needs.)
 """
 
 from __future__ import annotations
@@ -31,15 +31,13 @@ END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 _HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
 _HEADER = _HEADER[:148] + b" " * 8 + _HEADER[156:]
-"""Of a file without name and contents; its checksum is taken with blanks in its place."""
+"""Header of a file without name and contents; the checksum is computed over blanks in its place."""
 
 _GZIP_LEVEL = 2
 """isal's levels are 0 to 3; 2 was the smallest on the official drawings, and as fast as 1."""
 
-_UNREADABLE = (
-    tarfile.TarError, deflate.DeflateError, KeyError, ValueError, IndexError, OSError, OverflowError
-)  # fmt: skip
-"""What reading bytes that are no block can raise, from tar headers to Pillow."""
+_UNREADABLE = (deflate.DeflateError, KeyError, ValueError, IndexError)
+"""What bytes that are no block raise, from tar headers to the contents of an array."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "drawings": np.dtype(np.uint8),
@@ -47,9 +45,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "rows": np.dtype("<u4"),
 }
 
-
-BYTES_A_DRAWING = PIXELS + sum(_DTYPES[name].itemsize for name in ("labels", "rows"))
-"""Of a decoded block: pixels, label and row."""
+BYTES_PER_DRAWING = PIXELS + sum(_DTYPES[name].itemsize for name in ("labels", "rows"))
+"""Memory of a decoded block per drawing: pixels, label and row."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +57,15 @@ class Block:
     labels: NDArray[np.uint16]  # (n,)
     rows: NDArray[np.uint32]  # (n,)
 
-    def part(self, start: int, stop: int) -> Block:
-        """Drawings `start` to `stop` of it, without a copy."""
+    def slice(self, start: int, stop: int) -> Block:
+        """Return drawings `start` to `stop` of the block, without a copy."""
         piece = slice(start, stop)
         return Block(self.drawings[piece], self.labels[piece], self.rows[piece])
 
     def pixel_sums(self) -> NDArray[np.int64]:
-        """Sum of the pixels and of their squares, (2,)."""
+        """Return the sum of the pixels and the sum of their squares, (2,)."""
         # Even the squares of a quarter of a drawing sum to less than 2^24: exact in float32,
-        # whatever order BLAS adds in. A few at a time, so that they stay in the processor's cache.
+        # whatever order BLAS adds in. In slices that stay in the processor's cache.
         quarters, sums = self.drawings.reshape(-1, PIXELS // 4), np.zeros(2)
         ones = np.ones(PIXELS // 4, np.float32)
         for at in range(0, len(quarters), 1024):
@@ -79,20 +76,20 @@ class Block:
 
     @property
     def crc(self) -> int:
-        """CRC-32C over the contents: the same however they are compressed."""
+        """CRC-32C of the contents, which does not depend on the compression."""
         crc = 0
         for _, array in self.stored():
             crc = crc32c(array.data, crc)
         return crc
 
     def stored(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Name and values of each array as it lies in a file."""
+        """Yield the name and values of each array, in the type and order of its file."""
         for name, dtype in _DTYPES.items():
             yield name, np.ascontiguousarray(getattr(self, name), dtype)
 
 
 def encode(block: Block, key: str, compression: str) -> bytes:
-    """A block as one WebDataset sample of three members, `KEY.drawings.npy[.gz]` and so on."""
+    """Return a block as one WebDataset sample of three members, KEY.drawings.npy[.gz] and so on."""
     members = []
     for name, array in block.stored():
         data = b"".join((_npy(name, len(array)).header, array.data))
@@ -103,7 +100,8 @@ def encode(block: Block, key: str, compression: str) -> bytes:
 
 
 def encode_per_drawing(block: Block) -> bytes:
-    """The same drawings as one sample each, `LLLLL-RRRRRRRRRR.png` and `.cls`, for any reader."""
+    """Return the drawings as one sample each, `LLLLL-RRRRRRRRRR.png` and `.cls`, for readers of
+    other projects; this one reads them back as external data."""
     members = []
     for pixels, label, row in zip(block.drawings, block.labels, block.rows, strict=True):
         png = io.BytesIO()
@@ -114,56 +112,30 @@ def encode_per_drawing(block: Block) -> bytes:
 
 
 def decode(data: bytes | memoryview, count: int) -> Block:
-    """The block of `count` drawings in these bytes, of either layout, compressed or not.
+    """Return the block of `count` drawings in these bytes, compressed or not.
 
     Args:
         data: the members, from the first header to the end of the last padding.
-        count: drawings that the manifest promises.
+        count: drawings of the block, as the manifest says.
 
     Raises:
-        CorruptError: the bytes are not such a block.
+        CorruptError: the bytes are no block of `count` drawings.
     """
     try:
-        members = list(_members(memoryview(data)))
-        if members and members[0][0].endswith(".png"):
-            return _decode_per_drawing(members, count)
         arrays: dict[str, NDArray[Any]] = {}
-        for name, payload in members:
+        for name, payload in _members(memoryview(data)):
             kind = name.split(".", 2)[1]
             arrays[kind] = _read_npy(kind, count, payload, gzipped=name.endswith(".gz"))
         drawings, labels, rows = (arrays[kind] for kind in _DTYPES)
     except _UNREADABLE as error:
-        raise CorruptError(f"not a block of {count:,} drawings: {error}") from None
+        raise CorruptError(
+            "contents", None, f"not a block of {count:,} drawings: {error}"
+        ) from None
     return Block(drawings, labels.astype(np.uint16, copy=False), rows.astype(np.uint32, copy=False))
 
 
-def _decode_per_drawing(members: list[tuple[str, memoryview]], count: int) -> Block:
-    drawings = np.empty((count, SIDE, SIDE), np.uint8)
-    labels, rows = np.empty(count, np.uint16), np.empty(count, np.uint32)
-    if len(members) != 2 * count:
-        raise ValueError(f"{len(members)} files, a png and a cls each would be {2 * count}")
-    for at in range(count):
-        (png, picture), (cls, label) = members[2 * at : 2 * at + 2]
-        key = png.removesuffix(".png")
-        labels[at], rows[at] = (int(part) for part in key.split("-"))
-        if cls != f"{key}.cls" or bytes(label) != str(labels[at]).encode():
-            raise ValueError(f"{cls} says {bytes(label)!r} of {png}")
-        pixels = _read_png(png, picture)
-        if pixels.shape != (SIDE, SIDE):
-            raise ValueError(f"{png} is of shape {pixels.shape}")
-        drawings[at] = pixels
-    return Block(drawings, labels, rows)
-
-
-def _read_png(name: str, data: memoryview) -> NDArray[np.uint8]:
-    try:
-        return np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]))
-    except SyntaxError as error:  # Pillow's word for a damaged chunk
-        raise ValueError(f"{name}: {error}") from None
-
-
 def _member(name: str, data: bytes) -> bytes:
-    """A file of a tar, as tarfile writes it, whose own headers take 20 us each."""
+    """Return a file of a tar as tarfile writes it; tarfile takes 20 us per header."""
     header, text = bytearray(_HEADER), name.encode("ascii")
     header[: len(text)] = text
     header[124:135] = b"%011o" % len(data)
@@ -172,9 +144,9 @@ def _member(name: str, data: bytes) -> bytes:
 
 
 def _members(view: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Name and payload of every member, without copies. Not tarfile's parser: that takes 20 us and
-    holds the interpreter lock, which at 4,000 blocks a second is a quarter of a core; what else
-    is in a header does not matter here, and the contents have a checksum of their own."""
+    """Yield the name and payload of every member, without copies. tarfile's parser takes 20 us and
+    holds the interpreter lock: a quarter of a core at 4,000 blocks per second. The rest of a header
+    does not matter here, and the contents have their own checksum."""
     at = 0
     while at < len(view):
         header = bytes(view[at : at + 136])
@@ -185,11 +157,11 @@ def _members(view: memoryview) -> Iterator[tuple[str, memoryview]]:
 
 
 class _Npy(NamedTuple):
-    """What the file of an array is."""
+    """The file of an array whose type and shape are known."""
 
-    header: bytes  # the one that format version 1 has for it
+    header: bytes  # of .npy format version 1
     shape: tuple[int, ...]
-    size: int  # in bytes, with the header
+    size: int  # bytes, header included
 
 
 @lru_cache(maxsize=64)
@@ -205,11 +177,11 @@ def _npy(kind: str, count: int) -> _Npy:
 
 
 def _read_npy(kind: str, count: int, payload: memoryview, *, gzipped: bool) -> NDArray[Any]:
-    """An array whose header is known beforehand; comparing it is both check and parser."""
+    """Return an array whose header is known: comparing it is check and parser in one."""
     header, shape, size = _npy(kind, count)
     data = payload
     if gzipped:
-        # Its last four bytes are the size that the decoder makes room for.
+        # The last four bytes are the size that the decoder allocates.
         if int.from_bytes(payload[-4:], "little") != size:
             raise ValueError(f"{kind} does not decompress to the {size:,} bytes of {shape}")
         data = memoryview(deflate.gzip_decompress(payload))

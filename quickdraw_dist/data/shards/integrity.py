@@ -1,13 +1,14 @@
-"""Whether what was read is what the source holds.
+"""Check that the bytes read are the bytes that the source stores.
 
-A range of an object comes without a checksum of its own, so a bit that flips on the way is not
-seen. Every group therefore records the CRC-32C of each range it read. Together they give that of
-the whole file, which the file's keeper knows; where the two differ, ranges are read until two
-readings agree, and the groups that had read something else are built again.
+A range of an object has no checksum of its own, so a bit that flips in transit goes unnoticed.
+Every group therefore records the CRC-32C of each range it read. Combined, these give the CRC-32C
+of the whole file, which the store knows; where the two differ, ranges are read until two readings
+agree, and the groups that had read other bytes are built again.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +23,15 @@ from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.drawings.bitmaps import READINGS, file_url
 from quickdraw_dist.data.drawings.classes import official_file
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
-from quickdraw_dist.data.shards.manifest import Part, SourceFile
+from quickdraw_dist.data.shards.manifest import PartFile, SourceFile
 from quickdraw_dist.data.shards.plan import Plan
 
 READERS = 8
-"""Ranges of the source read at once: over a network each one waits for a round trip."""
+"""Ranges of the source read in parallel: over a network each one waits for a round trip."""
 
 CRC32C, SIZE, MD5 = CHECKS = ("crc32c", "official size", "official md5")
-"""What a file may have been compared with: the checksum that its keeper has, and the figures of
-the official file of its class, whose size also settles the number of drawings."""
+"""What a file may have been compared with: the checksum in its store, and the size and MD5 of the
+official file of its class. The size settles the number of drawings, too."""
 
 Crcs = list[list[int]]
 """The CRC-32C of every range: [group][label]."""
@@ -39,10 +40,14 @@ Crcs = list[list[int]]
 def read(
     source: Source, label: int, start: int, stop: int, true_crc: int | None = None
 ) -> tuple[NDArray[np.uint8], int]:
-    """Rows of a class, (stop - start, 28, 28) uint8, and their CRC-32C: the true one, if given.
+    """Read rows of a class until their CRC-32C is the true one, if that is given.
+
+    Returns:
+        The rows, (stop - start, 28, 28) uint8, and their CRC-32C.
 
     Raises:
         CorruptError: the file is too short, or no reading had the true checksum.
+        StorageError: the store failed.
     """
     if start == stop:
         return np.empty((0, SIDE, SIDE), np.uint8), 0
@@ -52,19 +57,24 @@ def read(
         if true_crc is None or crc == true_crc:
             return rows, crc
     raise CorruptError(
-        f"{_range(source, label, start, stop)} came {READINGS} times with another crc32c "
-        f"than {true_crc:08x}, the last time with {crc:08x}; the store is damaged"
+        _range(source, label, start, stop),
+        None,
+        f"read {READINGS} times with another crc32c than {true_crc:08x}, the last time with "
+        f"{crc:08x}; the store is damaged",
     )
 
 
 def read_again(
     source: Source, label: int, start: int, stop: int, crc: int
 ) -> tuple[NDArray[np.uint8], int]:
-    """Rows of a class as two readings had them, and their CRC-32C; `crc` is that of the reading
-    before, which is in doubt.
+    """Read rows of a class until two readings agree, the one before with this `crc` included.
+
+    Returns:
+        The rows, (stop - start, 28, 28) uint8, and their CRC-32C.
 
     Raises:
         CorruptError: the file is too short, or no two readings agree.
+        StorageError: the store failed.
     """
     seen = {crc}
     for _ in range(READINGS):
@@ -73,20 +83,22 @@ def read_again(
             return rows, crc
         seen.add(crc)
     raise CorruptError(
-        f"{_range(source, label, start, stop)} came {len(seen)} times, always with another "
-        "crc32c; the store is damaged"
+        _range(source, label, start, stop),
+        None,
+        f"read {len(seen)} times, every time with another crc32c; the store is damaged",
     )
 
 
 def check_official(source: Source, label: int) -> tuple[str, ...]:
-    """Compare a class's file with Google's figures, if it has an official name and size. MD5 is
-    asked for in a store that keeps it; a local file is read through.
+    """Compare a class's file with the official one, if it has an official name and size.
+
+    The MD5 is the one that a store keeps; a local file is read for it.
 
     Returns:
-        Which of `CHECKS` it passed.
+        The `CHECKS` that the file passed.
 
     Raises:
-        CorruptError: it has another MD5.
+        CorruptError: the file has another MD5 than the official one.
     """
     size = len(source.header(label)) + source.counts[label] * PIXELS
     official = official_file(source.classes[label], size)
@@ -97,14 +109,13 @@ def check_official(source: Source, label: int) -> tuple[str, ...]:
     if md5 is None:
         return (SIZE,)
     if md5 != official.npy_md5:
-        raise CorruptError(
-            f"{url}: MD5 {md5}, the official file's is {official.npy_md5}; fetch it again"
-        )
+        problem = f"MD5 {md5}, the official file's is {official.npy_md5}"
+        raise CorruptError(url, None, problem, "Fetch it again")
     return (SIZE, MD5)
 
 
-def official_problems(source: Source) -> Iterator[str]:
-    """A line for every official file of a source that has another MD5."""
+def find_official_problems(source: Source) -> Iterator[str]:
+    """Yield a line for every file of a source that has another MD5 than the official one."""
 
     def problem(label: int) -> str | None:
         try:
@@ -117,15 +128,15 @@ def official_problems(source: Source) -> Iterator[str]:
         yield from filter(None, pool.map(problem, range(len(source.classes))))
 
 
-def check(
-    plan: Plan, source: Source, parts: list[Part], progress: Callable[[int], object]
+def check_source(
+    plan: Plan, source: Source, parts: list[PartFile], progress: Callable[[int], object]
 ) -> tuple[tuple[SourceFile, ...], Crcs]:
-    """Compare what all groups read, and the files themselves, with all that is known of them.
+    """Compare the ranges that all groups read, and the files, with every checksum known of them.
 
     Args:
-        plan: the dataset's.
-        source: its source.
-        parts: of every group, in order.
+        plan: the plan of the dataset.
+        source: the drawings.
+        parts: the part files of all groups, in order.
         progress: called with 1 for every file that was compared.
 
     Returns:
@@ -137,27 +148,29 @@ def check(
         StorageError: the store failed.
     """
 
-    def ask(label: int) -> tuple[int | None, tuple[str, ...]]:
+    def check_file(label: int) -> tuple[int | None, tuple[str, ...]]:
         own = source.checksum(label)
         return own, (() if own is None else (CRC32C,)) + check_official(source, label)
 
-    labels, kept = range(len(plan.classes)), []
+    labels, checked = range(len(plan.classes)), []
     with ThreadPoolExecutor(READERS) as pool:
-        for answer in pool.map(ask, labels):
-            kept.append(answer)
+        for passed in pool.map(check_file, labels):
+            checked.append(passed)
             progress(1)
-    crcs = [[piece.crc32c for piece in part.ranges] for part in parts]
+    crcs = [[read.crc32c for read in part.ranges] for part in parts]
     whole = [_combined(plan, source, crcs, label) for label in labels]
-    suspects = [at for at, (own, _) in enumerate(kept) if own is not None and own != whole[at]]
+    suspects = [at for at, (own, _) in enumerate(checked) if own is not None and own != whole[at]]
     if suspects:
-        _settle(plan, source, crcs, suspects)
+        _read_suspects_again(plan, source, crcs, suspects)
     for label in suspects:
-        own, whole[label] = kept[label][0], _combined(plan, source, crcs, label)
+        own, whole[label] = checked[label][0], _combined(plan, source, crcs, label)
         if own != whole[label]:
             raise CorruptError(
-                f"{_range(source, label, 0, plan.counts[label])}, every range of them read twice "
-                f"alike, have with the header crc32c {whole[label]:08x}, the file's own is "
-                f"{own:08x}; it changes, or the store is damaged"
+                _range(source, label, 0, plan.counts[label]),
+                None,
+                "two readings of every range agree, but with the header they have crc32c "
+                f"{whole[label]:08x}, the file's own is {own:08x}; the file is being changed, or "
+                "the store is damaged",
             )
     return tuple(
         SourceFile(
@@ -165,14 +178,14 @@ def check(
             drawings=plan.counts[label],
             bytes=len(source.header(label)) + plan.counts[label] * PIXELS,
             crc32c=whole[label],
-            checked=kept[label][1],
+            checked=checked[label][1],
         )
         for label in labels
     ), crcs
 
 
 def summary(files: Sequence[SourceFile]) -> str:
-    """What the files of a source were compared with, in words."""
+    """Return in words what the files of a source were compared with."""
     made = Counter(name for file in files for name in file.checked)
     if not made:
         return "nothing: this source has no checksums"
@@ -180,20 +193,20 @@ def summary(files: Sequence[SourceFile]) -> str:
     return f"of {len(files):,} source files: {', '.join(counts)}"
 
 
-def _settle(plan: Plan, source: Source, crcs: Crcs, suspects: list[int]) -> None:
-    """Put the CRC-32C on which two readings agree in `crcs`, for every range of some classes."""
+def _read_suspects_again(plan: Plan, source: Source, crcs: Crcs, suspects: list[int]) -> None:
+    """Set `crcs` of every range of some classes to the CRC-32C on which two readings agree."""
     names = ", ".join(plan.classes[label] for label in suspects[:3])
     more = f" and {len(suspects) - 3} more" if len(suspects) > 3 else ""
-    print(f"source: {names}{more}: not what its checksum says; reading it again", file=sys.stderr)
+    print(f"source: {names}{more}: crc32c is not the file's own; reading again", file=sys.stderr)
 
-    def settle(place: tuple[int, int]) -> int:
-        group, label = place
-        return read_again(source, label, *plan.rows(group, label), crcs[group][label])[1]
+    def settle(group_and_label: tuple[int, int]) -> None:
+        group, label = group_and_label
+        start, stop = plan.rows(group, label)
+        crcs[group][label] = read_again(source, label, start, stop, crcs[group][label])[1]
 
-    places = [(group, label) for group in range(plan.groups) for label in suspects]
     with ThreadPoolExecutor(READERS) as pool:
-        for (group, label), crc in zip(places, pool.map(settle, places), strict=True):
-            crcs[group][label] = crc
+        for _ in pool.map(settle, itertools.product(range(plan.groups), suspects)):
+            pass  # raises the first error
 
 
 def _range(source: Source, label: int, start: int, stop: int) -> str:
@@ -205,7 +218,7 @@ def _range(source: Source, label: int, start: int, stop: int) -> str:
 
 
 def _combined(plan: Plan, source: Source, crcs: Crcs, label: int) -> int:
-    """CRC-32C of a class's whole file, from those of its header and its ranges."""
+    """Return the CRC-32C of a class's whole file, from those of its header and its ranges."""
     crc = storage.crc32c(source.header(label))
     for group in range(plan.groups):
         start, stop = plan.rows(group, label)
@@ -214,7 +227,7 @@ def _combined(plan: Plan, source: Source, crcs: Crcs, label: int) -> int:
 
 
 def combine_crc32c(first: int, second: int, second_bytes: int) -> int:
-    """CRC-32C of a concatenation from those of its two parts and the length of the second.
+    """Return the CRC-32C of a concatenation, from those of both pieces and the second one's length.
 
     Appending n zero bytes to a message is a linear map of its CRC over GF(2); squaring the map
     for one zero byte gives those for 2, 4, 8 ... (the method of zlib's crc32_combine).
@@ -227,8 +240,8 @@ def combine_crc32c(first: int, second: int, second_bytes: int) -> int:
 
 @cache
 def _zero_bytes_maps() -> tuple[list[int], ...]:
-    """The maps of 1, 2, 4 ... 2^47 zero bytes, each as the images of the 32 bits."""
-    # That of one zero bit: shift right, and fold a one that falls out into the polynomial.
+    """Return the maps of 1, 2, 4 ... 2^47 zero bytes, each as the images of the 32 bits."""
+    # The map of one zero bit: shift right, and fold a one that falls out into the polynomial.
     columns = [0x82F63B78] + [1 << n for n in range(31)]
     for _ in range(3):
         columns = [_apply(columns, column) for column in columns]

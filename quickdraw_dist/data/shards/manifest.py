@@ -1,9 +1,10 @@
-"""What a dataset holds: `manifest.json`, published last, so that without it nothing is there."""
+"""Describe a dataset: `manifest.json`, published last; without it there is no dataset."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError, one_line
 from quickdraw_dist.base.settings import Shard
+from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 
@@ -23,12 +25,12 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class BlockEntry(NamedTuple):
-    """One block of a shard."""
+    """Bytes and drawings of one block of a shard."""
 
     offset: Count  # bytes from the start of the shard
     size: Count  # bytes
     drawings: Count
-    crc32c: Count  # over the contents, blocks.Block.crc
+    crc32c: Count  # of the contents, blocks.Block.crc
 
 
 class _Stored(BaseModel):
@@ -36,7 +38,7 @@ class _Stored(BaseModel):
 
 
 class ShardEntry(_Stored):
-    """One shard."""
+    """Name, size and blocks of one shard."""
 
     name: str
     group: Count
@@ -47,14 +49,14 @@ class ShardEntry(_Stored):
 
 
 class RangeRead(_Stored):
-    """What a group read of one class's file."""
+    """Size and checksum of the range that a group read of one class's file."""
 
     bytes: Count
     crc32c: Count
 
 
-class Part(_Stored):
-    """What one group became: a file of its own under `parts/` until the manifest is merged."""
+class PartFile(_Stored):
+    """A group's part file, under `parts/`: shards and counts that the merge puts together."""
 
     fingerprint: str
     group: Count
@@ -66,18 +68,18 @@ class Part(_Stored):
 
 
 class SourceFile(_Stored):
-    """One class of the source: with its header, the checksum of the whole file."""
+    """One class's file of the source; bytes and checksum include the header."""
 
     name: str
     drawings: Count
     bytes: Count
     crc32c: Count
     checked: tuple[str, ...] = ()
-    """What the file was compared with, of `integrity.CHECKS`."""
+    """The `integrity.CHECKS` that the file passed."""
 
 
 class Manifest(_Stored):
-    """The dataset. Labels are indices into `classes`."""
+    """A dataset: its source, settings, shards and statistics. Labels are indices into `classes`."""
 
     format_version: int
     classes: tuple[str, ...]
@@ -94,31 +96,31 @@ class Manifest(_Stored):
     @classmethod
     def _all_splits(cls, value: dict[str, Any]) -> dict[str, Any]:
         if set(value) != set(SPLITS):
-            raise ValueError(f"has splits {sorted(value)}, {', '.join(SPLITS)} is right")
+            raise ValueError(f"has splits {sorted(value)}, not {', '.join(SPLITS)}")
         return value
 
     def drawings(self, split: str) -> int:
-        """Drawings of a split."""
+        """Return the number of drawings of a split."""
         return sum(shard.drawings for shard in self.splits[split])
 
     @property
     def copy_id(self) -> str:
-        """Names the bytes of this copy: a recompressed one has the same digest, but other bytes."""
+        """SHA-256 of this copy's bytes: a recompressed copy has the same digest, other bytes."""
         crcs = [shard.crc32c for split in SPLITS for shard in self.splits[split]]
         return hashlib.sha256(json.dumps([self.digest, crcs]).encode()).hexdigest()
 
     def block_counts(self, split: str) -> tuple[tuple[int, ...], ...]:
-        """For every shard of a split, the drawings of each of its blocks."""
+        """Return, for every shard of a split, the number of drawings of each block."""
         return tuple(tuple(b.drawings for b in shard.blocks) for shard in self.splits[split])
 
 
-def part_name(group: int) -> str:
-    """The path of a group's part file below the dataset's folder."""
+def part_file_name(group: int) -> str:
+    """Return the path of a group's part file below the dataset's folder."""
     return f"parts/group-{group:06d}.json"
 
 
-def shards_of(parts: Mapping[int, Part]) -> dict[str, tuple[ShardEntry, ...]]:
-    """The shards of each split, in order, of the parts of all groups."""
+def shards_of(parts: Mapping[int, PartFile]) -> dict[str, tuple[ShardEntry, ...]]:
+    """Return the shards of each split, in order, from the part files of all groups."""
     in_order = [parts[group] for group in sorted(parts)]
     return {
         split: tuple(shard for part in in_order for shard in part.shards[split]) for split in SPLITS
@@ -126,9 +128,9 @@ def shards_of(parts: Mapping[int, Part]) -> dict[str, tuple[ShardEntry, ...]]:
 
 
 def merge(
-    plan: Plan, parts: Mapping[int, Part], source: str, source_files: tuple[SourceFile, ...]
+    plan: Plan, parts: Mapping[int, PartFile], source: str, source_files: tuple[SourceFile, ...]
 ) -> Manifest:
-    """The manifest of a plan whose every group is done; pure, the same whoever merges."""
+    """Return the manifest of a plan from the part files of all groups: a pure function."""
     splits = shards_of(parts)
     counts = {split: [part.per_class[split] for part in parts.values()] for split in SPLITS}
     per_class = {split: tuple(np.sum(counts[split], axis=0).tolist()) for split in SPLITS}
@@ -152,16 +154,16 @@ def merge(
 
 
 def normalisation(pixel_sum: int, pixel_square_sum: int, drawings: int) -> tuple[float, float]:
-    """Mean and standard deviation of the train split's pixels on a scale of 0 to 1."""
+    """Return mean and standard deviation of pixels on a scale of 0 to 1, from sums of 0 to 255."""
     pixels = max(drawings, 1) * PIXELS
     mean = pixel_sum / pixels
     return mean / 255, (pixel_square_sum / pixels - mean**2) ** 0.5 / 255
 
 
 def digest(classes: tuple[str, ...], splits: dict[str, tuple[ShardEntry, ...]]) -> str:
-    """Names the contents: classes, and every block's drawings, labels and rows in order.
+    """Return the SHA-256 of the contents: classes, and drawings, labels and rows of every block.
 
-    Compression, offsets and addresses do not enter: a recompressed copy is the same dataset.
+    Compression, offsets and addresses do not count: a recompressed copy is the same dataset.
     """
     blocks = {
         split: [[(b.drawings, b.crc32c) for b in shard.blocks] for shard in splits[split]]
@@ -171,7 +173,7 @@ def digest(classes: tuple[str, ...], splits: dict[str, tuple[ShardEntry, ...]]) 
 
 
 def read(folder: str) -> Manifest:
-    """The manifest of a dataset.
+    """Return the manifest of a dataset in any layout.
 
     Raises:
         RefusedError: no dataset there, one of a newer format, or a damaged manifest.
@@ -181,27 +183,45 @@ def read(folder: str) -> Manifest:
     try:
         text = storage.read(url)
     except (FileNotFoundError, NotADirectoryError):
-        what = "sharding has not finished" if _has_parts(folder) else "no dataset there"
-        raise RefusedError(f"{folder}: {what} (no {NAME}). {remedy}") from None
+        begun = stored_sizes(storage.join(folder, "parts"), ".json")
+        problem = f"{'sharding has not finished' if begun else 'no dataset there'} (no {NAME})"
+        raise RefusedError(folder, None, problem, remedy) from None
     try:
         version = json.loads(text)["format_version"]
         if version != FORMAT_VERSION:
-            raise RefusedError(
-                f"{url}: format version {version}; this release reads version {FORMAT_VERSION}. "
-                "Update quickdraw-dist, or shard again"
-            )
+            problem = f"format version {version}; this release reads version {FORMAT_VERSION}"
+            advice = "Update quickdraw-dist, or shard again"
+            raise RefusedError(url, None, problem, advice, version=version)
         return Manifest.model_validate_json(text)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
-        raise RefusedError(f"{url}: not a manifest: {one_line(error)}. {remedy}") from None
+        raise RefusedError(url, None, f"not a manifest: {one_line(error)}", remedy) from None
 
 
-def _has_parts(folder: str) -> bool:
+def read_trainable(folder: str) -> Manifest:
+    """Return the manifest of a dataset in blocks, the layout that training and evaluation read.
+
+    Raises:
+        RefusedError: as `read`, or the layout is per_drawing.
+    """
+    dataset = read(folder)
+    if dataset.settings.layout == "per_drawing":
+        flags = "--stream.reader webdataset"
+        if dataset.classes != official_names():  # the default
+            flags += f" --stream.class_names {shlex.join(dataset.classes)}"
+        problem = "--shard.layout per_drawing is an export for other readers, not for training"
+        remedy = f"Use {flags}, or shard the source again without --shard.layout"
+        raise RefusedError("--data", folder, problem, remedy)
+    return dataset
+
+
+def stored_sizes(folder: str, suffix: str) -> dict[str, int]:
+    """Return the bytes of the files in a folder by name; none where there is no such folder."""
     try:
-        return bool(storage.sizes(storage.join(folder, "parts"), ".json"))
+        return storage.sizes(folder, suffix)
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return {}
 
 
-def to_json(stored: Manifest | Part) -> bytes:
-    """The bytes to publish."""
+def to_json(stored: Manifest | PartFile) -> bytes:
+    """Return the bytes to publish."""
     return (stored.model_dump_json() + "\n").encode()

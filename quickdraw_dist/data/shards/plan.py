@@ -1,8 +1,8 @@
-"""Which drawing goes where: a pure function of classes, counts, sizes and a seed.
+"""Plan which drawing goes where: a pure function of classes, counts, sizes and a seed.
 
-Rows of every class are dealt to three splits by a seeded permutation. The work is cut into
-groups: group g of K takes rows [g*n/K, (g+1)*n/K) of every class of n rows, so that it reads one
-contiguous range a file, and becomes whole shards. Any worker can build any group alone.
+A seeded permutation assigns the rows of every class to three splits. The work is divided into
+groups: group g of K takes rows [g*n/K, (g+1)*n/K) of every class of n rows, so it reads one
+contiguous range per file, and becomes whole shards. Any worker can build any group alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.hashing import key64, permutation
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.base.units import size_text
@@ -23,106 +23,115 @@ from quickdraw_dist.data.drawings.drawing import PIXELS
 
 SPLITS = ("train", "val", "test")
 
-_BYTES_A_DRAWING = {
+_BYTES_PER_DRAWING = {
     ("blocks", "gzip"): 290,
     ("blocks", "none"): 800,
     ("per_drawing", "gzip"): 2048,
     ("per_drawing", "none"): 2048,
 }
-"""Measured on official drawings, a little up. Others compress worse or better, to 800 at most."""
+"""Measured on official drawings, rounded up. Others compress worse or better, to 800 at most."""
 
 
 @dataclass(frozen=True)
-class ShardPlace:
-    """One shard-to-be: its split, its number in the split, and its part of its group's split."""
+class PlannedShard:
+    """A shard to be written: its split, its number in the split, and its index among the
+    `of` shards of its group and split."""
 
     split: str
     number: int
-    part: int
-    parts: int
+    index: int
+    of: int
 
     @property
     def name(self) -> str:
-        """Its path below the dataset's folder."""
+        """Path of the shard below the dataset's folder."""
         return f"{self.split}/quickdraw-{self.split}-{self.number:06d}.tar"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole dataset-to-be."""
+    """A dataset to be written.
+
+    Raises:
+        RefusedError: fractions, sizes or a class do not make a dataset.
+    """
 
     classes: tuple[str, ...]
     counts: tuple[int, ...]
     settings: Shard
     identity: str = ""
-    """What else makes the source this one; empty for files, which have checksums."""
+    """What distinguishes the source beside classes and counts; empty for files, which have
+    checksums."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot become a dataset."""
-        held_out = self.settings.val_fraction + self.settings.test_fraction
-        if held_out >= 1:
-            raise RefusedError(
-                f"--shard.val_fraction + --shard.test_fraction = {held_out:g}: leaves nothing to "
-                "train on; below 1 is right, 0.05 each the default"
-            )
+        fractions = self.settings.val_fraction, self.settings.test_fraction
+        if sum(fractions) >= 1:
+            flags = map(flag, ("shard.val_fraction", "shard.test_fraction"), fractions)
+            remedy = "Use a sum below 1; the default is 0.05 each"
+            raise RefusedError(" ".join(flags), None, "nothing is left to train on", remedy)
         if self.settings.block > self.settings.drawings_per_shard:
-            raise RefusedError(
-                f"--shard.block {self.settings.block}: larger than a shard; at most "
-                f"--shard.drawings_per_shard {self.settings.drawings_per_shard} is right"
-            )
+            most = self.settings.drawings_per_shard
+            problem = f"larger than a shard ({flag('shard.drawings_per_shard', most)})"
+            remedy = f"Use {flag('shard.block', most)} at most"
+            raise RefusedError("--shard.block", self.settings.block, problem, remedy)
         for name, count in zip(self.classes, self.counts, strict=True):
             if count == 0:
-                raise RefusedError(f"class {name!r} has no drawings; leave it out")
+                remedy = "List the other classes with --shard.classes"
+                raise RefusedError(f"class {name!r}", None, "the source has no drawings", remedy)
 
     @cached_property
     def drawings(self) -> int:
-        """Drawings of all classes and splits."""
+        """Number of drawings of all classes and splits."""
         return sum(self.counts)
 
     @cached_property
     def groups(self) -> int:
-        """Units of work."""
+        """Number of groups, the units of work."""
         return -(-self.drawings // (self.settings.group_shards * self.settings.drawings_per_shard))
 
     @property
     def fingerprint(self) -> str:
-        """Names this plan in part files: parts of another plan are never mixed in."""
+        """Hash that ties part files to this plan: those of another plan are never merged."""
         settings = self.settings.model_dump(exclude={"classes"})
-        facts = [self.classes, self.counts, settings, *([self.identity] if self.identity else [])]
-        text = json.dumps(facts, sort_keys=True)
+        fields = [self.classes, self.counts, settings, *([self.identity] if self.identity else [])]
+        text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def estimated_bytes(self) -> int:
-        """About what the shards of official drawings take."""
+        """Estimated bytes of all shards, if the drawings compress as official ones do."""
         settings = self.settings
-        return self.drawings * _BYTES_A_DRAWING[settings.layout, settings.compression]
+        return self.drawings * _BYTES_PER_DRAWING[settings.layout, settings.compression]
 
     @property
     def worker_bytes(self) -> int:
-        """About the memory of a process that builds groups: the pixels of one, the split of every
-        drawing, and 200 MB for the interpreter, the reads under way and the shard in hand."""
+        """Estimated memory of a process that builds groups: the pixels of one group, the split of
+        every drawing, and 200 MB for the interpreter, reads in progress and one shard."""
         return -(-self.drawings // self.groups) * PIXELS + self.drawings + 200_000_000
 
     def rows(self, group: int, label: int) -> tuple[int, int]:
-        """The range of a class's rows that a group reads; the ranges tile the file."""
+        """Return the rows [start, stop) of a class that a group reads; the ranges tile the file."""
         count = self.counts[label]
         return group * count // self.groups, (group + 1) * count // self.groups
 
+    def ranges(self, group: int) -> list[tuple[int, int]]:
+        """Return the rows [start, stop) of every class that a group reads."""
+        return [self.rows(group, label) for label in range(len(self.classes))]
+
     def held_out(self, label: int) -> dict[str, int]:
-        """Drawings of a class in val and test: round(fraction * n), at least 1 where n >= 3."""
+        """Return a class's drawings in val and test: round(fraction * n), at least 1 if n >= 3."""
         count = self.counts[label]
         shares = {"val": self.settings.val_fraction, "test": self.settings.test_fraction}
         sizes = {
             split: max(round(share * count), 1 if share > 0 and count >= 3 else 0)
             for split, share in shares.items()
         }
-        # Of a few rows, large shares and 'at least 1' can promise more than there are.
+        # Large fractions and 'at least 1' can add up to more than a few rows.
         return sizes | {"val": min(sizes["val"], count - sizes["test"])}
 
     @cached_property
     def split_of_rows(self) -> tuple[NDArray[np.uint8], ...]:
-        """For every class, (n,) uint8: the index in SPLITS of every row.
+        """Index in SPLITS of every row, (n,) uint8 per class.
 
         Keyed by the class's name, so that a dataset of fewer classes has the same test drawings.
         """
@@ -138,7 +147,7 @@ class Plan:
 
     @cached_property
     def split_sizes(self) -> NDArray[np.int64]:
-        """Drawings of every group and split, (groups, 3)."""
+        """Number of drawings of every group and split, (groups, 3)."""
         sizes = np.zeros((self.groups, len(SPLITS)), np.int64)
         for label, table in enumerate(self.split_of_rows):
             for group in range(self.groups):
@@ -146,50 +155,50 @@ class Plan:
                 sizes[group] += np.bincount(table[start:stop], minlength=len(SPLITS))
         return sizes
 
-    def shards(self, group: int) -> list[ShardPlace]:
-        """The shards that a group becomes, numbered on from those of the groups before it."""
+    def shards(self, group: int) -> list[PlannedShard]:
+        """Return the shards of a group; their numbers continue those of the groups before it."""
         per_group = -(-self.split_sizes // self.settings.drawings_per_shard)
         first = per_group[:group].sum(axis=0)
         return [
-            ShardPlace(split, int(first[s]) + part, part, int(per_group[group, s]))
+            PlannedShard(split, int(first[s]) + index, index, int(per_group[group, s]))
             for s, split in enumerate(SPLITS)
-            for part in range(int(per_group[group, s]))
+            for index in range(int(per_group[group, s]))
         ]
 
     def identities(self, group: int) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
-        """Labels (n,) uint16 and rows (n,) uint32 of a group's drawings, in the order read."""
-        ranges = [self.rows(group, label) for label in range(len(self.classes))]
+        """Return labels, (n,) uint16, and rows, (n,) uint32, of a group in the order read."""
+        ranges = self.ranges(group)
         sizes = [stop - start for start, stop in ranges]
         labels = np.repeat(np.arange(len(ranges), dtype=np.uint16), sizes)
         rows = np.concatenate([np.arange(a, b, dtype=np.uint32) for a, b in ranges])
         return labels, rows
 
-    def members(self, group: int, place: ShardPlace) -> NDArray[np.int64]:
-        """Which of a group's drawings a shard holds and in which order, as indices (n,) into
-        `identities`: the split's drawings of the group, permuted, dealt out evenly."""
-        dealt = _dealt(self, group, place.split)
-        start = place.part * len(dealt) // place.parts
-        stop = (place.part + 1) * len(dealt) // place.parts
-        return dealt[start:stop]
+    def splits(self, group: int) -> NDArray[np.uint8]:
+        """Return the index in SPLITS of every drawing of a group, (n,), in the order read."""
+        tables = zip(self.split_of_rows, self.ranges(group), strict=True)
+        return np.concatenate([table[start:stop] for table, (start, stop) in tables])
+
+    def members(self, group: int, shard: PlannedShard) -> NDArray[np.int64]:
+        """Return a shard's drawings in order, (n,) indices into `identities`: an even slice of the
+        group's drawings of that split, permuted."""
+        order = _permuted(self, group, shard.split)
+        start = shard.index * len(order) // shard.of
+        stop = (shard.index + 1) * len(order) // shard.of
+        return order[start:stop]
 
 
-@lru_cache(maxsize=1)  # the shards of a group's split are asked for one after the other
-def _dealt(plan: Plan, group: int, split: str) -> NDArray[np.int64]:
-    """Which of a group's drawings belong to a split, permuted, as indices into `identities`."""
-    of_split = np.concatenate(
-        [
-            table[slice(*plan.rows(group, label))] == SPLITS.index(split)
-            for label, table in enumerate(plan.split_of_rows)
-        ]
-    ).nonzero()[0]
+@lru_cache(maxsize=1)  # the shards of a group's split are requested in a row
+def _permuted(plan: Plan, group: int, split: str) -> NDArray[np.int64]:
+    """Return a group's drawings of a split, permuted, as indices into `identities`."""
+    of_split = (plan.splits(group) == SPLITS.index(split)).nonzero()[0]
     order = permutation(len(of_split), key64(plan.settings.seed, split, group))
-    dealt = np.asarray(of_split[order])
-    dealt.flags.writeable = False
-    return dealt
+    permuted = np.asarray(of_split[order])
+    permuted.flags.writeable = False
+    return permuted
 
 
 def describe(plan: Plan, processes: int = 1) -> str:
-    """The plan in words, for --dry-run: what a run with so many local processes will do."""
+    """Return the plan in words, for --dry-run, and what a run of `processes` local ones takes."""
     sizes = plan.split_sizes.sum(axis=0)
     shards = [plan.shards(group) for group in range(plan.groups)]
     numbers = {split: sum(p.split == split for g in shards for p in g) for split in SPLITS}

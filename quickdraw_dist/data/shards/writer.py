@@ -1,8 +1,7 @@
-"""Building a dataset: one group at a time, part files as the memory of what is done, then merge."""
+"""Build a dataset group by group; part files record the groups that are done, a merge ends it."""
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -17,11 +16,11 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
 from quickdraw_dist.data.shards import blocks, integrity, manifest
-from quickdraw_dist.data.shards.manifest import BlockEntry, Part, RangeRead, ShardEntry
-from quickdraw_dist.data.shards.plan import SPLITS, Plan, ShardPlace
+from quickdraw_dist.data.shards.manifest import BlockEntry, PartFile, RangeRead, ShardEntry
+from quickdraw_dist.data.shards.plan import SPLITS, Plan, PlannedShard
 
 Progress = Callable[[int], object]
-"""Called with the number of drawings just written."""
+"""Called with the number of drawings or files just finished."""
 
 
 def build_group(
@@ -32,26 +31,32 @@ def build_group(
     memory: Scratch,
     progress: Progress = lambda _: None,
     true_crcs: Sequence[int] | None = None,
-) -> Part:
-    """Read a group's rows into `memory`, publish its shards, then its part file.
+) -> PartFile:
+    """Read a group's rows, publish its shards, then its part file.
 
-    `true_crcs` are the CRC-32C of its ranges, class by class, where they are known already: a
-    range that comes with another one is read again.
+    `memory` holds the pixels. `progress` is called with the drawings of every shard. `true_crcs`
+    are the CRC-32C of the group's ranges, class by class, where they are known: a range that is
+    read with another one is read again.
+
+    Raises:
+        CorruptError: the source is shorter than its header says, or never read as `true_crcs` say.
+        StorageError: the store failed.
     """
     pixels, ranges = read_rows(plan, group, source, memory, true_crcs)
     labels, rows = plan.identities(group)
     shards: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
     per_class = {split: np.zeros(len(plan.classes), np.int64) for split in SPLITS}
     sums = np.zeros(2, np.int64)
-    for place in plan.shards(group):
-        members = plan.members(group, place)
+    for shard in plan.shards(group):
+        members = plan.members(group, shard)
         contents = _blocks(members, plan.settings.block, pixels, labels, rows)
-        entry, pixel_sums = _publish_shard(plan, group, place, contents, dest)
-        shards[place.split].append(entry)
-        per_class[place.split] += np.bincount(labels[members], minlength=len(plan.classes))
-        sums += pixel_sums
+        entry, pixel_sums = _publish_shard(plan, group, shard, contents, dest)
+        shards[shard.split].append(entry)
+        per_class[shard.split] += np.bincount(labels[members], minlength=len(plan.classes))
+        if shard.split == "train":
+            sums += pixel_sums
         progress(len(members))
-    part = Part(
+    part = PartFile(
         fingerprint=plan.fingerprint,
         group=group,
         shards={split: tuple(entries) for split, entries in shards.items()},
@@ -60,7 +65,7 @@ def build_group(
         pixel_square_sum=int(sums[1]),
         ranges=ranges,
     )
-    storage.publish(storage.join(dest, manifest.part_name(group)), manifest.to_json(part))
+    storage.publish(storage.join(dest, manifest.part_file_name(group)), manifest.to_json(part))
     return part
 
 
@@ -71,21 +76,21 @@ def read_rows(
     memory: Scratch,
     true_crcs: Sequence[int] | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[RangeRead, ...]]:
-    """A group's pixels (n, 28, 28), class after class, which lie in `memory`, and the checksum of
-    every range."""
-    slices = [plan.rows(group, label) for label in range(len(plan.classes))]
-    ends = np.cumsum([stop - start for start, stop in slices])
+    """Return a group's pixels, (n, 28, 28) in `memory`, class after class, and the size and
+    checksum of every range read."""
+    ranges = plan.ranges(group)
+    ends = np.cumsum([stop - start for start, stop in ranges])
     pixels = np.frombuffer(memory.view(int(ends[-1]) * PIXELS), np.uint8).reshape(-1, SIDE, SIDE)
 
     def fetch(label: int) -> RangeRead:
-        start, stop = slices[label]
+        start, stop = ranges[label]
         true_crc = None if true_crcs is None else true_crcs[label]
         rows, crc = integrity.read(source, label, start, stop, true_crc)
         pixels[ends[label] - len(rows) : ends[label]] = rows
         return RangeRead(bytes=rows.nbytes, crc32c=crc)
 
     with ThreadPoolExecutor(integrity.READERS) as pool:
-        return pixels, tuple(pool.map(fetch, range(len(slices))))
+        return pixels, tuple(pool.map(fetch, range(len(ranges))))
 
 
 def _blocks(
@@ -95,7 +100,7 @@ def _blocks(
     labels: NDArray[np.uint16],
     rows: NDArray[np.uint32],
 ) -> Iterator[blocks.Block]:
-    """A shard's blocks. Each is overwritten by the next one."""
+    """Yield a shard's blocks; each overwrites the pixels of the one before."""
     buffer = np.empty((size, SIDE, SIDE), np.uint8)
     for start in range(0, len(members), size):
         piece = members[start : start + size]
@@ -105,26 +110,25 @@ def _blocks(
 
 
 def _publish_shard(
-    plan: Plan, group: int, place: ShardPlace, contents: Iterable[blocks.Block], dest: str
+    plan: Plan, group: int, shard: PlannedShard, contents: Iterable[blocks.Block], dest: str
 ) -> tuple[ShardEntry, NDArray[np.int64]]:
-    """Encode and publish one shard; its entry, and for train its pixel sums, for others zeros."""
+    """Encode and publish one shard; return its entry and its pixel sums, (2,)."""
     chunks, entries, offset = [], [], 0
     sums = np.zeros(2, np.int64)
     for number, block in enumerate(contents):
         if plan.settings.layout == "per_drawing":
             data = blocks.encode_per_drawing(block)
         else:
-            key = f"{place.number:06d}-{number:04d}"
+            key = f"{shard.number:06d}-{number:04d}"
             data = blocks.encode(block, key, plan.settings.compression)
         entries.append(BlockEntry(offset, len(data), len(block.labels), block.crc))
         chunks.append(data)
         offset += len(data)
-        if place.split == "train":
-            sums += block.pixel_sums()
+        sums += block.pixel_sums()
     data = b"".join([*chunks, blocks.END_OF_TAR])
-    storage.publish(storage.join(dest, place.name), data)
+    storage.publish(storage.join(dest, shard.name), data)
     entry = ShardEntry(
-        name=place.name,
+        name=shard.name,
         group=group,
         drawings=sum(entry.drawings for entry in entries),
         bytes=len(data),
@@ -134,50 +138,41 @@ def _publish_shard(
     return entry, sums
 
 
-def finished_parts(plan: Plan, dest: str) -> dict[int, Part]:
-    """The parts of all groups that are done and whose shards are all there, by group.
+def finished_groups(plan: Plan, dest: str) -> dict[int, PartFile]:
+    """Return the part files of the groups that are done and whose shards are all stored, by group.
 
     Raises:
-        RefusedError: a part belongs to another plan; the two must not mix in one folder.
+        RefusedError: a part file is of another plan; the two must not mix in one folder.
     """
-    there = {
+    stored = {
         f"{split}/{name}": size
         for split in SPLITS
-        for name, size in _sizes(storage.join(dest, split), ".tar").items()
+        for name, size in manifest.stored_sizes(storage.join(dest, split), ".tar").items()
     }
     done = {}
-    for name in _sizes(storage.join(dest, "parts"), ".json"):
+    for name in manifest.stored_sizes(storage.join(dest, "parts"), ".json"):
         url = storage.join(dest, "parts", name)
         try:
-            part = Part.model_validate_json(storage.read(url))
+            part = PartFile.model_validate_json(storage.read(url))
         except ValidationError:
-            continue  # damaged, or of another release: the group is built again
+            continue  # damaged, or written by another release: the group is built again
         if part.fingerprint != plan.fingerprint:
-            raise RefusedError(
-                f"{url}: belongs to another dataset (other classes, counts or --shard settings). "
-                "Choose another DEST, or empty this one"
-            )
+            problem = "belongs to another dataset (other classes, counts or --shard settings)"
+            raise RefusedError(url, None, problem, "Choose another DEST, or empty this one")
         shards = [shard for entries in part.shards.values() for shard in entries]
-        if all(there.get(shard.name) == shard.bytes for shard in shards):
+        if all(stored.get(shard.name) == shard.bytes for shard in shards):
             done[part.group] = part
     return done
 
 
-def _sizes(folder: str, suffix: str) -> dict[str, int]:
-    try:
-        return storage.sizes(folder, suffix)
-    except FileNotFoundError:
-        return {}
-
-
-def finished_dataset(plan: Plan, dest: str, parts: dict[int, Part]) -> manifest.Manifest | None:
-    """The manifest, if it is there and holds the shards of these parts of all groups."""
+def finished_dataset(plan: Plan, dest: str, parts: dict[int, PartFile]) -> manifest.Manifest | None:
+    """Return the stored manifest if it lists the shards of these part files, one of every group."""
     if len(parts) < plan.groups:
         return None
     try:
         stored = manifest.read(dest)
     except RefusedError:
-        return None  # none yet, or a damaged one: the merge writes it anew
+        return None  # none yet, or a damaged one: the merge writes another
     return stored if stored.splits == manifest.shards_of(parts) else None
 
 
@@ -185,29 +180,30 @@ def merge_if_complete(
     plan: Plan,
     source: Source,
     dest: str,
-    parts: dict[int, Part] | None = None,
+    parts: dict[int, PartFile] | None = None,
     progress: Progress = lambda _: None,
 ) -> manifest.Manifest | None:
-    """Publish the manifest when every group is done; None when some are missing.
+    """Publish the manifest when every group is done; return None when some are missing.
 
-    Groups that read something else than what the source's own checksums vouch for are built
-    again before.
+    Groups that read other bytes than the source's own checksums confirm are built again first.
 
     Args:
-        plan: the dataset's.
-        source: its source.
-        dest: its folder.
-        parts: what `finished_parts` has just given; None to look for them.
+        plan: the plan of the dataset.
+        source: the drawings.
+        dest: the folder of the dataset.
+        parts: what `finished_groups` has just returned; None to list them here.
         progress: called with 1 for every file of the source that was checked.
 
     Raises:
         CorruptError: the source is not what its checksum says, or not the official one.
         StorageError: the store failed.
     """
-    done = dict(finished_parts(plan, dest) if parts is None else parts)
+    done = dict(finished_groups(plan, dest) if parts is None else parts)
     if len(done) < plan.groups:
         return None
-    files, crcs = integrity.check(plan, source, [done[g] for g in range(plan.groups)], progress)
+    files, crcs = integrity.check_source(
+        plan, source, [done[g] for g in range(plan.groups)], progress
+    )
     wrong = [g for g, true in enumerate(crcs) if [r.crc32c for r in done[g].ranges] != true]
     if wrong:
         print(f"source: building {len(wrong)} of {plan.groups} groups again", file=sys.stderr)
@@ -228,21 +224,21 @@ def _start_worker(plan: Plan, source: Source, dest: str) -> None:
     global _worker
     process.survive_lost_output()
     process.die_with_parent()
-    gc.freeze()  # what was imported stays: collections need not look at it again and again
     _worker = (plan, source, dest, Scratch())
 
 
 def _build_in_worker(group: int) -> int:
     assert _worker is not None, "the pool starts every worker with _start_worker"
     plan, source, dest, memory = _worker
-    build_group(plan, group, source, dest, memory)
+    with process.manual_garbage_collection():
+        build_group(plan, group, source, dest, memory)
     return sum(plan.split_sizes[group])
 
 
 def build(
     plan: Plan, groups: list[int], source: Source, dest: str, processes: int, progress: Progress
 ) -> None:
-    """Build groups in a pool of local processes, or in this one when that is enough."""
+    """Build groups in a pool of local processes, or in this one where one is enough."""
     if processes <= 1 or len(groups) <= 1:
         memory = Scratch()
         with process.manual_garbage_collection():  # an automatic one would traverse every import

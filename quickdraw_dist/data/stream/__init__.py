@@ -1,1 +1,1 @@
-"""Reading a dataset: which drawing at which step, the node cache, the loader."""
+"""From shards to batches on the device: node cache, reader, ring, loaders."""

@@ -1,4 +1,4 @@
-"""What a loader hands over: one rank's part of one global batch."""
+"""The batch that every loader yields: one rank's share of one global batch."""
 
 from __future__ import annotations
 
@@ -8,32 +8,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
+from quickdraw_dist.data.drawings.drawing import SIDE
 
 
 @dataclass
 class Batch:
-    """A rank's part of one global batch, valid until the next but one is asked for: what copies to
-    a device is one batch ahead of its use."""
+    """Drawings, labels and rows of one step, n drawings.
+
+    A training loader reuses the memory: see Ownership in `stream/ring.py`. Valid until two more
+    batches have been requested, as the copy to the device runs one batch ahead of the step.
+    """
 
     step: int  # in the epoch
     drawings: torch.Tensor  # (n, 28, 28) uint8, pinned when asked for
     labels: torch.Tensor  # (n,) int64
     rows: NDArray[np.uint32]  # (n,): with the labels, the drawings' identities
-    copied: torch.cuda.Event | None = None  # set by who copies asynchronously: done reading
+    copied: torch.cuda.Event | None = None  # set by an asynchronous consumer: done reading
 
 
-def batch_bytes(count: int, pin: bool) -> int:
-    """What drawings, labels and rows of a batch of `count` take."""
-    sizes = [count * PIXELS, count * 8]
-    if pin:  # torch rounds each array up to a power of two
-        sizes = [1 << (size - 1).bit_length() for size in sizes]
-    return sum(sizes) + count * 4
-
-
-def room(count: int, pin: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tensors for `count` drawings and their labels."""
-    if not pin:  # numpy asks the system for huge pages, which rows all over the place profit from
+def allocate(count: int, pin: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return uninitialised drawings (count, 28, 28) uint8 and labels (count,) int64, in pinned
+    memory if `pin`, for asynchronous copies to a CUDA device."""
+    if not pin:  # numpy requests huge pages, which speed up writes at scattered addresses
         drawings = torch.from_numpy(np.empty((count, SIDE, SIDE), np.uint8))
         return drawings, torch.empty(count, dtype=torch.int64)
     return (

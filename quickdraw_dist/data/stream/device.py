@@ -1,4 +1,4 @@
-"""Batches on the device: CUDA copies run on a stream of their own, one batch ahead."""
+"""Batches on the device: CUDA copies run on a stream of their own, one batch ahead of the step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
 from quickdraw_dist.data.stream.batch import Batch
 
@@ -22,37 +22,42 @@ class DeviceBatch:
 
 
 def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[DeviceBatch]:
-    """Move every batch; the current stream may use it when it is yielded."""
-    timer = DeviceTimer(device, telemetry.HOST_TO_DEVICE_SECONDS.inc)
+    """Yield every batch on the device, ready for the current stream.
+
+    On CUDA the next batch is requested and its copy started before a batch is yielded, which is one
+    of the two batches in use that Ownership in `stream/ring.py` allows.
+    """
+    timer = DeviceTimer(device, metrics.HOST_TO_DEVICE_SECONDS.inc)
     if device.type != "cuda":
         for batch in batches:
             with timer:
-                there = DeviceBatch(batch, batch.drawings.to(device), batch.labels.to(device))
-            yield there
+                moved = DeviceBatch(batch, batch.drawings.to(device), batch.labels.to(device))
+            yield moved
         return
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    waiting: DeviceBatch | None = None
+    previous: DeviceBatch | None = None
     for batch in batches:
         with torch.cuda.stream(copies):
             with timer:
-                ahead = DeviceBatch(
+                copying = DeviceBatch(
                     batch,
                     batch.drawings.to(device, non_blocking=True),
                     batch.labels.to(device, non_blocking=True),
                 )
-            batch.copied = copies.record_event()  # until then the loader leaves its buffer alone
-        if waiting is not None:
-            yield _arrived(waiting)
-        waiting = ahead
-    if waiting is not None:
-        yield _arrived(waiting)
+            batch.copied = copies.record_event()
+        if previous is not None:
+            yield _arrived(previous)
+        previous = copying
+    if previous is not None:
+        yield _arrived(previous)
 
 
 def _arrived(batch: DeviceBatch) -> DeviceBatch:
-    assert batch.host.copied is not None, "on_device records the event before it hands out"
+    """Make the current stream wait for the copy."""
+    assert batch.host.copied is not None, "on_device records the event with every copy"
     current = torch.cuda.current_stream()
     current.wait_event(batch.host.copied)
-    # The allocator must not hand this memory out again while the step still reads it.
+    # The allocator must not reuse this memory while the step still reads it.
     batch.drawings.record_stream(current)
     batch.labels.record_stream(current)
     return batch

@@ -1,63 +1,48 @@
-"""Evaluation: a rank's contiguous part of a split, every drawing exactly once."""
+"""Batches of a split for evaluation: a rank's contiguous range, every drawing exactly once."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quickdraw_dist.data.order.order import Piece, sequential
-from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream.batch import Batch, room
+from quickdraw_dist.data.order.order import evaluation_pieces
+from quickdraw_dist.data.stream.batch import Batch, allocate
+from quickdraw_dist.data.stream.prefetch import decoding_threads, map_ahead
 from quickdraw_dist.data.stream.reader import SplitReader
 
 
 def evaluation_batches(
     reader: SplitReader, *, rank: int, world_size: int, batch: int, threads: int
 ) -> Iterator[Batch]:
-    """A rank's part of a split in batches of `batch` drawings, the last one of what is left.
+    """Yield a rank's range of a split in batches of `batch` drawings, the last one shorter.
+
+    Every batch has memory of its own.
 
     Raises:
-        CorruptError, StorageError: from a block that could not be read; never skipped.
+        CorruptError, StorageError: a block could not be read; none is skipped.
     """
-    pieces = sequential(reader.block_counts, rank, world_size)
+    pieces = evaluation_pieces(reader.block_counts, rank, world_size)
     left = sum(len(piece) for piece in pieces)
     number, filled = 0, 0
-    drawings, labels, rows = _room(min(batch, left))
-    for block in _decoded(reader, pieces, threads):
-        done = 0
-        while done < len(block.labels):
-            step = min(len(labels) - filled, len(block.labels) - done)
-            into, part = slice(filled, filled + step), block.part(done, done + step)
-            drawings.numpy()[into] = part.drawings
-            labels.numpy()[into] = part.labels
-            rows[into] = part.rows
-            done, filled, left = done + step, filled + step, left - step
-            if filled == len(labels):
-                yield Batch(number, drawings, labels, rows)
-                number, filled = number + 1, 0
-                drawings, labels, rows = _room(min(batch, left))
+    drawings, labels, rows = _allocate(min(batch, left))
+    with decoding_threads(threads, None) as pool:
+        for block in map_ahead(pool, reader.piece, pieces, 2 * threads):
+            done = 0
+            while done < len(block.labels):
+                count = min(len(labels) - filled, len(block.labels) - done)
+                target, source = slice(filled, filled + count), block.slice(done, done + count)
+                drawings.numpy()[target] = source.drawings
+                labels.numpy()[target] = source.labels
+                rows[target] = source.rows
+                done, filled, left = done + count, filled + count, left - count
+                if filled == len(labels):
+                    yield Batch(number, drawings, labels, rows)
+                    number, filled = number + 1, 0
+                    drawings, labels, rows = _allocate(min(batch, left))
 
 
-def _room(count: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
-    return *room(count, pin=False), np.empty(count, np.uint32)
-
-
-def _decoded(reader: SplitReader, pieces: list[Piece], threads: int) -> Iterator[Block]:
-    """Every piece, decoded by threads a little ahead."""
-
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    ahead: deque[Future[Block]] = deque()
-    try:
-        for piece in pieces:
-            ahead.append(pool.submit(reader.piece, piece))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _allocate(count: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
+    return *allocate(count, pin=False), np.empty(count, np.uint32)

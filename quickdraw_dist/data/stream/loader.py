@@ -1,113 +1,99 @@
-"""Batches in the order of `order.py`: threads decode windows into coming batches.
+"""The streaming loader: threads decode windows of the order into a ring of coming batches.
 
-Threads and no worker processes: reading, decompressing and copying release the interpreter lock,
-a batch needs no transport, and nothing is forked under a store client.
+Threads, not worker processes: reading, decompressing and copying release the interpreter lock, a
+batch needs no transport, and nothing is forked under a store client.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
 
 import numpy as np
 
 from quickdraw_dist.base.storage import Scratch
-from quickdraw_dist.data.order.memory import HELD, LoaderMemory
+from quickdraw_dist.data.order.memory import BATCHES_IN_USE, LoaderMemory
 from quickdraw_dist.data.order.order import Order, Piece
-from quickdraw_dist.data.order.schedule import Need, Places, schedule
+from quickdraw_dist.data.order.schedule import ScheduledWindow, schedule
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.batch import Batch
-from quickdraw_dist.data.stream.prefetch import ShardsAhead
-from quickdraw_dist.data.stream.ring import Ring
+from quickdraw_dist.data.stream.prefetch import ShardPrefetch, decoding_threads
+from quickdraw_dist.data.stream.ring import Ring, RingIndex
 
 
 class TrainLoader:
-    """A rank's batches of any epoch, from any step on, made of pieces that `read` gives."""
+    """Yields a rank's batches of any epoch, from any step on. One loader serves a whole run."""
 
     def __init__(
-        self, read: Callable[[Piece, Scratch], Block], order: Order, part: tuple[int, int],
+        self, read: Callable[[Piece, Scratch], Block], order: Order, share: Share,
         memory: LoaderMemory, *, pin: bool,
-        ahead: Callable[[Iterable[int]], ShardsAhead] | None = None,
+        prefetch: Callable[[Iterable[int]], ShardPrefetch] | None = None,
     ) -> None:  # fmt: skip
-        """`part` is the rank's of every global batch, `pin` is for CUDA; `ahead`, if shards are
-        fetched, what fetches those of an epoch."""
-        self.order, self.part = order, part
-        self._read, self._memory, self._ahead = read, memory, ahead
-        start, stop = part
+        """Allocate the ring, pinned for CUDA if `pin`. Any thread calls `read`; `prefetch` opens
+        the prefetch of an epoch's shards, None if nothing is fetched."""
+        self.order, self.share = order, share
+        self._read, self._memory, self._prefetch = read, memory, prefetch
         # Kept from epoch to epoch.
-        self._ring = Ring(memory.batches, stop - start, pin)
-        self._places = Places(order, start, stop, memory.batches)
+        self._ring = Ring(memory.batches, share.drawings, pin)
+        self._ring_index = RingIndex(order, share, memory.batches)
         self._scratch = Scratch()
-        self._in_use: deque[Batch] = deque()  # handed out, and maybe on their way to the device
+        self._in_use: deque[Batch] = deque()
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
-        """Batches from `first_step` to the end of an epoch.
+        """Yield the batches from `first_step` to the end of an epoch.
+
+        Their memory is reused: see Ownership in `stream/ring.py`.
 
         Raises:
-            CorruptError, StorageError: from the shard that could not be read; never skipped.
+            CorruptError, StorageError: a shard could not be read; none is skipped.
         """
-        self._let_go(keep=0)  # of the epoch before
-        waiting = deque(schedule(self.order, epoch, first_step, *self.part))
-        filling: deque[tuple[int, Future[None]]] = deque()
-        with self._threads(waiting, first_step) as begin:
+        self._release(keep=0)  # batches of the epoch before
+        waiting = deque(schedule(self.order, self.share, epoch, first_step))
+        decoding: deque[tuple[int, Future[None]]] = deque()
+        shards = None
+        if self._prefetch is not None and waiting:
+            shards = self._prefetch(piece.shard for it in waiting for piece in it.window.pieces)
+        with decoding_threads(self._memory.threads, shards) as pool:
             for step in range(first_step, self.order.steps):
-                self._let_go(keep=HELD - 1)
-                last = step - HELD + self._ring.steps  # lies where no batch in use does
+                self._release(keep=BATCHES_IN_USE - 1)
+                last = step - BATCHES_IN_USE + self._ring.steps  # reuses the slot just released
                 while waiting and waiting[0].last_step <= last:
-                    need = waiting.popleft()
-                    filling.append((need.first_step, begin(need)))
-                while filling and filling[0][0] <= step:
-                    filling.popleft()[1].result()
+                    scheduled = waiting.popleft()
+                    if shards is not None:
+                        for piece in scheduled.window.pieces:
+                            shards.reach(piece.shard)
+                    future = pool.submit(self._decode, scheduled, first_step, shards)
+                    decoding.append((scheduled.first_step, future))
+                while decoding and decoding[0][0] <= step:
+                    decoding.popleft()[1].result()
                 self._in_use.append(Batch(step, *self._ring.batch(step)))
                 yield self._in_use[-1]
 
-    def _let_go(self, keep: int) -> None:
-        """Batches but the last `keep` have been used: others may be made where they are."""
+    def _release(self, keep: int) -> None:
+        """Release all but the last `keep` batches; their ring slots may be overwritten."""
         while len(self._in_use) > keep:
             if (copied := self._in_use.popleft().copied) is not None:
                 copied.synchronize()  # the device may still be reading it
 
-    @contextlib.contextmanager
-    def _threads(
-        self, needs: Collection[Need], first_step: int
-    ) -> Iterator[Callable[[Need], Future[None]]]:
-        """What has a window decoded by a thread; all threads have ended when this is left, and
-        nothing writes into the ring any more."""
-        ahead = None
-        if self._ahead is not None and needs:
-            ahead = self._ahead(piece.shard for need in needs for piece in need.window.pieces)
-        pool = ThreadPoolExecutor(self._memory.threads, thread_name_prefix="decode")
-
-        def begin(need: Need) -> Future[None]:
-            if ahead is not None:
-                for piece in need.window.pieces:
-                    ahead.reach(piece.shard)
-            return pool.submit(self._fill, need, first_step, ahead)
-
-        try:
-            yield begin
-        finally:
-            if ahead is not None:
-                ahead.close()
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _fill(self, need: Need, first_step: int, ahead: ShardsAhead | None) -> None:
-        """Decode a window into its batches, a task of its own: one a block wakes threads four
-        times as often. A lane that begins or ends inside a block decodes all of it."""
-        places, at = self._places.of(need, first_step), 0
+    def _decode(
+        self, scheduled: ScheduledWindow, first_step: int, shards: ShardPrefetch | None
+    ) -> None:
+        """Decode a window into the ring. One task per window: one per block would wake threads
+        four times as often."""
+        indices, at = self._ring_index.of(scheduled, first_step), 0
         labels, rows = [], []
-        for piece in need.window.pieces:
-            if ahead is not None:
-                ahead.wait(piece.shard)
+        for piece in scheduled.window.pieces:
+            if shards is not None:
+                shards.wait(piece.shard)
             block = self._read(piece, self._scratch)
-            self._ring.put_drawings(places[at : at + len(piece)], block.drawings)
-            labels.append(block.labels.tobytes())  # which is lent
+            self._ring.put_drawings(indices[at : at + len(piece)], block.drawings)
+            labels.append(block.labels.tobytes())  # a copy: the next read reuses the scratch
             rows.append(block.rows.tobytes())
             at += len(piece)
         self._ring.put_identities(
-            places,
+            indices,
             np.frombuffer(b"".join(labels), np.uint16),
             np.frombuffer(b"".join(rows), np.uint32),
         )

@@ -20,7 +20,7 @@ from quickdraw_dist.base.gcs import http
 from quickdraw_dist.base.gcs.http import Client
 from quickdraw_dist.base.gcs.request import Timeouts
 from quickdraw_dist.base.gcs.store import stored_crc32c
-from tests.conftest import Store
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 
 TIMEOUTS = Timeouts(10.0, 30.0, 10_000)

@@ -1,36 +1,30 @@
-"""A whole shard and train run against a store that fails one request in five: the same bytes, the
-same order and the same weights as without faults. And what happens when every request fails."""
+"""Sharding and training against a store that fails one request in five give the same bytes, order
+and weights as without faults. When every request fails, both end with a clear error."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 from jobs import shard, verify
 from quickdraw_dist import train
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, StorageError
-from quickdraw_dist.base.process import processors
 from quickdraw_dist.base.telemetry import metrics as telemetry
-from tests.conftest import Store, use_store
 from tests.support import runs
 from tests.support.gcs.fault_proxy import FAULTS, STATUSES, FaultProxy
+from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import GcsServer, Request
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.data.datasets import Dataset
 
 SOURCE, DATASET = "gs://bucket/source", "gs://bucket/dataset"
 SIZES = ["--shard.drawings_per_shard", "320", "--shard.block", "64", "--shard.group_shards", "2"]
@@ -38,7 +32,7 @@ SHARD = ["--source", SOURCE, "--dest", DATASET, "--processes", "1", *SIZES]
 TRAIN = ["--train.epochs", "1", "--train.global_batch", "96", "--train.device", "cpu"]
 TRAIN += ["--model.width", "4", "--metrics.port", "0", *runs.NO_PAGE]
 
-CORES = str(processors())
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RETRIES = {
     "429": {"429"},
@@ -51,16 +45,16 @@ RETRIES = {
     "flip": {"checksum"},
     "trickle": set[str](),
 }
-"""What each fault is counted as."""
+"""The kinds of retries that each fault is counted as."""
 
 
 def train_into(output: str, *more: str) -> int:
-    """This process is the only rank; returns the exit code."""
+    """Train in this process; returns the exit code."""
     return train.main(["--data", DATASET, "--output", output, *TRAIN, *more])
 
 
 def whole_run(cache: Path) -> None:
-    """Shard; prove; train from whole shards in a cache, and from ranges of shards without one."""
+    """Shard, verify, and train twice: from a cache of whole shards and from ranges without one."""
     shard.main(SHARD)
     verify.main([DATASET, "--source", SOURCE])
     assert train_into("gs://bucket/cached", "--stream.cache_folder", str(cache)) == 0
@@ -69,7 +63,7 @@ def whole_run(cache: Path) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """What a whole run leaves, as the server itself has it."""
+    """What a whole run has written, read from the server's memory."""
 
     dataset: dict[str, bytes] = field(repr=False)
     weights: list[str]  # checksums of those of the two trainings
@@ -90,23 +84,13 @@ class Result:
         )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_core() -> Iterator[None]:
-    """Threads of torch that wait for each other spin: next to other tests that costs tenfold."""
-    before = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quickdraw_dist.distributed.ranks.processors", lambda: 1)
-        yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def without_faults(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """What every run of this module has to leave."""
+    """The result that every run of this module must have."""
     with GcsServer() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", server.url)
         server.gcs.store.create_bucket("bucket")
-        Store(server, []).upload(dataset.source.url, SOURCE)
+        Store(server).upload(dataset.source.url, SOURCE)
         whole_run(tmp_path_factory.mktemp("cache"))
         return Result.of(server)
 
@@ -119,13 +103,16 @@ def bucket(store: Store, dataset: Dataset) -> Store:
 
 
 def retries() -> dict[str, float]:
-    """Repeated requests so far, by kind."""
+    """Count the repeated requests of this process by kind."""
     families = telemetry.STORE_RETRIES.collect()
     samples = (sample for family in families for sample in family.samples)
     return {sample.labels["kind"]: sample.value for sample in samples}
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, "all of them"])
+ALONE = [pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS]
+
+
+@pytest.mark.parametrize("fault", [*ALONE, "all of them"])
 def test_one_request_in_five(
     bucket: Store,
     without_faults: Result,
@@ -133,10 +120,10 @@ def test_one_request_in_five(
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:
-    """Weeks of bad luck in one run: nothing of it is in the result, all of it in the metrics."""
+    """A run whose requests fail leaves the same bytes as any other and counts the failures."""
     faults = [fault] if fault in FAULTS else FAULTS
     if "stall" in faults:
-        monkeypatch.setattr(storage, "STALL_SECONDS", 0.3)
+        monkeypatch.setattr(storage, "STALL_SECONDS", 0.15)
     before = retries()
     with FaultProxy(bucket.server.url, faults) as proxy:
         use_store(proxy.url)
@@ -151,7 +138,7 @@ def test_one_request_in_five(
     due = set[str]().union(*(RETRIES[fault] for fault in faults))
     if len(faults) == 1:
         assert counted == due
-    else:  # what a kept connection has lost, aiohttp itself sends once more, uploads aside
+    else:  # aiohttp itself repeats what a closed connection has lost, uploads excepted
         assert counted >= due - {"connection"}
 
 
@@ -163,12 +150,12 @@ ALWAYS = {
     "short": "(short|checksum): ",
     "flip": "checksum: ",
 }
-"""What a run says when the same fault meets all of its requests."""
+"""How the error reads when a fault hits every request."""
 
 
 @pytest.fixture
 def few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives up sooner than a user would want."""
+    """Requests are tried three times instead of six."""
     monkeypatch.setattr(storage, "ATTEMPTS", 3)
 
 
@@ -181,7 +168,7 @@ def test_every_request(
     capsys: pytest.CaptureFixture[str],
     fault: str,
 ) -> None:
-    """Both commands end within the bound, naming object and cause; nothing half-made is left."""
+    """Both commands end after three tries, name object and cause, and leave nothing half-made."""
     if fault == "stall":
         monkeypatch.setattr(storage, "STALL_SECONDS", 0.3)
     with FaultProxy(bucket.server.url, [fault], share=1.0) as proxy:
@@ -206,8 +193,8 @@ def test_every_request(
 def test_a_store_that_goes_away_in_the_middle(
     bucket: Store, without_faults: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A thread far from the loop meets it; the run still ends with the name of the shard, and the
-    same command later gives what an undisturbed run gives."""
+    """The error occurs in a thread of the loader; the run still ends with the name of the shard,
+    and the same command later ends like any other run."""
     for name, data in without_faults.dataset.items():
         bucket.server.gcs.store.insert("bucket", {"name": name}, memoryview(data), {})
     no_cache = ["--stream.cache_bytes", "0"]
@@ -230,34 +217,21 @@ def test_a_store_that_goes_away_in_the_middle(
     assert result.weights == without_faults.weights[1:]
 
 
-def start(*command: str) -> subprocess.Popen[str]:
-    """A command as a user types it, its lines readable one by one."""
-    one_thread = {"LOCAL_WORLD_SIZE": CORES}  # as if the node's cores were shared out; see above
-    return subprocess.Popen(
-        [sys.executable, "-m", *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | one_thread,
-    )
-
-
 @pytest.mark.slow
 def test_all_commands_on_a_store(bucket: Store, without_faults: Result, tmp_path: Path) -> None:
-    """Source, dataset and run in gs://, each command a process of its own, and one killed."""
-    said = runs.finish(start("jobs.shard", *SHARD))
+    """Source, dataset and run are in gs://; each command is a process, one of them killed."""
+    said = runs.finish(runs.start(runs.ALONE, SHARD, "jobs.shard"))
     assert f"{DATASET}/manifest.json: complete" in said
-    said = runs.finish(start("jobs.verify", DATASET, "--source", SOURCE))
+    proof = [DATASET, "--source", SOURCE]
+    said = runs.finish(runs.start(runs.ALONE, proof, "jobs.verify"))
     assert "every pixel equal to the source's" in said
     settings = ["--data", DATASET, "--output", "gs://bucket/run", *TRAIN]
-    settings += ["--checkpoint.every_drawings", "192", "--train.log_every", "1"]
+    settings += ["--checkpoint.every_drawings", "192"]
     settings += ["--stream.cache_folder", str(tmp_path)]
-    killed = start("quickdraw_dist.train", *settings)
-    assert killed.stdout is not None
-    assert any("step 9/18" in line for line in killed.stdout)
-    killed.send_signal(signal.SIGKILL)
+    killed = runs.start_with_fault(runs.ALONE, settings, step=9, phase="data wait", action="kill")
     killed.communicate()
-    assert "resumed" in runs.finish(start("quickdraw_dist.train", *settings))
+    assert killed.returncode == -signal.SIGKILL
+    assert "resumed" in runs.finish(runs.start(runs.ALONE, settings))
     result = Result.of(bucket.server)
     assert result.dataset == without_faults.dataset
     assert result.order_digests[-1] == without_faults.order_digests[0]

@@ -9,7 +9,7 @@ import pytest
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import ChangedError
 from tests.base.conftest import metric, sum_of
-from tests.conftest import Store
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 
 URL = "gs://bucket/some/x.tar"

@@ -1,43 +1,27 @@
-"""Goodput of a run that is killed, lies there and is started again: no second is lost."""
+"""Goodput of a run that is killed and started again accounts for every second."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 
 from jobs import shard
-from quickdraw_dist import train
-from quickdraw_dist.distributed.exits import leave
-from quickdraw_dist.run.progress import ProgressLog
 from tests.support import runs
 
 BATCH = 64
 
 
-def life(arguments: list[str], dies_after: int | None) -> None:
-    """The training command in this process; SIGKILL as soon as a step's progress was shown."""
-    training = ProgressLog.log_training
-
-    def show_and_die(log: ProgressLog, position: object, *rest: object) -> None:
-        training(log, position, *rest)  # type: ignore[arg-type]
-        if position.total_steps == dies_after:  # type: ignore[attr-defined]
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    ProgressLog.log_training = show_and_die  # type: ignore[assignment]
-    leave(train.main(arguments))
-
-
+@pytest.mark.slow
 def test_causes_add_up_to_the_wall_over_restarts(
     tmp_path: Path, processes: ForkServerContext
 ) -> None:
-    """Killed before the first checkpoint and after it, then let run to the end. The causes are the
-    time since the first start within 1 %, and what was lost stands under restart."""
+    """A run is killed before the first checkpoint and after it, then runs to its end: the causes
+    add up to the time since the first start within 1 %, and lost time is charged to restart."""
     data, output = tmp_path / "shards", tmp_path / "run"
     source = ["--source", "synthetic:?classes=4&per_class=100&seed=3", "--processes", "1"]
     shard.main([*source, "--dest", str(data), "--shard.block", "64"])
@@ -47,12 +31,15 @@ def test_causes_add_up_to_the_wall_over_restarts(
     settings += ["--model.width", "4", "--metrics.port", "0", "--train.device", "cpu"]
     settings += runs.NO_PAGE
     before, starts = time.time(), []
-    for dies_after, code in ((2, -signal.SIGKILL), (4, -signal.SIGKILL), (None, 0)):
-        process = processes.Process(target=life, args=(settings, dies_after))
-        process.start()
-        process.join()
-        assert process.exitcode == code
-        records = [json.loads(line) for line in (output / "metrics.jsonl").open()]
+    saved = output / "checkpoints" / "step-000000003" / "meta.json"
+    lives: list[Callable[[], object]] = [
+        lambda: runs.kill_forked(processes, 1, settings, step=2),
+        lambda: runs.kill_forked(processes, 1, settings, step=4, after=saved),
+        lambda: runs.run_forked(processes, 1, settings),
+    ]
+    for live in lives:
+        live()
+        records = runs.records(output)
         starts.append([(r["step"], r["time"]) for r in records if r["kind"] == "start"])
     assert [step for step, _ in starts[-1]] == [0, 0, 3]
     assert starts[-1][:2] == starts[1]  # what a start wrote stays
@@ -66,8 +53,8 @@ def test_causes_add_up_to_the_wall_over_restarts(
     assert sum(seconds.values()) == pytest.approx(end["time"] - first, rel=0.01)
     meta = json.loads((max((output / "checkpoints").iterdir()) / "meta.json").read_text())
     assert meta["restarts"] == 2
-    saved = json.loads((output / "checkpoints" / "step-000000003" / "meta.json").read_text())
-    assert saved["restarts"] == 1
+    second_life = json.loads(saved.read_text())
+    assert second_life["restarts"] == 1
     # All of the first life, and the second from its checkpoint on.
-    assert seconds["restart"] >= second - first + third - saved["goodput"]["until"]
+    assert seconds["restart"] >= second - first + third - second_life["goodput"]["until"]
     assert min(seconds[cause] for cause in ("train", "evaluation", "checkpoint", "compile")) > 0

@@ -15,37 +15,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.metrics import REGISTRY
+from tests.cluster.support.metric_units import UNITS
 
 # -- exposition ------------------------------------------------------------------------------------
-
-
-OF_THE_DESIGN = {
-    "drawings": "",
-    "steps": "",
-    "skipped_steps": "",
-    "restarts": "",
-    "epoch": "",
-    "loss": "",
-    "learning_rate": "",
-    "gradient_norm": "",
-    "step_seconds": "seconds",
-    "data_wait_seconds": "seconds",
-    "host_to_device_seconds": "seconds",
-    "store_requests": "",
-    "store_bytes": "bytes",
-    "store_retries": "",
-    "store_errors": "",
-    "cache_hits": "",
-    "cache_bytes": "bytes",
-    "checkpoint_seconds": "seconds",
-    "checkpoint_pause_seconds": "seconds",
-    "checkpoint_failures": "",
-    "last_step_timestamp_seconds": "seconds",
-    "device_memory_bytes": "bytes",
-    "evaluation_accuracy_ratio": "ratio",
-    "goodput_seconds": "seconds",
-}
-"""Metrics and units that dashboards and alerts are written against."""
 
 
 def families() -> dict[str, Metric]:
@@ -57,7 +29,7 @@ def families() -> dict[str, Metric]:
 def test_every_metric_has_a_help_and_a_unit() -> None:
     """By the conventions: prefix, a sentence of help, base units that the name ends in."""
     found = families()
-    assert OF_THE_DESIGN.items() <= {name: family.unit for name, family in found.items()}.items()
+    assert UNITS.items() <= {name: family.unit for name, family in found.items()}.items()
     for name, family in found.items():
         assert family.name.startswith("quickdraw_")
         assert family.documentation.endswith("."), f"{name} has no sentence of help"

@@ -1,4 +1,4 @@
-"""What docs and headers tell a reader to type, as far as it goes without a cloud."""
+"""The commands in docs and headers, as far as they can run without a cloud."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TEXTS = [
 
 
 def blocks(words: str) -> list[str]:
-    """The page's blocks of commands that have these words."""
+    """Return the page's blocks of commands that contain these words."""
     return [block for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) if words in block]
 
 
 def test_one_edit_fills_in_all_placeholders(tmp_path: Path) -> None:
-    """Step 6 as it stands in the page, on a copy."""
+    """Runs step 6 of the page on a copy."""
     for folder in ("k8s", "overlays"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (edit,) = blocks("sed -i")
@@ -40,8 +40,8 @@ def test_one_edit_fills_in_all_placeholders(tmp_path: Path) -> None:
     assert "image: europe-west4-docker.pkg.dev/one-2/quickdraw/jobs:0.1.0\n" in text
 
 
-def test_what_commands_name_is_there() -> None:
-    """Files, folders, Jobs and labels."""
+def test_names_in_commands_exist() -> None:
+    """Files, folders, Jobs and labels that the commands name exist."""
     objects = [o for source in [*PLAIN, *OVERLAYS] for o in load(source)]
     jobs = {job.name for job in workloads(objects)}
     sets = {o["metadata"]["name"] for o in objects if o["kind"] == "JobSet"}
@@ -56,8 +56,8 @@ def test_what_commands_name_is_there() -> None:
 
 @pytest.mark.parametrize("component", ["shard", "train", "evaluate"])
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_step_is_chosen_by_its_label(overlay: str, component: str) -> None:
-    """`kubectl apply -k ... -l` takes what the step needs, and no Job of another one."""
+def test_a_label_selects_a_step(overlay: str, component: str) -> None:
+    """`kubectl apply -k ... -l` applies what the step needs and no Job of another step."""
     chosen = [o for o in load(overlay)
               if o["metadata"]["labels"]["app.kubernetes.io/component"] == component]  # fmt: skip
     names = {job.name for job in workloads(chosen)}

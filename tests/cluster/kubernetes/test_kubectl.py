@@ -1,5 +1,5 @@
-"""What kubectl itself makes of the commands in the headers: what it sends, to something that keeps
-it. Whether a server would take it, the schemas say (test_k8s.py)."""
+"""What kubectl sends for the commands in the headers, to a server that keeps objects unchecked.
+Whether a real server would accept them is tested by test_manifests.py."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.cluster.support.manifests import OVERLAYS, PLAIN, ROOT, load
 
 
 class Kubectl:
-    """kubectl with a server."""
+    """kubectl with the address of a server."""
 
     def __init__(self, url: str, objects: Objects, home: Path) -> None:
         self.url, self.objects, self.home = url, objects, home
 
     def __call__(self, *arguments: str) -> str:
-        """Run it in the repository's folder; it must succeed."""
+        """Run kubectl in the repository's folder; it must succeed."""
         options = [f"--server={self.url}", f"--cache-dir={self.home}", "--kubeconfig=/dev/null"]
         done = subprocess.run(
             ["kubectl", *options, *arguments], cwd=ROOT, capture_output=True, text=True
@@ -50,7 +50,7 @@ def test_apply_and_delete_a_plain_file(source: str, kubectl: Kubectl) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_apply_an_overlay_step_by_step(overlay: str, kubectl: Kubectl) -> None:
-    """The label chooses the Jobs of a step; sharding's second Job waits until it is told to go."""
+    """A label selects the Jobs of a step; the second Job of sharding starts suspended."""
 
     def jobs() -> set[str]:
         return {name for kind, name in kubectl.objects if kind == "Job"}

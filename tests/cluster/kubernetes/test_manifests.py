@@ -1,4 +1,4 @@
-"""The manifests without a cluster: the API's schemas, and what only a server would check."""
+"""The manifests without a cluster: by the API's schemas and by rules that only a server checks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ JOBS = [
 
 
 def check(found: Object, version: str) -> None:
-    """Raises what the API server of that version would refuse by its schema."""
+    """Raise an error for what the API server of a version would refuse by its schema."""
     if found["kind"] not in CUSTOM:
         kubernetes_validate.validate(found, version, strict=True)
         return
@@ -64,8 +64,8 @@ def test_valid_in_the_schemas_of_the_api(source: str, version: str) -> None:
 
 @pytest.mark.parametrize("source", ["train.yaml", "train-jobset.yaml"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_misspelt_fields_are_not(source: str, version: str) -> None:
-    """So the test above can fail, inside a JobSet, too."""
+def test_misspelt_fields_are_invalid(source: str, version: str) -> None:
+    """The test above can fail, also for fields inside a JobSet."""
     job = next(o for o in load(source) if o["kind"] in ("Job", "JobSet"))
     for path in (["spec"], ["spec", "template", "spec"]):
         broken = copy.deepcopy(job)
@@ -107,7 +107,7 @@ def test_names_are_unique_and_valid(source: str) -> None:
 
 
 @pytest.mark.parametrize(("source", "job"), JOBS)
-def test_what_a_pod_refers_to_is_there(source: str, job: Workload) -> None:
+def test_references_of_a_pod_resolve(source: str, job: Workload) -> None:
     objects = load(source)
     pod = job.pod
     find(objects, "ServiceAccount", pod["serviceAccountName"])
@@ -142,7 +142,7 @@ def test_what_a_pod_refers_to_is_there(source: str, job: Workload) -> None:
 
 @pytest.mark.parametrize(("source", "job"), JOBS)
 def test_pods_are_restricted(source: str, job: Workload) -> None:
-    """As the Pod Security Standard `restricted` wants it, and a read-only root beside."""
+    """Pods meet the Pod Security Standard `restricted` and have a read-only root."""
     pod = job.pod
     assert pod["restartPolicy"] == "Never", "with podFailurePolicy, nothing else is allowed"
     assert pod["automountServiceAccountToken"] is False
@@ -169,7 +169,7 @@ def test_pods_are_restricted(source: str, job: Workload) -> None:
 
 
 @pytest.mark.parametrize(("source", "job"), JOBS)
-def test_resources_are_what_is_used(source: str, job: Workload) -> None:
+def test_resources_are_consistent(source: str, job: Workload) -> None:
     """Requests equal limits, all sizes are quantities, and volumes fit into what is asked for."""
     for container in job.containers:
         resources = container["resources"]
@@ -186,7 +186,7 @@ def test_resources_are_what_is_used(source: str, job: Workload) -> None:
 
 
 def gibibytes(quantity: str) -> int:
-    """Of a quantity that is written in Gi, as all our sizes are."""
+    """Return the number of a quantity in Gi, as all of the sizes are."""
     assert quantity.endswith("Gi"), quantity
     return int(quantity.removesuffix("Gi"))
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,14 @@ from tests.cluster.support import images
 from tests.cluster.support.hosts import Host, Network, require
 from tests.cluster.support.manifests import Object, find, load, workload
 from tests.cluster.support.pods import Controller, Pods, action
+from tests.support.runs import records
 
 OBJECTS = load("overlays/cpu")
 
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the claim `quickdraw` is bound to."""
+    """The folder that the claim `quickdraw` is bound to."""
     folder = tmp_path_factory.mktemp("volume")
     folder.chmod(0o777)
     return folder
@@ -38,12 +39,12 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pods(
     request: pytest.FixtureRequest, built: dict[str, str], volume: Path, tmp_path: Path
 ) -> Pods:
-    """Those of the Job that the test is parametrized with."""
+    """Pods of the Job that the test is parametrized with."""
     return Pods(OBJECTS, workload(OBJECTS, request.param), built, {"quickdraw": volume}, tmp_path)
 
 
 def run(pods: Pods, index: int = 0) -> tuple[int, str]:
-    """A pod without a network; its exit code and all that its containers said."""
+    """Run a pod without a network; returns its exit code and output."""
     script = pods.script(index, ["--network=none"])
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
@@ -51,7 +52,7 @@ def run(pods: Pods, index: int = 0) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def dataset(built: dict[str, str], volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the Jobs quickdraw-shard and quickdraw-merge leave in the volume."""
+    """The dataset that the Jobs quickdraw-shard and quickdraw-merge write into the volume."""
     folder = tmp_path_factory.mktemp("shard")
     workers, merge = (
         Pods(OBJECTS, workload(OBJECTS, name), built, {"quickdraw": volume}, folder)
@@ -69,7 +70,7 @@ def dataset(built: dict[str, str], volume: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("pods", ["quickdraw-train"], indirect=True)
 def test_a_missing_dataset_fails_the_check(pods: Pods, built: dict[str, str]) -> None:
-    """Before anything else, for good, naming what is missing."""
+    """The init container fails with exit code 2 and names what is missing."""
     empty = pods.folder / "empty"
     empty.mkdir(mode=0o755)
     code, said = run(Pods(OBJECTS, pods.job, built, {"quickdraw": empty}, pods.folder))
@@ -89,7 +90,7 @@ def test_a_misspelt_setting_fails_the_check(pods: Pods) -> None:
 
 
 def test_an_unedited_bucket_fails_the_check(built: dict[str, str], tmp_path: Path) -> None:
-    """k8s/train.yaml as it is."""
+    """k8s/train.yaml without edits fails with the name of the placeholder."""
     objects = load("train.yaml")
     code, said = run(Pods(objects, workload(objects, "quickdraw-train"), built, {}, tmp_path))
     assert (code, action(workload(objects, "quickdraw-train"), code)) == (2, "FailJob")
@@ -97,7 +98,7 @@ def test_an_unedited_bucket_fails_the_check(built: dict[str, str], tmp_path: Pat
 
 
 class Cluster:
-    """Two hosts' worth of pods of the training Job, and their names."""
+    """Two hosts with pods of the training Job, and their names."""
 
     def __init__(self, pods: Pods) -> None:
         self.pods, self.folder = pods, pods.folder
@@ -116,7 +117,7 @@ class Cluster:
         self.network.close()
 
     def log(self, index: int) -> Path:
-        """What the pods of an index have said."""
+        """Where the output of the pods of an index goes."""
         return self.folder / f"log-{index}"
 
     def machine(self, index: int, life: int) -> Path:
@@ -124,12 +125,12 @@ class Cluster:
         return self.folder / f"{index}-{life}"
 
     def named(self, *names: str) -> None:
-        """Let only these pods' names resolve, to the addresses that they have now."""
+        """Let only these pods' names resolve, to their present addresses."""
         lines = [f"{self.network.addresses[n]} {n}.quickdraw-train {n}\n" for n in names]
         self.network.hosts_file.write_text("127.0.0.1 localhost\n" + "".join(lines))
 
     def run(self, index: int, again: int) -> int:
-        """One life of a pod, on a new host with a new address; its exit code."""
+        """Run a pod on a new host with a new address; returns its exit code."""
         name = f"quickdraw-train-{index}"
         with self._lock:
             self._started += 1
@@ -152,12 +153,16 @@ class Cluster:
         # Not waited for: the host, and with it this command, ends when the container has.
         self.pod[index].run("sh", "-c", f"{words} >/dev/null 2>&1 &", folder=Path("/"))
 
-    def wait_for(self, complete: Future[bool], index: int, text: str) -> None:
-        """Until a pod has said it; the Job must go on until then."""
-        log = self.log(index)
-        while not (log.exists() and text in log.read_text(errors="replace")):
-            assert not complete.done(), log.read_text()
+    def wait_for(self, complete: Future[bool], condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds; the Job must not end before."""
+        while not condition():
+            assert not complete.done(), [self.output(index) for index in self.pod]
             time.sleep(0.1)
+
+    def output(self, index: int) -> str:
+        """Return what the pods of an index have printed."""
+        log = self.log(index)
+        return log.read_text(errors="replace") if log.exists() else ""
 
 
 EPOCHS = 3
@@ -165,7 +170,7 @@ EPOCHS = 3
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of a training Job."""
+    """The result of a training Job."""
 
     run: Path
     settings: Path
@@ -187,7 +192,7 @@ def trained(
     data = find(objects, "ConfigMap", "quickdraw-train")["data"]
     assert "epochs: 5" in data["train.yaml"]
     data["train.yaml"] = data["train.yaml"].replace("epochs: 5", f"epochs: {EPOCHS}")
-    job = workload(objects, "quickdraw-train")
+    job, output = workload(objects, "quickdraw-train"), volume / "runs" / "quickdraw"
     with (
         TemporaryDirectory() as short,  # than pytest's, for podman
         ThreadPoolExecutor(1) as background,
@@ -195,35 +200,36 @@ def trained(
     ):
         controller = Controller(job, cluster.run)
         complete = background.submit(controller.complete)
-        for index in range(2):
-            cluster.wait_for(complete, index, "ranks     4")  # from `check`
+        check_is_done = "ranks     4"
+        cluster.wait_for(
+            complete, lambda: all(check_is_done in cluster.output(index) for index in range(2))
+        )
         cluster.named("quickdraw-train-1")
         time.sleep(5)  # the fault, not a synchronisation
-        for index in range(2):
-            assert "epoch 1" not in cluster.log(index).read_text()
+        assert records(output) == []
         cluster.named("quickdraw-train-0", "quickdraw-train-1")
 
-        cluster.wait_for(complete, 0, f"epoch 1/{EPOCHS}")
+        cluster.wait_for(complete, lambda: bool(records(output, "train")))
         grace = job.pod["terminationGracePeriodSeconds"]
         cluster.end(1, 0, "stop", f"--time={grace}")
 
-        cluster.wait_for(complete, 0, f"epoch 2/{EPOCHS}")
+        cluster.wait_for(complete, lambda: any(r["epoch"] > 1 for r in records(output, "train")))
         cluster.end(1, 1, "kill", "--signal=KILL")
         assert complete.result(), controller.codes
         settings = cluster.machine(0, 0) / "volumes" / "settings" / "train.yaml"
-        yield Trained(volume / "runs" / "quickdraw", settings, controller)
+        yield Trained(output, settings, controller)
 
 
 def test_pods_come_back(trained: Trained) -> None:
-    """Saved within the grace period and not counted; a crash of one pod is one of each."""
+    """Pods that save within the grace period are no failures; a crash of one counts for both."""
     assert trained.controller.codes == {0: [85, 1, 0], 1: [85, 137, 0]}
     assert trained.controller.failures == 2
 
 
-def test_the_run_is_the_one_never_disturbed(
+def test_the_order_is_that_of_an_undisturbed_run(
     trained: Trained, dataset: Path, tmp_path: Path
 ) -> None:
-    """Drawing for drawing, beside the same settings in one process that nobody touches."""
+    """The order digest equals that of the same settings in one process."""
     command = [sys.executable, "-m", "quickdraw_dist.train", "--config", str(trained.settings)]
     command += ["--data", str(dataset), "--output", str(tmp_path), "--metrics.port", "0"]
     command += ["--model.width", "4", "--augment.affine", "false"]  # no part of the order
@@ -232,7 +238,7 @@ def test_the_run_is_the_one_never_disturbed(
 
 
 def order_digest(run: Path) -> str:
-    """Of a finished run."""
+    """Return the order digest of a finished run."""
     meta = checkpoint.read_meta(str(max((run / "checkpoints").iterdir())))
     assert meta["epoch"] == EPOCHS
     return str(meta["order_digest"])

@@ -1,4 +1,4 @@
-"""The alerts and the dashboard, by promtool and by a real Prometheus over real runs with faults."""
+"""Alerts and dashboard, checked by promtool and by a real Prometheus over runs with faults."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import yaml
 from jobs import shard
 from monitoring.dashboard import FILE, text
 from monitoring.panels import PANELS, expression
-from tests.cluster.conftest import ROOT
+from tests.cluster.support.manifests import ROOT
 from tests.cluster.support.scraping import Prometheus, Run, free_ports, needs_prometheus
-from tests.conftest import Store
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 
 pytestmark = needs_prometheus
@@ -33,7 +33,7 @@ def promtool(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_alerts_fire_and_are_silent_as_they_should() -> None:
+def test_alerts_by_promtool() -> None:
     promtool("check", "rules", ALERTS)
     promtool("test", "rules", TESTS)
     promtool("check", "config", ROOT / "monitoring" / "prometheus.yaml")
@@ -50,12 +50,12 @@ def test_every_alert_has_both_tests() -> None:
     assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == names
 
 
-def test_dashboard_is_the_one_of_the_list() -> None:
+def test_the_dashboard_is_up_to_date() -> None:
     assert FILE.read_text() == text(), "python -m monitoring.dashboard writes it"
 
 
 def faster(rules: str) -> str:
-    """The alerts with seconds for minutes, so that a test need not wait."""
+    """Return the alerts with seconds instead of minutes."""
     rules = rules.replace("1h", "60s").replace("10 * 60", "10")
     return re.sub(r"\b(\d+)m\b", r"\1s", rules)
 
@@ -79,7 +79,7 @@ def firing(server: Prometheus) -> set[str]:
 
 
 def fires(server: Prometheus, run: Run, alert: str) -> None:
-    """Wait for it."""
+    """Wait until an alert fires."""
     server.wait(f'ALERTS{{alertstate="firing", alertname="{alert}"}}', run, "alertname", 1)
 
 
@@ -89,7 +89,7 @@ def make_shards(dest: str) -> None:
 
 
 def every_other(wanted: Callable[[Request], bool], reply: Response) -> Callable[..., object]:
-    """Answers a wanted request in the store's place, but not when it is repeated."""
+    """Return a hook that answers wanted requests with `reply`, but lets repeated ones through."""
     refused: set[str] = set()
 
     def intercept(request: Request) -> Response | None:
@@ -104,8 +104,8 @@ def every_other(wanted: Callable[[Request], bool], reply: Response) -> Callable[
 
 
 def test_a_run_from_a_store(store: Store, server: Prometheus, ports: list[int]) -> None:
-    """Every panel of the dashboard has data. No alert while all is well; then one fault after
-    another, and its alert."""
+    """Every panel of the dashboard has data. Without faults no alert fires; then each fault fires
+    its own."""
     make_shards("gs://bucket/shards")
     run = Run("gs://bucket/shards", "gs://bucket/run", ports[0], "--stream.cache_bytes", "0")
     try:

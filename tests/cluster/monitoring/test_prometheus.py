@@ -12,7 +12,7 @@ from urllib.request import urlopen
 import pytest
 
 from jobs import shard
-from tests.base.telemetry.test_metrics import OF_THE_DESIGN
+from tests.cluster.support.metric_units import UNITS
 from tests.cluster.support.scraping import Prometheus, Run, free_ports, needs_prometheus
 
 pytestmark = needs_prometheus
@@ -33,8 +33,8 @@ def server(tmp_path: Path, ports: list[int]) -> Iterator[Prometheus]:
 def test_scraped_before_and_after_a_restart(
     tmp_path: Path, server: Prometheus, ports: list[int]
 ) -> None:
-    """Every metric has help, type and unit in Prometheus; promtool has nothing to say; the
-    counters of the run go on after a resume, the process's own begin anew."""
+    """Prometheus knows help, type and unit of every metric, and promtool finds no fault. Counters
+    of the run continue after a resume; those of the process start at zero."""
     data, output = tmp_path / "shards", tmp_path / "run"
     source = ["--source", "synthetic:?classes=4&per_class=100&seed=3", "--processes", "1"]
     shard.main([*source, "--dest", str(data), "--shard.block", "64"])
@@ -70,9 +70,9 @@ def test_scraped_before_and_after_a_restart(
 
 
 def check_metadata(server: Prometheus) -> None:
-    """What a person sees who hovers over a metric in Prometheus or Grafana."""
+    """Check help and unit, which Prometheus and Grafana show for a metric."""
     metadata = server.ask("metadata")
-    for name, unit in OF_THE_DESIGN.items():
+    for name, unit in UNITS.items():
         (facts,) = metadata[f"quickdraw_{name}"]
         assert facts["unit"] == unit, name
         assert facts["help"].endswith("."), name

@@ -1,4 +1,4 @@
-"""The scripts of slurm/ with a container runtime. Neither pyxis nor apptainer is to be had as a
+"""The scripts of slurm/ with a container runtime. Neither pyxis nor apptainer is available as a
 package, so these are stand-ins that take the options which their manuals have, and refuse others;
 what they would run in a container, they run."""
 
@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import SOURCE
-from tests.cluster.support.slurm import Slurm
+from tests.cluster.support.slurm import SOURCE, Slurm
 
 APPTAINER = """#!/bin/bash
 [ "$1 $2 $3 $5" = "exec --nv --bind --pwd" ] || { echo "apptainer: what? $*"; exit 255; }

@@ -1,12 +1,12 @@
-"""A Prometheus beside the Slurm cluster finds the ranks of a job by what the job writes down."""
+"""Prometheus finds the ranks of a Slurm job by the file that the job writes."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-from tests.cluster.conftest import ROOT
 from tests.cluster.support.hosts import require
+from tests.cluster.support.manifests import ROOT
 from tests.cluster.support.slurm import Slurm
 
 LISTEN = "localhost:9090"

@@ -1,4 +1,4 @@
-"""What is missing is named, by the script or before it: nobody reads a traceback of srun."""
+"""The scripts name what is missing in one line instead of a traceback of srun."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import ROOT
+from tests.cluster.support.manifests import ROOT
 from tests.cluster.support.slurm import Slurm
 
 
@@ -33,7 +33,7 @@ def test_missing_step_is_named(
 
 
 def test_no_gpus(slurm: Slurm, tmp_path: Path) -> None:
-    """Nodes without GPUs: not an hour of training on processors by mistake."""
+    """On nodes without GPUs the job fails instead of training on CPUs by mistake."""
     (tmp_path / "manifest.json").touch()
     job = slurm.submit("slurm/train.sh", DATA=str(tmp_path))
     assert slurm.wait(job)["ExitCode"] == "2:0"
@@ -42,7 +42,7 @@ def test_no_gpus(slurm: Slurm, tmp_path: Path) -> None:
 
 
 def test_another_folder(slurm: Slurm, tmp_path: Path) -> None:
-    """Slurm copies the script, so it can only look where sbatch was run."""
+    """Slurm copies the script, so it looks for the package where sbatch was run."""
     script = str(slurm.repository / "slurm" / "train.sh")
     job = slurm.submit(f"--chdir={tmp_path}", f"--output={tmp_path}/said", script)
     assert slurm.wait(job)["ExitCode"] == "2:0"
@@ -51,7 +51,7 @@ def test_another_folder(slurm: Slurm, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", ["shard", "verify", "train", "evaluate"])
 def test_without_sbatch(script: str, tmp_path: Path) -> None:
-    """They are jobs; run on the login node they say so."""
+    """Run on the login node, a script says that it is a job."""
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to("/bin/true")

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import SOURCE
-from tests.cluster.support.slurm import Slurm
+from tests.cluster.support.slurm import SOURCE, Slurm
 
 DRAWINGS, BATCH, EPOCHS = 2160, 96, 3  # nine tenths of the drawings, to train
 STEPS = DRAWINGS // BATCH
@@ -22,25 +21,25 @@ CPU = {"DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
 RANKS = "python -u -m quickdraw_dist.train"
 """What torchrun starts; its own command line and the launcher's have no -u."""
 
-TRAINS = f"epoch 1/{EPOCHS}  step 6/{STEPS}"
-
 
 def train(slurm: Slurm, output: str, *options: str, ranks: int = 1) -> str:
-    """Submit a training run on two nodes of so many ranks; the job's number. (Ranks take seconds
-    to start here, and the order is the same with any number of them.)"""
+    """Submit a training run on two nodes with `ranks` ranks each; returns the job's number.
+
+    One is the default: ranks take seconds to start here, and the order does not depend on them.
+    """
     script = ["--nodes=2", *options, "slurm/train.sh", *SETTINGS]
     return slurm.submit(*script, OUTPUT=f"runs/{output}", NPROC=str(ranks), **CPU)
 
 
 def last_meta(slurm: Slurm, output: str) -> Any:
-    """What the newest checkpoint says."""
+    """Return meta.json of the newest checkpoint."""
     newest = max((slurm.repository / "runs" / output / "checkpoints").iterdir())
     return json.loads((newest / "meta.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def undisturbed(slurm: Slurm, sharded: Path) -> str:
-    """The order digest of a run that nothing happens to."""
+    """The order digest of a run that is never stopped."""
     job = train(slurm, "whole", ranks=2)
     assert slurm.completes(job)["Restarts"] == "0"
     assert "start 1: 2 nodes of 2 ranks, cpu, head n1:" in slurm.said(job)
@@ -49,84 +48,84 @@ def undisturbed(slurm: Slurm, sharded: Path) -> str:
     return str(meta["order_digest"])
 
 
-def goes_on(slurm: Slurm, job: str, output: str, undisturbed: str) -> None:
-    """The job ends well, after its own checkpoint, in the order of the undisturbed run."""
+def assert_resumed(slurm: Slurm, job: str, output: str, undisturbed: str) -> None:
+    """Wait for the job's end: it has resumed and delivered the order of the undisturbed run."""
     slurm.completes(job)
     assert "resumed runs/" in slurm.said(job)
     assert last_meta(slurm, output)["order_digest"] == undisturbed
 
 
 def test_a_more_urgent_job_takes_the_nodes(slurm: Slurm, undisturbed: str) -> None:
-    """Slurm preempts by itself: TERM to the step only. The run saves, waits, and goes on."""
+    """A job preempted by Slurm (TERM to the step only) saves, is requeued and resumes."""
     job = train(slurm, "preempted", ranks=2)
-    slurm.wait_for(job, TRAINS)
+    slurm.wait_for_step(job, "runs/preempted", 6)
     urgent = slurm.submit("--partition=urgent", "--nodes=2", "--exclusive", "--wrap", "hostname")
     slurm.completes(urgent)
-    goes_on(slurm, job, "preempted", undisturbed)
+    assert_resumed(slurm, job, "preempted", undisturbed)
     assert slurm.show(job)["Restarts"] == "1"
     assert "stopped by a signal and saved" in slurm.said(job)
 
 
-def test_signalled_run_saves_queues_itself_and_goes_on(slurm: Slurm, undisturbed: str) -> None:
-    """`scancel --signal=USR1 --batch`: what a user or an operator does to have the nodes back."""
+def test_a_signalled_job_saves_requeues_itself_and_resumes(slurm: Slurm, undisturbed: str) -> None:
+    """`scancel --signal=USR1 --batch` frees the nodes without losing work."""
     job = train(slurm, "signalled")
-    slurm.wait_for(job, TRAINS)
+    slurm.wait_for_step(job, "runs/signalled", 6)
     slurm.run("scancel", "--signal=USR1", "--batch", job)
-    goes_on(slurm, job, "signalled", undisturbed)
+    assert_resumed(slurm, job, "signalled", undisturbed)
     assert slurm.show(job)["Restarts"] == "1"
     assert "stopped by a signal and saved" in slurm.said(job)
     assert "back into the queue" in slurm.said(job)
     assert f"job {job}, start 2: 2 nodes of 1 ranks" in slurm.said(job)
 
 
-def test_time_limit_stops_it_in_time_to_save(slurm: Slurm, undisturbed: str) -> None:
-    """The run is held still until Slurm warns of its limit of a minute, and goes on later."""
+def test_a_job_at_its_time_limit_saves_and_resumes(slurm: Slurm, undisturbed: str) -> None:
+    """The ranks are stopped until Slurm warns of the job's limit of a minute."""
     job = train(slurm, "limited", "--time=1", "--signal=B:USR1@20")
-    slurm.wait_for(job, TRAINS)
+    slurm.wait_for_step(job, "runs/limited", 6)
     slurm.nodes["n1"].signal("STOP", RANKS)
-    slurm.wait_for(job, "asked to stop")
+    slurm.wait_for_text(job, "asked to stop")
     slurm.nodes["n1"].signal("CONT", RANKS)
-    slurm.wait_for(job, "stopped by a signal and saved")
-    slurm.wait_for(job, "back into the queue")
+    slurm.wait_for_text(job, "stopped by a signal and saved")
+    slurm.wait_for_text(job, "back into the queue")
     slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=60")
-    goes_on(slurm, job, "limited", undisturbed)
+    assert_resumed(slurm, job, "limited", undisturbed)
     assert int(slurm.show(job)["Restarts"]) >= 1
 
 
 def test_scancel_saves_but_does_not_requeue(slurm: Slurm, undisturbed: str) -> None:
-    """Who cancels a job wants it gone; the same sbatch later goes on with it."""
+    """A cancelled job stays cancelled; the same sbatch later resumes the run."""
     job = train(slurm, "cancelled")
-    slurm.wait_for(job, TRAINS)
+    slurm.wait_for_step(job, "runs/cancelled", 6)
     slurm.run("scancel", job)
     assert slurm.wait(job)["JobState"] == "CANCELLED"
     assert "stopped by a signal and saved" in slurm.said(job)
     assert "back into the queue" not in slurm.said(job)
-    goes_on(slurm, train(slurm, "cancelled"), "cancelled", undisturbed)
+    assert_resumed(slurm, train(slurm, "cancelled"), "cancelled", undisturbed)
 
 
-def test_a_node_that_dies(slurm: Slurm, undisturbed: str) -> None:
-    """Its power fails. Slurm queues the job by itself, and it goes on when there are two again."""
+def test_a_job_whose_node_dies_resumes(slurm: Slurm, undisturbed: str) -> None:
+    """Slurm requeues the job itself, and the run resumes when there are two nodes again."""
     job = train(slurm, "lost")
-    slurm.wait_for(job, TRAINS)
+    slurm.wait_for_step(job, "runs/lost", 6)
     slurm.lose("n2")
     slurm.wait_until(job, "PENDING")
     slurm.replace("n2")
-    goes_on(slurm, job, "lost", undisturbed)
+    assert_resumed(slurm, job, "lost", undisturbed)
     assert slurm.show(job)["Restarts"] == "1"
 
 
-def test_a_crash_is_not_queued_again(slurm: Slurm, undisturbed: str) -> None:
-    """A rank killed on one node ends the ranks of both; the job has failed, the run can go on."""
+def test_a_crash_is_not_requeued(slurm: Slurm, undisturbed: str) -> None:
+    """A rank killed on one node ends the ranks of both and fails the job; the run can resume."""
     job = train(slurm, "crashed")
-    slurm.wait_for(job, TRAINS)
+    slurm.wait_for_step(job, "runs/crashed", 6)
     slurm.nodes["n2"].signal("KILL", RANKS)
     state = slurm.wait(job)
     assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "1:0", "0")
-    goes_on(slurm, train(slurm, "crashed"), "crashed", undisturbed)
+    assert_resumed(slurm, train(slurm, "crashed"), "crashed", undisturbed)
 
 
-def test_a_refusal_is_final(slurm: Slurm, sharded: Path) -> None:
-    """Exit code 2 and one clear line: trying again would change nothing."""
+def test_a_wrong_setting_fails_the_job(slurm: Slurm, sharded: Path) -> None:
+    """Exit code 2 and one line with the error; the job is not requeued."""
     job = slurm.submit("--nodes=2", "slurm/train.sh", "--train.epoch", "3", **CPU)
     state = slurm.wait(job)
     assert (state["JobState"], state["ExitCode"], state["Restarts"]) == ("FAILED", "2:0", "0")
@@ -134,8 +133,8 @@ def test_a_refusal_is_final(slurm: Slurm, sharded: Path) -> None:
 
 
 def test_without_edits_on_nodes_with_gpus(slurm: Slurm, sharded: Path, tmp_path: Path) -> None:
-    """One whole node, a rank a GPU, each of them given to the step; or a part of a node. (The
-    devices are made up, so Python only says what it was given.)"""
+    """A whole node with one rank per GPU, or some GPUs of a node. (The devices are not real, so a
+    program prints what it was given.)"""
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text('#!/bin/bash\necho "GPUs $CUDA_VISIBLE_DEVICES: $*"\n')
@@ -153,12 +152,12 @@ def test_without_edits_on_nodes_with_gpus(slurm: Slurm, sharded: Path, tmp_path:
 
 
 def test_pipeline(slurm: Slurm) -> None:
-    """One command: each job after the one before, though the training is stopped in between."""
+    """Each job starts after the one before, although the training is stopped in between."""
     environment = SOURCE | CPU | {"DATA": "data/pipeline", "OUTPUT": "runs/pipeline"}
     environment |= {"WORKERS": "2", "NODES": "2"}
     said = slurm.run("bash", "slurm/pipeline.sh", *SETTINGS, **environment)
     jobs = {line.split(":")[0]: line.split()[2].strip(",") for line in said.splitlines()}
-    slurm.wait_for(jobs["train"], TRAINS)
+    slurm.wait_for_step(jobs["train"], "runs/pipeline", 6)
     slurm.run("scancel", "--signal=USR1", "--batch", jobs["train"])
     slurm.completes(jobs["train"])
     slurm.completes(jobs["evaluate"])

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 _TIED = ("setpriv", "--pdeathsig", "KILL")
-"""Runs a command that ends with the process (thread, in truth) that started it."""
+"""A prefix for a command that ends with the thread that started it."""
 
 _NETWORK = "ip link set lo up; ip link add br0 type bridge; ip addr add 10.77.0.254/24 dev br0; \
 ip link set br0 up; echo ready; exec sleep infinity"
@@ -39,7 +39,7 @@ shift 3
 
 
 def require(*commands: str) -> None:
-    """Skip, saying why, where hosts cannot be made or a command is not installed."""
+    """Skip the test where hosts cannot be made or a command is not installed."""
     if os.geteuid() != 0:
         pytest.skip("needs root: namespaces are made")
     for command in ("setpriv", "unshare", "nsenter", "ip", *commands):
@@ -48,10 +48,10 @@ def require(*commands: str) -> None:
 
 
 class Network:
-    """A bridge that hosts are on, 10.77.0.0/24; nobody outside sees it."""
+    """A bridge for hosts, 10.77.0.0/24, that is invisible from outside."""
 
     def __init__(self, folder: Path, addresses: Mapping[str, str]) -> None:
-        """Make it; `addresses` become the /etc/hosts of all, a file in `folder` to change later."""
+        """Make the bridge; `addresses` become the /etc/hosts of all hosts, a file in `folder`."""
         self.addresses = dict(addresses)
         self.hosts_file = folder / "hosts"
         lines = [f"{address} {name}\n" for name, address in addresses.items()]
@@ -60,13 +60,13 @@ class Network:
         self.path = f"/proc/{self._holder.pid}/ns/net"
 
     def cut(self, name: str) -> None:
-        """Take a host's cable out: nothing it sends arrives, nor that it is gone."""
+        """Cut a host off: nothing it sends arrives, not even that it has closed a connection."""
         cable = f"v-{self.addresses[name].rpartition('.')[2]}"
         command = ["nsenter", f"--net={self.path}", "ip", "link", "set", cable, "down"]
         subprocess.run(command, check=True)
 
     def close(self) -> None:
-        """End it, after its hosts."""
+        """Remove the bridge, after its hosts."""
         _end(self._holder)
 
 
@@ -82,7 +82,7 @@ class Host:
         log: Path,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it; the command's output is appended to `log`."""
+        """Start the host; the command's output is appended to `log`."""
         self.name, self._network = name, network
         enter = f"exec 9<{network.path}; exec unshare --fork --kill-child --pid --mount-proc "
         enter += '--mount --uts --net bash -c "$0" host "$@"'
@@ -97,7 +97,7 @@ class Host:
         self._first = int(children.read_text().split()[0])
 
     def run(self, *command: str, folder: Path, environment: Mapping[str, str] | None = None) -> str:
-        """What a command prints that is run on this host, in a folder; it must succeed."""
+        """Run a command on this host in a folder; returns its output. It must succeed."""
         done = subprocess.run(
             ["nsenter", f"--target={self._first}", "--all", f"--wdns={folder}", *command],
             env=os.environ | dict(environment or {}),
@@ -109,25 +109,25 @@ class Host:
         return done.stdout
 
     def start(self, *command: str, log: Path) -> subprocess.Popen[bytes]:
-        """A process beside the host's own; it ends with the host."""
+        """Start another process on this host; it ends with the host."""
         enter = [*_TIED, "nsenter", f"--target={self._first}", "--all"]
         with log.open("wb") as output:
             return subprocess.Popen([*enter, *command], stdout=output, stderr=output)
 
     def signal(self, name: str, command: str) -> None:
-        """Send all processes here whose command line has this in it a signal."""
+        """Send a signal to all processes of this host whose command line contains `command`."""
         subprocess.run(
             ["nsenter", f"--target={self._first}", "--all", "pkill", f"-{name}", "-f", command],
             check=True,
         )
 
     def die(self) -> None:
-        """As when its power fails: the others hear nothing of it."""
+        """End the host as if its power failed: the other hosts get no message."""
         self._network.cut(self.name)
         self.close()
 
     def close(self) -> None:
-        """End all its processes: when the first one is gone, so are they."""
+        """End all processes of the host."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._first, signal.SIGKILL)
         self.process.wait()
@@ -137,7 +137,7 @@ class Host:
 def _started(
     command: Sequence[str], log: int | None, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """A process that has said it is ready."""
+    """Start a process and wait until it is ready."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
     )

@@ -14,12 +14,12 @@ import pytest
 from tests.cluster.support.manifests import ROOT
 
 BASE = "localhost/quickdraw-base:bookworm"
-"""What the images are built on where no registry is at hand: plain Debian with Python."""
+"""The base image where no registry is reachable: plain Debian with Python."""
 
 _SUITE, _PACKAGES = "bookworm", "python3,python3-venv,ca-certificates"
 
 _OWN_MOUNTS = ("unshare", "--mount")
-"""Runs a command whose mounts end with it: podman and buildah leave theirs to the next one."""
+"""A prefix for a command whose mounts end with it: podman and buildah leave theirs behind."""
 
 PODMAN = (*_OWN_MOUNTS, "podman", "--runtime=runc", "--cgroup-manager=cgroupfs")
 
@@ -28,7 +28,7 @@ _STORE = "/var/lib/containers/storage"
 
 
 def podman(folder: Path | None = None) -> list[str]:
-    """podman, with its containers in a folder of its own where it is to be another machine's.
+    """Return podman's command; a folder for its containers makes it another machine's.
 
     For use in a mount namespace (hosts.Host) only: podman mounts the folder on itself. The folder's
     name has to be short: podman takes 50 characters for its sockets.
@@ -49,7 +49,7 @@ def _run(*command: str | Path, **options: object) -> str:
 
 
 def build(name: str, scratch: Path) -> str:
-    """Build dockerfiles/NAME.Dockerfile, with a cache of layers; the image's name.
+    """Build dockerfiles/NAME.Dockerfile with a cache of layers; returns the image's name.
 
     The base is made here, or is what BASE_IMAGE names. Where PIP_EXTRA_INDEX_URL is set, torch
     comes from there.
@@ -75,7 +75,7 @@ def build(name: str, scratch: Path) -> str:
 
 
 def _base(scratch: Path) -> str:
-    """Debian's own packages as an image; made once a machine."""
+    """Return an image of Debian's own packages, made once per machine."""
     if subprocess.run([*PODMAN, "image", "exists", BASE]).returncode:
         if shutil.which("debootstrap") is None:
             pytest.skip("debootstrap is not installed, and BASE_IMAGE names no base image")
@@ -89,7 +89,7 @@ def _base(scratch: Path) -> str:
 
 
 def _pip_settings(scratch: Path) -> dict[str, str]:
-    """This machine's settings of pip as one file, and the files and folders that they name."""
+    """Return this machine's settings of pip as one file, and the files that they name."""
     mounts, settings = {}, {}
     for line in _run(sys.executable, "-m", "pip", "config", "list").splitlines():
         key, _, value = line.partition("=")

@@ -1,4 +1,4 @@
-"""As much of a Kubernetes API as kubectl needs: it keeps what it is sent, unjudged."""
+"""As much of a Kubernetes API as kubectl needs: it keeps objects without checking them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = {
     "apis/batch/v1": {"jobs": "Job"},
     "apis/jobset.x-k8s.io/v1alpha2": {"jobsets": "JobSet"},
 }
-"""Kinds by their plural, by the path of their group and version."""
+"""Path of group and version -> plural -> kind."""
 
 _OBJECT = re.compile(r"/(api.*/[^/]+)/namespaces/[^/]+/([a-z]+)(?:/([^/]+))?")
 
@@ -28,7 +28,7 @@ Objects = dict[tuple[str, str], dict[str, Any]]
 
 
 def _discovery(path: str) -> dict[str, Any] | None:
-    """What there is, as kubectl asks for it."""
+    """Return the reply to kubectl's question for API groups and kinds, None for other paths."""
     if path == "api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "apis":
@@ -53,7 +53,7 @@ def _discovery(path: str) -> dict[str, Any] | None:
 
 @contextmanager
 def serve() -> Iterator[tuple[str, Objects]]:
-    """Its address, and the objects it has by kind and name."""
+    """Run the server; yields its address and its objects by kind and name."""
     objects: Objects = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -89,7 +89,7 @@ def serve() -> Iterator[tuple[str, Objects]]:
         do_GET = do_POST = do_PATCH = do_DELETE = respond  # noqa: N815 the base class's names
 
         def log_message(self, *_: object) -> None:
-            """Says nothing: kubectl tells what went wrong."""
+            """Log nothing: kubectl reports what went wrong."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

@@ -86,11 +86,11 @@ def settings(objects: list[Object], name: str) -> Object:
 
 
 def option(container: Object, name: str) -> str:
-    """The value of --NAME=VALUE among a container's arguments."""
+    """Return the value of --NAME=VALUE among a container's arguments."""
     (value,) = [a.partition("=")[2] for a in container["args"] if a.startswith(f"--{name}=")]
     return str(value)
 
 
 def variable(container: Object, name: str) -> str | None:
-    """A plain value of a container's environment."""
+    """Return a plain value of a container's environment."""
     return next((e.get("value") for e in container.get("env", ()) if e["name"] == name), None)

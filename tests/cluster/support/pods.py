@@ -1,5 +1,5 @@
-"""Pods without a cluster: their containers, as the rendered YAML has them, in podman's, one pod a
-host; and as much of the Job controller as decides what becomes of a pod that has ended."""
+"""Pods without a cluster: podman runs the containers of the rendered YAML, one pod per host, and a
+small Job controller restarts pods that have ended."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tests.cluster.support.manifests import Object, Workload, find
 
 @dataclass(frozen=True)
 class Pods:
-    """Makes the commands of a workload's containers."""
+    """The commands of a workload's containers."""
 
     objects: list[Object]
     job: Workload
     images: Mapping[str, str]
-    """The image that stands for one of the manifests', by its name without registry and tag."""
+    """The image to run instead of a manifest's, by its name without registry and tag."""
     claims: Mapping[str, Path]
-    """Folders that persistent volume claims are."""
+    """The folder of each persistent volume claim."""
     folder: Path
-    """For the volumes of the pods."""
+    """A folder for the volumes of the pods."""
 
     def script(self, index: int, options: Sequence[str], machine: Path | None = None) -> str:
-        """A pod's whole life in shell: ends with the code of the container that failed, or 0.
+        """Return a pod as a shell script, which ends with the first failing container's code or 0.
 
         `options` are further ones of podman's, which is that of `machine`.
         """
@@ -56,7 +56,7 @@ class Pods:
         return "\n".join(lines)
 
     def _volumes(self, folder: Path) -> dict[str, Path]:
-        """Every volume of one pod as a folder here."""
+        """Return a folder for every volume of one pod."""
         made = {}
         for volume in self.job.pod["volumes"]:
             name = volume["name"]
@@ -74,7 +74,7 @@ class Pods:
         return made
 
     def _environment(self, container: Object, index: int) -> dict[str, str]:
-        """As the kubelet resolves it: in order, each from those before."""
+        """Return a container's environment; variables may refer to earlier ones."""
         indexed = self.job.spec.get("completionMode") == "Indexed"
         known = {"JOB_COMPLETION_INDEX": str(index)} if indexed else {}
         for entry in container.get("env", ()):
@@ -88,12 +88,12 @@ class Pods:
 
 
 def expand(text: str, environment: Mapping[str, str]) -> str:
-    """$(NAME) of known names replaced, others left, as the kubelet does."""
+    """Replace $(NAME) of known names and leave others, as the kubelet does."""
     return re.sub(r"\$\((\w+)\)", lambda m: environment.get(m[1], m[0]), text)
 
 
 def action(job: Workload, code: int) -> str:
-    """What the pod failure policy says of an exit code: FailJob, Ignore, or Count."""
+    """Return what the pod failure policy does on an exit code: FailJob, Ignore or Count."""
     for rule in job.spec["podFailurePolicy"]["rules"]:
         if code in rule.get("onExitCodes", {}).get("values", ()):
             return str(rule["action"])
@@ -102,18 +102,18 @@ def action(job: Workload, code: int) -> str:
 
 @dataclass
 class Controller:
-    """A Job's pods until the Job is complete or failed; a pod that failed comes back at once."""
+    """Runs a Job's pods until it is complete or failed; a failed pod is restarted at once."""
 
     job: Workload
     run: Callable[[int, int], int]
-    """Runs the pod of an index for the so-manieth time, to its exit code."""
+    """Runs the pod of an index; gets the number of its earlier runs, returns its exit code."""
     codes: dict[int, list[int]] = field(default_factory=dict)
-    """Every index's exit codes."""
+    """Exit codes of every index."""
     failures: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def complete(self) -> bool:
-        """Start all pods and see to them; whether the Job is complete at the end."""
+        """Run all pods; returns whether the Job is complete at the end."""
         with ThreadPoolExecutor(self.job.spec["completions"]) as pool:
             return all(list(pool.map(self._index, range(self.job.spec["completions"]))))
 

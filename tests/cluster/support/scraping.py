@@ -18,11 +18,11 @@ from urllib.request import urlopen
 import pytest
 
 PATIENCE_SECONDS = 300
-"""For what another process is to do; a run that fails ends the wait at once."""
+"""Timeout for another process's work; a run that fails ends the wait at once."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Consecutive ones that nobody listens on now."""
+    """Return consecutive ports that no process listens on now."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -40,12 +40,12 @@ def free_ports(count: int) -> list[int]:
 
 
 class Run:
-    """Two ranks that train until they are told to stop."""
+    """Two ranks that train until they are stopped."""
 
     BATCH = 64
 
     def __init__(self, data: str, output: str, port: int, *settings: str) -> None:
-        """Start; the ranks' endpoints are at `port` and the next."""
+        """Start the ranks; their endpoints are at `port` and the next one."""
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         command += ["-m", "quickdraw_dist.train", "--data", data, "--output", output]
         command += ["--train.epochs", "100000", "--train.global_batch", str(self.BATCH)]
@@ -65,13 +65,13 @@ class Run:
         os.killpg(self.process.pid, number)
 
     def stop(self) -> str:
-        """End it by TERM; returns all that it said."""
+        """Stop the run by TERM; returns its output."""
         self.process.send_signal(signal.SIGTERM)
         said, _ = self.process.communicate()
         return said
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the run."""
         self.signal(signal.SIGKILL)
         self.process.communicate()
 
@@ -80,7 +80,7 @@ class Prometheus:
     """A server that scrapes twice a second, under the job `quickdraw`."""
 
     def __init__(self, folder: Path, ports: list[int], rules: Path | None = None) -> None:
-        """Start it; it listens on the last of the ports and scrapes the others."""
+        """Start a server that listens on the last of the ports and scrapes the others."""
         *scraped, own = ports
         targets = [f"127.0.0.1:{port}" for port in scraped]
         config = {
@@ -106,24 +106,24 @@ class Prometheus:
         raise AssertionError("prometheus ended")
 
     def close(self) -> None:
-        """End it."""
+        """End the server."""
         self._process.kill()
         self._process.communicate()
 
     def ask(self, path: str, **query: str) -> Any:
-        """The data of an answer of its API."""
+        """Return the data of a reply of the server's API."""
         with urlopen(f"{self.url}/api/v1/{path}?{urlencode(query)}") as reply:
             return json.load(reply)["data"]
 
     def samples(self, expression: str, label: str = "instance") -> dict[str, float]:
-        """Values by a label."""
+        """Return the values of an expression by a label."""
         found = self.ask("query", query=expression)["result"]
         return {sample["metric"].get(label, ""): float(sample["value"][1]) for sample in found}
 
     def wait(
         self, expression: str, run: Run, label: str = "instance", count: int = 2
     ) -> dict[str, float]:
-        """The samples of an expression as soon as there are so many: two, one a rank."""
+        """Return the samples of an expression as soon as there are two, one per rank."""
         end = time.monotonic() + PATIENCE_SECONDS
         while len(found := self.samples(expression, label)) < count:
             assert run.process.poll() is None, run.process.communicate()

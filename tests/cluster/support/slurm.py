@@ -9,11 +9,21 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.cluster.support.hosts import Host, Network
+from tests.support.runs import records
 
 ADDRESSES = {"ctl": "10.77.0.1", "n1": "10.77.0.11", "n2": "10.77.0.12", "n3": "10.77.0.13"}
+
+SOURCE = {
+    "SOURCE": "synthetic:?classes=6&per_class=400&seed=3",
+    "QUICKDRAW_SHARD__DRAWINGS_PER_SHARD": "200",
+    "QUICKDRAW_SHARD__BLOCK": "32",
+    "QUICKDRAW_SHARD__GROUP_SHARDS": "2",
+}
+"""Environment of slurm/shard.sh in tests: 2,400 drawings, 2,160 of them for training."""
 
 # No systemd, no cgroups, no accounting database: the settings that make that possible.
 _CONF = """\
@@ -63,10 +73,10 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL"
 
 
 class Slurm:
-    """The cluster; jobs are submitted in `repository`, as a user does."""
+    """A running cluster; jobs are submitted in `repository`, as by a user."""
 
     def __init__(self, folder: Path, repository: Path) -> None:
-        """Bring it up and wait until all nodes are idle."""
+        """Start the cluster and wait until all nodes are idle."""
         self.folder, self.repository = folder, repository
         (folder / "slurm.conf").write_text(_CONF.format(folder=folder))
         (folder / "gres.conf").write_text(_GRES.format(folder=folder))
@@ -84,7 +94,7 @@ class Slurm:
         self._until("idle", *self.nodes)
 
     def close(self) -> None:
-        """End everything."""
+        """End all hosts and remove the network."""
         for host in (*self.nodes.values(), self.login):
             host.close()
         self._network.close()
@@ -97,23 +107,22 @@ class Slurm:
         return self._host(name, "slurmd", "-D", "-N", name)
 
     def _until(self, state: str, *names: str) -> None:
-        """Wait for nodes, and first of all for the controller."""
+        """Wait until these nodes are in a state, and the controller answers."""
         states = f"$(sinfo -h -N -n {','.join(names)} -o %T 2>&1 | sort -u)"
         self.run("bash", "-c", f'until [ "{states}" = {state} ]; do sleep 0.1; done')
 
     def lose(self, name: str) -> None:
-        """A node loses its power, and Slurm hears of it from an operator (or by its own time-out,
-        five minutes by default)."""
+        """Take a node's power and tell Slurm, as an operator does; its own timeout is 5 minutes."""
         self.nodes[name].die()
         self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
 
     def replace(self, name: str) -> None:
-        """A lost node is switched on again."""
+        """Switch a lost node on again."""
         self.nodes[name] = self._node(name)
         self._until("idle", name)
 
     def run(self, *command: str, **environment: str) -> str:
-        """What a command says on the login node."""
+        """Return the output of a command on the login node."""
         return self.login.run(
             *command, environment=self._environment | environment, folder=self.repository
         )
@@ -123,17 +132,17 @@ class Slurm:
         return self.run("sbatch", "--parsable", *arguments, **environment).strip()
 
     def show(self, job: str) -> dict[str, str]:
-        """What Slurm knows of a job, such as JobState, ExitCode and Restarts."""
+        """Return what Slurm shows of a job, such as JobState, ExitCode and Restarts."""
         text = self.run("scontrol", "--oneliner", "show", "job", job)
         return dict(field.split("=", 1) for field in text.split() if "=" in field)
 
     def said(self, job: str) -> str:
-        """All output of a job so far."""
+        """Return the output of a job so far."""
         path = self.repository / f"slurm-{job}.out"
         return path.read_text() if path.exists() else ""
 
     def wait(self, job: str) -> dict[str, str]:
-        """Wait for a job's end; what is requeued starts soon and not two minutes later."""
+        """Wait for a job's end; a requeued job starts soon instead of two minutes later."""
         hurried = ""
         while True:
             state = self.show(job)
@@ -157,9 +166,18 @@ class Slurm:
         while self.show(job)["JobState"] != state:
             time.sleep(0.2)
 
-    def wait_for(self, job: str, text: str) -> None:
-        """Wait until a job has said something."""
-        while text not in self.said(job):
+    def wait_for(self, job: str, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds; the job must not end before."""
+        while not condition():
             state = self.show(job)["JobState"]
-            assert state not in ENDED, f"{state} without {text!r}:\n{self.said(job)}"
+            assert state not in ENDED, f"{state}:\n{self.said(job)}"
             time.sleep(0.05)
+
+    def wait_for_text(self, job: str, text: str) -> None:
+        """Wait until a job has printed something."""
+        self.wait_for(job, lambda: text in self.said(job))
+
+    def wait_for_step(self, job: str, output: str, step: int) -> None:
+        """Wait until a job's run has logged a step."""
+        run = self.repository / output
+        self.wait_for(job, lambda: any(r["step"] >= step for r in records(run, "train")))

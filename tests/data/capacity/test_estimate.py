@@ -1,4 +1,4 @@
-"""What a run will need: by hand, by invariants over any dataset, and what is refused."""
+"""Capacity by hand, by invariants over any dataset, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from hypothesis import strategies as st
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.data.capacity import estimate as module
 from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.capacity.estimate import Capacity, Cluster, capacity
 from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.capacity.requests import Requests
-from quickdraw_dist.data.capacity.text import describe
+from quickdraw_dist.data.capacity.text import format_capacity
 from quickdraw_dist.data.order.memory import RESIDENT_BYTES, plan_memory
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import Plan
-from quickdraw_dist.data.stream import resident
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset, Store
+from tests.support.data.datasets import Dataset
+from tests.support.gcs.local import Store
 
 FOUR = (4, 4, 2)
 
@@ -48,14 +47,14 @@ def test_by_hand() -> None:
     assert needs.shards == {"train": 4, "val": 1, "test": 0}
     assert needs.shard_bytes == {"train": 4000, "val": 1000, "test": 0}
     epoch, node, rank = needs.epoch, needs.node, needs.rank
-    assert (epoch.steps, epoch.left_out_drawings, epoch.validations) == (6, 4, 1)
+    assert (epoch.steps, epoch.dropped_drawings, epoch.validations) == (6, 4, 1)
     assert (epoch.lanes, epoch.least_lane_drawings, epoch.most_lane_drawings) == (2, 20, 20)
     assert (rank.batch_drawings, rank.lanes) == (3, 1)
     assert (rank.resident_drawings, rank.resident_bytes) == (20, 20 * RESIDENT_BYTES)
     assert (node.cache_least_bytes, node.cache_all_bytes) == (1000, 2000 + 1000)
     assert (node.read_bytes, node.decoded_bytes) == (2000, 20 * 790)
-    assert node.cold == Requests(0, 2 + 1, 3000)  # both nodes need the one shard of val
-    assert (epoch.cold, epoch.warm) == (Requests(0, 6, 6000), Requests())
+    assert node.cold == Requests(reads=2 + 1, bytes=3000)  # both nodes need the one shard of val
+    assert (epoch.cold, epoch.warm) == (Requests(reads=6, bytes=6000), Requests())
     assert needs.rates is not None
     assert needs.rates.epoch_seconds == 6 * 3 / 9
     assert needs.rates.store_bytes_per_second == 3000
@@ -92,17 +91,16 @@ def test_memory_is_that_of_the_loader() -> None:
             Cluster(2, remote=remote),
             settings(threads=threads, cache_bytes=cache_bytes, memory_bytes=10**8),
         )
-        parts = [(0, 3), (3, 6)]
         loaders = [
             plan_memory(
                 order,
-                *part,
+                order.share(rank, 2),
                 memory_bytes=10**8,
                 threads=threads or 8,
                 shard_bytes=shard_bytes,
                 pin=False,
             ).bytes
-            for part in parts
+            for rank in range(2)
         ]
         assert needs.rank.loader_bytes == max(loaders)
         assert needs.node.loader_bytes == sum(loaders)
@@ -117,14 +115,15 @@ def test_caches_validations_and_local_datasets() -> None:
         )
         return capacity(by_hand(), Cluster(1, remote=remote), made)
 
-    assert of().epoch.cold == Requests(0, 5, 5000)
-    assert of(cache_bytes=4999).epoch.warm == Requests(0, 5, 5000)  # evicts what comes next
-    assert of(cache_bytes=0).epoch.warm == Requests(0, 12 + 1, 5000)
+    assert of().epoch.cold == Requests(reads=5, bytes=5000)
+    evicts_what_comes_next = of(cache_bytes=4999)
+    assert evicts_what_comes_next.epoch.warm == Requests(reads=5, bytes=5000)
+    assert of(cache_bytes=0).epoch.warm == Requests(reads=12 + 1, bytes=5000)
     # Six steps of six drawings: validations after 15 and 30, and at the end.
     assert of(every=15).epoch.validations == 3
     assert of(every=36).epoch.validations == 1
-    assert of(every=15, cache_bytes=0).epoch.cold == Requests(0, 12 + 3, 4000 + 3000)
-    assert of(resident=True, cache_bytes=0).epoch.warm == Requests(0, 1, 1000)
+    assert of(every=15, cache_bytes=0).epoch.cold == Requests(reads=12 + 3, bytes=4000 + 3000)
+    assert of(resident=True, cache_bytes=0).epoch.warm == Requests(reads=1, bytes=1000)
     assert of(remote=False, cache_bytes=1).epoch.cold == Requests()
 
 
@@ -135,32 +134,42 @@ def test_resident() -> None:
     assert needs.resident_fits is True
     assert needs.rank.loader_bytes == 20 * (RESIDENT_BYTES - 784)  # pixels are in the GPU
     less = replace(tight, gpu_bytes=exact - 10)
-    assert capacity(by_hand(), less, settings()).resident_fits is False  # nobody asked for it
-    with pytest.raises(RefusedError, match=r"--stream.resident true: .* 20 drawings.*--gpu-bytes"):
+    assert capacity(by_hand(), less, settings()).resident_fits is False  # not set, so not refused
+    with pytest.raises(RefusedError, match="20 drawings") as refused:
         capacity(by_hand(), less, settings(resident=True))
+    assert (refused.value.subject, refused.value.value) == ("--stream.resident", True)
+    assert refused.value.needed_bytes == 20 * RESIDENT_BYTES
+    assert refused.value.ranks == 3
     assert capacity(by_hand(), Cluster(2), settings(resident=True)).resident_fits is None
-    assert module.RESIDENT_SHARE == resident.RESIDENT_SHARE
 
 
 @pytest.mark.parametrize(
-    ("cluster", "changed", "told"),
+    ("cluster", "changed", "refused"),
     [
-        (Cluster(8), {}, r"--train.global_batch 6: smaller than the 8 ranks"),
-        (Cluster(4), {}, r"--stream.lanes 2: fewer than the 4 ranks"),
-        (Cluster(1), {"lanes": 4}, r"--stream.lanes 4: does not divide --train.global_batch 6"),
-        (Cluster(1), {"global_batch": 50}, r"--train.global_batch 50: .* only 40 drawings"),
-        (Cluster(1), {"memory_bytes": 9000}, r"--stream.memory_bytes 9000: .*window_blocks"),
-        (Cluster(1), {"cache_bytes": 1999}, r"--stream.cache_bytes 1999: .* at least 2000 is rig"),
+        (Cluster(8), {}, ("--train.global_batch", 6)),
+        (Cluster(4), {}, ("--stream.lanes", 2)),
+        (Cluster(1), {"lanes": 4}, ("--stream.lanes", 4)),
+        (Cluster(1), {"global_batch": 50}, ("--train.global_batch", 50)),
+        (Cluster(1), {"memory_bytes": 9000}, ("--stream.memory_bytes", 9000)),
+        (Cluster(1), {"memory_bytes": 9000, "resident": True}, ("--stream.memory_bytes", 9000)),
+        (Cluster(1), {"cache_bytes": 1999}, ("--stream.cache_bytes", 1999)),
     ],
 )
-def test_what_cannot_work_is_refused(cluster: Cluster, changed: dict[str, Any], told: str) -> None:
-    with pytest.raises(RefusedError, match=told):
+def test_what_cannot_work_is_refused(
+    cluster: Cluster, changed: dict[str, Any], refused: tuple[str, int]
+) -> None:
+    with pytest.raises(RefusedError) as error:
         capacity(by_hand(), cluster, settings(**changed))
+    assert (error.value.subject, error.value.value) == refused
+    if "cache_bytes" in changed:
+        assert error.value.needed_bytes == 2000
 
 
 def test_nodes_have_equal_numbers_of_ranks() -> None:
-    with pytest.raises(RefusedError, match=r"--world-size 7: .*--nodes 3, .*; 9 is right"):
+    with pytest.raises(RefusedError) as error:
         Cluster(7, 3)
+    assert (error.value.subject, error.value.value) == ("--world-size", 7)
+    assert error.value.world_size == 9
 
 
 def test_the_least_cache_is_what_the_reader_accepts(dataset: Dataset, store: Store) -> None:
@@ -176,25 +185,25 @@ def test_the_least_cache_is_what_the_reader_accepts(dataset: Dataset, store: Sto
 
 def test_in_words() -> None:
     cluster = Cluster(2, 2, gpu_bytes=10**6, drawings_per_second=9.0, shard_workers=3)
-    text = describe(capacity(by_hand(), cluster, settings(cache_bytes=2500)))
+    text = format_capacity(capacity(by_hand(), cluster, settings(cache_bytes=2500)))
     for words in (
         "40 drawings in 4 shards, 4 kB",
         "3 workers of 200,000 drawings/s",
-        "2 workers have none",
-        "6 steps; 4 drawings are left out",
-        "2 of 20 drawings; 1 a rank",
+        "2 workers idle",
+        "6 steps; 4 drawings are dropped",
+        "2 of 20 drawings; 1 per rank",
         "for 20 drawings; fits",
-        "0:02 an epoch at 9 drawings/s a rank; a node reads 1 kB/s",
-        "2.5 kB a node as set; 1 kB at least, 3 kB keep all",
-        "first epoch: 0 class A and 6 class B requests, 6 kB, 3 kB/s",
-        "each later epoch: 0 class A and 6 class B requests",
+        "0:02 per epoch at 9 drawings/s per rank; a node reads 1 kB/s",
+        "2.5 kB per node as set; 1 kB at least, 3 kB hold all",
+        "first epoch: 6 reads, 6 kB, 3 kB/s",
+        "each later epoch: 6 reads, 6 kB",
     ):
         assert words in text
-    plain = describe(capacity(by_hand(), Cluster(remote=False), settings()))
+    plain = format_capacity(capacity(by_hand(), Cluster(remote=False), settings()))
     assert "rates" not in plain
     assert "cache" not in plain
-    assert "nothing" in describe(capacity(by_hand(), Cluster(), settings()))
-    assert "does not fit" in describe(capacity(by_hand(), Cluster(gpu_bytes=9), settings()))
+    assert "nothing" in format_capacity(capacity(by_hand(), Cluster(), settings()))
+    assert "does not fit" in format_capacity(capacity(by_hand(), Cluster(gpu_bytes=9), settings()))
 
 
 Blocks = tuple[tuple[int, ...], ...]
@@ -247,7 +256,7 @@ def test_more_ranks_never_need_more_each(
         assert getattr(on_more_nodes.node, name) <= getattr(few.node, name), name
     # All nodes together read all of it, and what two of them share twice.
     assert few.epoch.cold.bytes <= on_more_nodes.epoch.cold.bytes
-    assert few.epoch.cold.class_b <= on_more_nodes.epoch.cold.class_b
+    assert few.epoch.cold.reads <= on_more_nodes.epoch.cold.reads
 
 
 @given(
@@ -258,11 +267,13 @@ def test_an_epoch_is_all_there_is(dataset: Outline, lanes: int, batch: int, worl
     assume(world <= lanes and lanes * batch <= train)
     needs = capacity(dataset, Cluster(world), settings(lanes * batch, lanes, cache_bytes=10**9))
     epoch = needs.epoch
-    assert epoch.steps * epoch.global_batch + epoch.left_out_drawings == train
+    assert epoch.steps * epoch.global_batch + epoch.dropped_drawings == train
     assert epoch.least_lane_drawings <= train / lanes <= epoch.most_lane_drawings
     assert needs.node.decoded_bytes >= train * 790
     shards, sizes = needs.shards, needs.shard_bytes
-    assert epoch.cold == Requests(0, shards["train"] + shards["val"], sizes["train"] + sizes["val"])
+    assert epoch.cold == Requests(
+        reads=shards["train"] + shards["val"], bytes=sizes["train"] + sizes["val"]
+    )
     assert needs.node.cache_all_bytes == max(epoch.cold.bytes, needs.node.cache_least_bytes)
     assert epoch.warm == Requests()
     assert world * needs.rank.resident_drawings >= train

@@ -9,7 +9,7 @@ from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.shards.plan import Plan
-from tests.conftest import Dataset, DatasetMaker
+from tests.support.data.datasets import Dataset, DatasetMaker
 
 
 def planned(dataset: Dataset) -> outline.Outline:

@@ -1,4 +1,4 @@
-"""The official classes: 345, in Google's order, with Google's figures."""
+"""The official classes: 345, in Google's order, with Google's counts and checksums."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quickdraw_dist.data.drawings.classes import official, official_names
 
 
 def test_names_and_order_are_frozen() -> None:
-    """A label is an index into this list: another order is another meaning for every model."""
+    """A label is an index into this list: another order changes the meaning of every model."""
     names = official_names()
     assert len(names) == len(set(names)) == 345
     assert names[:2] == ("aircraft carrier", "airplane")
@@ -23,8 +23,8 @@ def test_names_and_order_are_frozen() -> None:
     )
 
 
-def test_figures_are_the_official_ones() -> None:
-    """Totals that Google publishes; a slip in one row of the table moves one of them."""
+def test_counts_and_checksums_are_the_official_ones() -> None:
+    """Totals that Google publishes; a typo in one row of the table changes one of them."""
     drawings = sorted(entry.drawings for entry in official())
     assert sum(drawings) == 50_426_266
     assert (drawings[0], drawings[172], drawings[-1]) == (113_613, 130_371, 340_029)

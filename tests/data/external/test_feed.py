@@ -1,4 +1,4 @@
-"""Batches of foreign tars: what is delivered, in which order, and what is said of it."""
+"""Batches of external tars: which drawings, in which order, and what the run prints."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import pytest
 
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.external.shards import open_shards
-from tests.conftest import Dataset, Store
-from tests.support.gcs.server import Request, Response
-from tests.support.tars import (
+from tests.support.data.datasets import Dataset
+from tests.support.data.tars import (
     LAYOUTS,
     SAVED,
     STOCK,
@@ -27,6 +26,8 @@ from tests.support.tars import (
     write_shards,
     write_tar,
 )
+from tests.support.gcs.local import Store
+from tests.support.gcs.server import Request, Response
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -36,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("no_thread_left")
 
 @pytest.mark.parametrize("kind", STOCK)
 def test_an_epoch_of_stock_tars(tmp_path: Path, kind: str) -> None:
-    """Every drawing with its own label, none twice, other ones left out in other epochs."""
+    """Every drawing with its own label, none twice; every epoch skips other ones."""
     labels = write_shards(tmp_path, [13, 25, 9], *STOCK[kind])
     feed = open_feed(make_settings(tmp_path))
     assert (feed.drawings, feed.steps, feed.lanes) == (47, 4, 0)
@@ -50,10 +51,10 @@ def test_an_epoch_of_stock_tars(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_our_own_shards_without_a_manifest(ours: Callable[[str], Dataset], layout: str) -> None:
-    """Splits are taken from the folders; blocks keep their rows; a small sample is measured
-    exactly as the manifest says."""
-    made = ours(layout)
+def test_our_own_shards_as_external_data(of_layout: Callable[[str], Dataset], layout: str) -> None:
+    """Splits are taken from the folders, the manifest is not read; blocks keep their rows; a small
+    sample is measured exactly as the manifest says."""
+    made = of_layout(layout)
     feed = open_feed(make_settings(made.folder, batch=90, class_names=made.manifest.classes))
     assert feed.drawings == made.manifest.drawings("train") == 1800
     assert feed.dataset.pixel_mean == pytest.approx(made.manifest.pixel_mean, rel=1e-12)
@@ -129,13 +130,13 @@ def test_the_same_start_gives_the_same_sequence(tmp_path: Path) -> None:
 
 
 def test_values_of_the_order(tmp_path: Path) -> None:
-    """The same in every release: a run may go on after an update."""
+    """The same on every machine; a webdataset that shuffles in another way is noticed here."""
     for shard in range(3):
         write_tar(tmp_path / f"x-{shard}.tar", [block_of(range(8 * shard, 8 * shard + 8))])
     batches = open_feed(make_settings(tmp_path)).epoch(0)
     assert [batch.rows.tolist() for batch in batches] == [
-        [22, 13, 0, 3, 8, 12, 4, 18, 6, 16],
-        [7, 23, 5, 11, 20, 9, 21, 1, 17, 14],
+        [16, 17, 7, 19, 5, 6, 1, 15, 11, 4],
+        [0, 2, 22, 23, 20, 8, 12, 14, 10, 3],
     ]
 
 
@@ -150,7 +151,7 @@ def test_resuming_measures_nothing_again(store: Store, tmp_path: Path) -> None:
     assert store.media_reads("") == 0
     assert (again.drawings, again.steps) == (31, 3)
     assert (again.dataset.pixel_mean, again.dataset.pixel_std) == (0.25, 0.5)
-    # Other shards are counted, and so are those of a run that was told what an epoch is.
+    # Other shards are counted, and so are those of a run with --stream.epoch_drawings.
     assert open_feed(made, saved=saved | {"dataset_digest": "other"}).drawings == 40
     told = {"config": {"stream": {"epoch_drawings": 31}}}
     assert open_feed(made, saved=saved | told).drawings == 40
@@ -183,30 +184,28 @@ def test_from_a_store_through_our_retries(store: Store, tmp_path: Path) -> None:
     assert sequence(open_feed(make_settings(f"{url}/x-*.tar")), 0) == expected
 
 
-# -- what is said ----------------------------------------------------------------------------------
+# -- what the run prints ---------------------------------------------------------------------------
 
 
-def test_what_it_cannot_promise_is_said(tmp_path: Path) -> None:
-    """At the start of a run, and once more where it goes on inside an epoch."""
+def test_what_it_cannot_promise_is_printed(tmp_path: Path) -> None:
+    """At the start of a run, and more where it resumes inside an epoch."""
     write_shards(tmp_path, [25, 25])
     feed = open_feed(make_settings(tmp_path, memory_bytes=10_000_000))
-    said = "\n".join(feed.describe(0))
+    said = "\n".join(feed.start_lines(0))
     for part in (
         "50 drawings (all, as counted) of 2 shards, 5 steps of 10",
-        "up to 12,617 together (--stream.memory_bytes)",
+        "up to 10,120 drawings (--stream.memory_bytes)",
         "webdataset 1.",
-        "not promise",
-        "exactly once",
-        "mid-epoch",
+        "not promise that a drawing comes exactly once per epoch",
         "names and sizes only",
         "no validation split",
     ):
         assert part in said
-    assert "anew" not in said
-    (line,) = set(feed.describe(2)) - set(feed.describe(0))
-    assert "the 3 steps that are left" in line and "shuffled anew" in line
+    assert "again" not in said
+    (line,) = set(feed.start_lines(2)) - set(feed.start_lines(0))
+    assert "the 3 steps left in this epoch are shuffled again" in line
     told = open_feed(make_settings(tmp_path, epoch_drawings=20))
-    assert "20 drawings (as --stream.epoch_drawings says)" in told.describe(0)[0]
+    assert "20 drawings (as --stream.epoch_drawings says)" in told.start_lines(0)[0]
 
 
 def test_leaving_early_ends_the_thread(tmp_path: Path) -> None:

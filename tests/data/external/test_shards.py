@@ -1,4 +1,4 @@
-"""Foreign tars: which are found, and what is refused before anything is read."""
+"""External tars: which are found, and what is refused before anything is read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.external.shards import find_shards, open_shards
-from quickdraw_dist.data.feed import open_dataset, refuse_misfit
-from tests.conftest import Store
-from tests.support.tars import delivered, make_settings, open_feed, write_shards
+from quickdraw_dist.data.feed import check_dataset, open_dataset
+from tests.support.data.datasets import Dataset
+from tests.support.data.tars import delivered, make_settings, open_feed, write_shards
+from tests.support.gcs.local import Store
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -47,24 +48,26 @@ def test_patterns(store: Store, tmp_path: Path, where: str, pattern: str, names:
     assert all(shard.bytes == 1024 for shard in found)
 
 
-def refusal(call: Callable[[], object]) -> str:
-    """What a refused call says."""
+def refusal(call: Callable[[], object]) -> RefusedError:
+    """What a refused call raises."""
     with pytest.raises(RefusedError) as refused:
         call()
-    return str(refused.value)
+    return refused.value
 
 
 def test_shards_that_are_not_there(tmp_path: Path) -> None:
-    """A hole in a list, a folder without tars, a malformed list: each is named."""
+    """A gap in a list, a folder without tars, a malformed list: each is named."""
     write_shards(tmp_path / "a", [3, 3])
-    said = refusal(lambda: find_shards(f"{tmp_path}/a/x-{{000..003}}.tar"))
-    assert "2 of 4 are not there, such as" in said and "x-002.tar" in said
-    said = refusal(lambda: open_shards(make_settings(tmp_path / "b")))
-    assert f"--data {tmp_path / 'b'}: no .tar file there" in said
-    said = refusal(lambda: open_shards(make_settings(f"{tmp_path}/a/x-{{000..001.tar")))
-    assert "x-{000..001.tar" in said
+    pattern = f"{tmp_path}/a/x-{{000..003}}.tar"
+    error = refusal(lambda: find_shards(pattern))
+    assert error.subject == pattern
+    assert error.missing == tuple(f"{tmp_path}/a/x-00{number}.tar" for number in (2, 3))
+    error = refusal(lambda: open_shards(make_settings(tmp_path / "b")))
+    assert (error.subject, error.value) == ("--data", str(tmp_path / "b"))
+    malformed = f"{tmp_path}/a/x-{{000..001.tar"
+    assert refusal(lambda: open_shards(make_settings(malformed))).subject == malformed
     made = make_settings(tmp_path / "a", validation_data=str(tmp_path / "b"))
-    assert "--stream.validation_data" in refusal(lambda: open_shards(made))
+    assert refusal(lambda: open_shards(made)).subject == "--stream.validation_data"
 
 
 def test_splits_by_folder(tmp_path: Path) -> None:
@@ -77,54 +80,55 @@ def test_splits_by_folder(tmp_path: Path) -> None:
     assert alone.train == both.train and alone.val == ()
     assert open_feed(make_settings(tmp_path / "train", batch=3)).validation() is None
     write_shards(tmp_path, [3])
-    said = refusal(lambda: open_shards(make_settings(tmp_path)))
-    assert "holds .tar files and a folder train/" in said and str(tmp_path / "train") in said
+    error = refusal(lambda: open_shards(make_settings(tmp_path)))
+    assert error.subject == "--data" and str(tmp_path / "train") in error.remedy
 
 
 # -- what is refused before anything is read -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("stream", "batch", "ranks", "parts"),
+    ("stream", "batch", "ranks", "setting", "remedy"),
     [
-        ({"resident": True}, 8, 1, ["--stream.resident true", "false is right"]),
-        ({}, 8, 4, ["3 shards", "fewer than the 4 ranks", "3 ranks at most", "4 shards or more"]),
-        ({}, 2, 3, ["--train.global_batch 2", "3 ranks", "--train.global_batch 3 or more"]),
-        ({"epoch_drawings": 7}, 8, 1, ["--stream.epoch_drawings 7", "--train.global_batch of 8"]),
+        ({"resident": True}, 8, 1, "--stream.resident", "--stream.resident false"),
+        ({}, 8, 4, "--data", "at most 3 ranks, or 4 shards or more"),
+        ({}, 2, 3, "--train.global_batch", "--train.global_batch 3 or more"),
+        ({"epoch_drawings": 7}, 8, 1, "--stream.epoch_drawings", "--stream.epoch_drawings 8"),
     ],
 )
 def test_what_cannot_work_is_refused(
-    tmp_path: Path, stream: dict[str, Any], batch: int, ranks: int, parts: list[str]
+    tmp_path: Path, stream: dict[str, Any], batch: int, ranks: int, setting: str, remedy: str
 ) -> None:
-    """With the setting, its value, and what would be right."""
+    """With the setting, and what to set instead."""
     write_shards(tmp_path, [5, 5, 5])
     made = make_settings(tmp_path, batch=batch, **stream)
-    said = refusal(lambda: refuse_misfit(made, open_dataset(made), ranks))
-    for part in parts:
-        assert part in said
+    error = refusal(lambda: check_dataset(made, open_dataset(made), ranks))
+    assert error.subject == setting and remedy in error.remedy
 
 
 def test_too_few_drawings_or_too_little_memory(tmp_path: Path) -> None:
     """Known only when the shards are."""
     write_shards(tmp_path, [5, 5])
-    said = refusal(lambda: open_feed(make_settings(tmp_path, batch=11)))
-    assert "--train.global_batch 11" in said and "only 10 drawings; at most 10" in said
-    said = refusal(lambda: open_feed(make_settings(tmp_path, memory_bytes=30_000)))
-    assert "--stream.memory_bytes 30000" in said and "39,740 bytes" in said
-    least = open_feed(make_settings(tmp_path, memory_bytes=39_740))
+    error = refusal(lambda: open_feed(make_settings(tmp_path, batch=11)))
+    assert (error.subject, error.value) == ("--train.global_batch", 11)
+    assert error.remedy == "Use --train.global_batch 10 at most"
+    error = refusal(lambda: open_feed(make_settings(tmp_path, memory_bytes=30_000)))
+    assert (error.subject, error.needed_bytes) == ("--stream.memory_bytes", 51_520)
+    least = open_feed(make_settings(tmp_path, memory_bytes=51_520))
     assert len(set(delivered(least.epoch(0)))) == 10
 
 
-def test_the_default_reader_tells_of_this_one(tmp_path: Path, ours: Callable[..., Any]) -> None:
-    """Where there are tars and nothing of ours; not where sharding has only begun. Settings of
+def test_the_default_reader_tells_of_this_one(tmp_path: Path, own: Dataset) -> None:
+    """Where there are tars and no manifest; not where sharding is unfinished. Settings of
     this reader without it are a mistake."""
     write_shards(tmp_path / "tars", [5])
     shards: dict[str, Any] = {"reader": "shards"}
-    said = refusal(lambda: open_dataset(make_settings(tmp_path / "tars", **shards)))
+    said = str(refusal(lambda: open_dataset(make_settings(tmp_path / "tars", **shards))))
     assert "make shard DEST=" in said and "--stream.reader webdataset" in said
-    begun = Path(ours("gzip blocks").folder)
-    assert "webdataset" not in refusal(lambda: open_dataset(make_settings(begun, **shards)))
-    assert "webdataset" not in refusal(lambda: open_dataset(make_settings(tmp_path, **shards)))
+    begun = Path(own.folder)
+    (begun / "manifest.json").unlink()
+    assert "webdataset" not in str(refusal(lambda: open_dataset(make_settings(begun, **shards))))
+    assert "webdataset" not in str(refusal(lambda: open_dataset(make_settings(tmp_path, **shards))))
     wrong = make_settings(tmp_path, reader="shards", epoch_drawings=100)
-    said = refusal(lambda: open_dataset(wrong))
+    said = str(refusal(lambda: open_dataset(wrong)))
     assert "--stream.epoch_drawings 100" in said and "--stream.reader webdataset" in said

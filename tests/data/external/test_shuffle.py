@@ -1,8 +1,9 @@
-"""Passes over foreign tars: every drawing once in each, shuffled as far as memory goes."""
+"""Passes over external tars: every drawing once in each, shuffled as far as memory allows."""
 
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,44 +12,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.external.shuffle import ShuffledPasses
-from tests.support.tars import block_of, write_tar
-
-pytestmark = pytest.mark.usefixtures("no_thread_left")
+from quickdraw_dist.data.external.shuffle import DRAWING_BYTES, read_drawings, shuffled_passes
+from tests.support.data.tars import block_of, write_tar
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4),
-    capacity=st.integers(1, 60),
-    draws=st.lists(st.integers(1, 40), min_size=1, max_size=12),
-)
-def test_every_pass_has_every_drawing_once(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], capacity: int, draws: list[int]
-) -> None:
-    """Whatever the sizes of shards, memory and batches; blocks are cut where they have to be."""
-    folder = tmp_path_factory.mktemp("passes")
-    total = sum(sizes)
+def write_blocks(folder: Path, sizes: list[int]) -> list[str]:
+    """A tar with one block per size; rows are numbered from the first tar to the last."""
     firsts = itertools.accumulate([0, *sizes])
-    urls = [
+    return [
         str(write_tar(folder / f"{at}.tar", [block_of(range(first, first + size))] if size else []))
         for at, (first, size) in enumerate(zip(firsts, sizes, strict=False))
     ]
-    passes = ShuffledPasses(urls, 5, capacity, key=7)
-    taken: list[int] = []
-    for count in draws:
-        arrays = np.zeros((count, 28, 28), np.uint8), np.zeros(count, np.uint16)
-        rows = np.zeros(count, np.uint32)
-        if not total:
-            with pytest.raises(CorruptError, match="no drawings in any"):
-                passes.draw(*arrays, rows)
-            return
-        passes.draw(*arrays, rows)
-        assert np.array_equal(arrays[1], rows % 5) and np.array_equal(arrays[0][:, 0, 0], rows)
-        taken += rows.tolist()
-    for start in range(0, len(taken), total):
-        one = taken[start : start + total]
-        assert len(set(one)) == len(one)
+
+
+@settings(max_examples=40)
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4),
+    initial=st.integers(1, 60),
+    capacity=st.integers(1, 60),
+)
+def test_every_pass_has_every_drawing_once(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], initial: int, capacity: int
+) -> None:
+    """Whatever the sizes of shards and memory."""
+    urls, total = write_blocks(tmp_path_factory.mktemp("passes"), sizes), sum(sizes)
+    drawings = shuffled_passes(urls, 5, initial, capacity, key=7)
+    if not total:
+        with pytest.raises(CorruptError) as caught:
+            next(drawings)
+        assert caught.value.subject.startswith(urls[0])
+        return
+    for _ in range(3):
+        one = list(itertools.islice(drawings, total))
+        assert sorted(row for _, _, row in one) == list(range(total))
+        assert all(label == row % 5 and pixels == bytes([row]) * 784 for pixels, label, row in one)
 
 
 def test_shuffles_as_far_as_memory_goes(tmp_path: Path) -> None:
@@ -58,9 +55,14 @@ def test_shuffles_as_far_as_memory_goes(tmp_path: Path) -> None:
     url = str(write_tar(tmp_path / "x.tar", blocks))
     reached = {}
     for capacity in (100, 1000):
-        passes = ShuffledPasses([url], 5, capacity, key=1)
-        rows = np.zeros(50, np.uint32)
-        for _ in range(8):
-            passes.draw(np.zeros((50, 28, 28), np.uint8), np.zeros(50, np.uint16), rows)
+        drawings = shuffled_passes([url], 5, 400, capacity, key=1)
+        rows = np.array([row for _, _, row in itertools.islice(drawings, 350, 400)])
         reached[capacity] = len(set((rows // 50).tolist()))
     assert reached[100] < 10 < 14 <= reached[1000]
+
+
+def test_memory_of_a_drawing(tmp_path: Path) -> None:
+    """The capacity of the buffer is memory divided by this."""
+    for drawing in read_drawings(write_blocks(tmp_path, [300]), 5):
+        pixels, label, row = map(sys.getsizeof, drawing)
+        assert pixels + label + row + sys.getsizeof(drawing) < DRAWING_BYTES

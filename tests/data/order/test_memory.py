@@ -1,4 +1,4 @@
-"""What a loader may hold is what the setting says: on paper, and as the kernel counts it."""
+"""A loader holds what `stream.memory_bytes` allows: by arithmetic, and as the kernel counts it."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from quickdraw_dist.data.order import memory
 from quickdraw_dist.data.order.memory import (
     RESIDENT_BYTES,
     LoaderMemory,
+    batch_bytes,
+    default_threads,
     least_batches,
     plan_memory,
-    processor_share,
     resident_drawings,
+    ring_bytes,
 )
-from quickdraw_dist.data.order.order import Order, rank_part
-from quickdraw_dist.data.order.schedule import longest_need
+from quickdraw_dist.data.order.order import Order
+from quickdraw_dist.data.order.schedule import steps_per_window
 from quickdraw_dist.data.shards import manifest
-from quickdraw_dist.data.stream.ring import ring_bytes
 from quickdraw_dist.distributed.ranks import World
-from tests.conftest import Dataset, DatasetMaker, Store, use_store
-from tests.support.delivery import least_bytes
-from tests.support.orders import orders
+from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.delivery import least_bytes
+from tests.support.data.orders import orders
+from tests.support.gcs.local import Store, use_store
 
-# -- on paper --------------------------------------------------------------------------------------
+# -- by arithmetic ---------------------------------------------------------------------------------
 
 
 @given(
@@ -45,26 +47,25 @@ from tests.support.orders import orders
 def test_what_is_granted_stays_within_the_setting(
     order: Order, data: st.DataObject, threads: int, shard_bytes: int, pin: bool
 ) -> None:
-    """For any part, threads and shards: never more than was allowed, never less than is needed to
-    go on; and what a refusal calls enough is, to the byte."""
+    """For any share, threads and shards: never more than allowed, never less than the loader needs
+    to make progress; and what a refusal calls enough is, to the byte."""
     world_size = data.draw(st.integers(1, min(8, order.global_batch)))
-    start, stop = rank_part(
-        order.global_batch, data.draw(st.integers(0, world_size - 1)), world_size
-    )
+    share = order.share(data.draw(st.integers(0, world_size - 1)), world_size)
     allowed = data.draw(st.integers(1, 10**6) | st.integers(1, 10**10))
 
     def plan(memory_bytes: int) -> LoaderMemory:
         return plan_memory(
-            order, start, stop, memory_bytes=memory_bytes, threads=threads,
+            order, share, memory_bytes=memory_bytes, threads=threads,
             shard_bytes=shard_bytes, pin=pin,
         )  # fmt: skip
 
-    least, most = least_batches(order), least_batches(order) + longest_need(order)
+    least, most = least_batches(order), least_batches(order) + steps_per_window(order)
     try:
         granted = plan(allowed)
     except RefusedError as error:
-        for word in (f"--stream.memory_bytes {allowed}: ", "--stream.window_blocks", "more ranks"):
-            assert word in str(error)
+        assert (error.subject, error.value) == ("--stream.memory_bytes", allowed)
+        for way_out in ("--stream.window_blocks", "more ranks"):
+            assert way_out in error.remedy
         needed = least_bytes(error)
         assert needed > allowed
         granted, allowed = plan(needed), needed
@@ -75,22 +76,22 @@ def test_what_is_granted_stays_within_the_setting(
     assert least <= granted.batches <= most
     assert 1 <= granted.threads <= threads
     assert (granted.fetchers > 0) == (shard_bytes > 0)
-    held = ring_bytes(granted.batches, stop - start, pin) + granted.fetchers * shard_bytes
+    held = ring_bytes(granted.batches, share.drawings, pin) + granted.fetchers * shard_bytes
     assert held + granted.threads * order.longest_block * (784 + 2 + 4) < granted.bytes
-    if granted.batches < most:  # all that there is room for
-        one_more = ring_bytes(granted.batches + 1, stop - start, pin)
-        assert granted.bytes - ring_bytes(granted.batches, stop - start, pin) + one_more > allowed
+    if granted.batches < most:  # as many as fit
+        one_more = ring_bytes(granted.batches + 1, share.drawings, pin)
+        assert granted.bytes - ring_bytes(granted.batches, share.drawings, pin) + one_more > allowed
 
 
-def test_memory_goes_to_threads_batches_and_shards_under_way() -> None:
-    """Plenty is not taken because it is there; half of what is left goes to the store. A window of
-    4 blocks of 1,024 is spread over 65 batches that take 64 of a lane."""
+def test_memory_goes_to_threads_batches_and_shards_in_flight() -> None:
+    """More memory than is useful is not taken; half of what is left goes to shards in flight. A
+    window of 4 blocks of 1,024 is spread over 65 batches of 64 drawings per lane."""
     order = Order(((1024,) * 60,) * 64, global_batch=4096, lanes=64, window_blocks=4, seed=1)
 
     def plan(memory_bytes: float, shard_bytes: int = 0) -> LoaderMemory:
         return plan_memory(
-            order, 0, 4096, memory_bytes=int(memory_bytes), threads=8, shard_bytes=shard_bytes,
-            pin=False,
+            order, order.share(0, 1), memory_bytes=int(memory_bytes), threads=8,
+            shard_bytes=shard_bytes, pin=False,
         )  # fmt: skip
 
     plenty = plan(1e12)
@@ -103,23 +104,36 @@ def test_memory_goes_to_threads_batches_and_shards_under_way() -> None:
 
 
 def test_what_a_refusal_suggests_needs_less() -> None:
-    """More ranks and smaller windows are the two ways out: both have to lead there."""
+    """More ranks and smaller windows are the two remedies: both must work."""
     order = Order(((1024,) * 60,) * 64, global_batch=4096, lanes=64, window_blocks=4, seed=1)
     other = Order(order.shards, 4096, lanes=64, window_blocks=2, seed=1)
     needs = []
-    for of, part in ((order, (0, 4096)), (other, (0, 4096)), (order, rank_part(4096, 1, 8))):
+    for of, share in (
+        (order, order.share(0, 1)),
+        (other, other.share(0, 1)),
+        (order, order.share(1, 8)),
+    ):
         with pytest.raises(RefusedError) as refused:
-            plan_memory(of, *part, memory_bytes=1000, threads=4, shard_bytes=0, pin=False)
+            plan_memory(of, share, memory_bytes=1000, threads=4, shard_bytes=0, pin=False)
         needs.append(least_bytes(refused.value))
     assert needs[1] < 0.6 * needs[0]
     assert needs[2] < 0.2 * needs[0]
 
 
+@pytest.mark.parametrize(
+    ("count", "pinned"), [(1, 1024 + 8 + 4), (100, 2**17 + 1024 + 400), (1024, 2**20 + 8192 + 4096)]
+)
+def test_pinned_memory_is_rounded_up(count: int, pinned: int) -> None:
+    """By torch, array by array, to a power of two: up to twice as much."""
+    assert batch_bytes(count, pin=True) == pinned
+    assert batch_bytes(count, pin=False) == count * (784 + 8 + 4)
+
+
 def test_threads_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight ranks with a thread a processor each would be eight times too many."""
+    """Eight ranks with one thread per processor each would be eight times too many."""
     for processors, ranks, threads in ((16, 1, 8), (16, 4, 4), (2, 1, 2), (2, 8, 1), (96, 8, 8)):
         monkeypatch.setattr(memory, "processors", lambda processors=processors: processors)
-        assert processor_share(ranks) == threads
+        assert default_threads(ranks) == threads
 
 
 # -- as the kernel counts it -----------------------------------------------------------------------
@@ -127,21 +141,21 @@ def test_threads_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 STATUS = Path("/proc/self/status")
 
 DRAWINGS, ALLOWED = 60_000, 12_000_000
-"""A dataset of 47 MB, and what a loader may hold of it."""
+"""Drawings of a dataset of 47 MB, and the bytes a loader may hold."""
 
 SLACK = {"local": 4_000_000, "ranges": 4_000_000, "cache": 8_000_000, "resident": 14_000_000}
-"""What Python and its allocator take besides: stacks of threads, plans of epochs; and in each
-thread something of what came in pieces, or was decoded, and is not handed back at once."""
+"""What Python and its allocator take in addition: stacks, plans of epochs, and per thread memory
+of responses and decoded blocks that is not returned to the system at once."""
 
 
 def anonymous_bytes() -> int:
-    """Of this process: without the pages of mapped files, which are the kernel's to take back."""
+    """Memory of this process without pages of mapped files, which the kernel can drop."""
     (kilobytes,) = re.findall(r"^RssAnon:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     return int(kilobytes) * 1024
 
 
 def stream_and_watch(store: str, chosen: Settings, results: str) -> None:
-    """Three epochs in a process of its own; its peak beyond what it had before, and the grant."""
+    """Stream three epochs; write the peak of memory beyond what the process had before."""
     use_store(store)
     dataset = manifest.read(chosen.data)
     over = threading.Event()
@@ -179,7 +193,7 @@ def test_peak_memory_is_within_the_setting(
     large: Dataset, store: Store, processes: ForkServerContext, tmp_path: Path, source: str
 ) -> None:
     """A dataset several times as large as the memory granted streams through it; a cluster's
-    limit ends the process that takes more. (Resident: all of it, and what that was said to be.)"""
+    limit kills a process that takes more. (Resident: the whole dataset, and its stated bytes.)"""
     remote = source in ("ranges", "cache")
     if remote:
         store.upload(large.folder, "gs://bucket/large")
@@ -208,6 +222,6 @@ def test_peak_memory_is_within_the_setting(
     allowed = ALLOWED
     if source == "resident":
         order = Order(large.manifest.block_counts("train"), 1024, 8, 6, 1)
-        assert resident_drawings(order, 0, 1024) == order.drawings
+        assert resident_drawings(order, order.share(0, 1)) == order.drawings
         allowed = ALLOWED + order.drawings * RESIDENT_BYTES
     assert 0.7 * allowed < peak < allowed + SLACK[source]

@@ -25,12 +25,13 @@ from quickdraw_dist.data.drawings.classes import OfficialClass
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import integrity, manifest, writer
-from quickdraw_dist.data.shards import verify as proof
 from quickdraw_dist.data.shards.plan import Plan
+from quickdraw_dist.data.verify import find_problems
 from tests.support.gcs.server import Request, Response
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset, Store
+    from tests.support.data.datasets import Dataset
+    from tests.support.gcs.local import Store
 
     Tree = Callable[[str | Path], dict[str, bytes]]
 
@@ -73,7 +74,7 @@ def test_combining_is_associative_at_any_length(
 
 def flipping(store: Store, hit: Callable[[str, int], int | None]) -> Intercept:
     """Flips a bit of ranges of bitmaps: `hit` says which one, from the range and how many times
-    it was asked for before; None for none."""
+    it was requested before; None for none."""
     asked: Counter[str] = Counter()
 
     def intercept(request: Request) -> Response | None:
@@ -144,14 +145,14 @@ def test_the_proof_blames_no_drawing_for_a_bit_that_flipped_on_the_way(
         return bit
 
     store.intercept = flipping(store, hit)
-    assert list(proof.problems(dataset.folder, dataset.manifest, open_source(BITMAPS))) == []
+    assert list(find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))) == []
     assert len(flips) > 2
     path = Path(own_source.source.url) / "sun.npy"
     data = bytearray(path.read_bytes())
     data[128 + 784 * 300] ^= 1
     path.write_bytes(data)
     store.upload(own_source.source.url, BITMAPS)
-    (problem,) = proof.problems(dataset.folder, dataset.manifest, open_source(BITMAPS))
+    (problem,) = find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))
     assert problem.endswith("class 'sun' row 300 are not the source's (1 such drawings)")
 
 
@@ -160,12 +161,12 @@ def test_the_proof_blames_no_drawing_for_a_bit_that_flipped_on_the_way(
     [
         (
             lambda time: 77,
-            r"'dog': bytes 128 to 276,880 \(rows 0 to 353\), every range of them read twice "
-            r"alike, have with the header crc32c [0-9a-f]{8}, the file's own is [0-9a-f]{8}",
+            r"'dog': bytes 128 to 276,880 \(rows 0 to 353\): two readings of every range agree, "
+            r"but with the header they have crc32c [0-9a-f]{8}, the file's own is [0-9a-f]{8}",
         ),
         (
             lambda time: 77 + time,
-            r"'dog': bytes 69,120 to 138,112 \(rows 88 to 176\) came 13 times, always with",
+            r"'dog': bytes 69,120 to 138,112 \(rows 88 to 176\): read 13 times, every time with",
         ),
     ],
     ids=["always the same bit", "another bit each time"],
@@ -194,7 +195,7 @@ def test_a_known_checksum_is_read_for_until_it_comes(dataset: Dataset, store: St
     rows, crc = integrity.read(source, cat, 100, 200, true)
     assert crc == true
     assert rows.tobytes() == dataset.source.read(cat, 100, 200).tobytes()
-    with pytest.raises(CorruptError, match=r"'cat': .*rows 100 to 200\) came 12 times"):
+    with pytest.raises(CorruptError, match=r"'cat': .*rows 100 to 200\): read 12 times"):
         integrity.read(source, cat, 100, 200, true ^ 1)
 
 
@@ -203,9 +204,9 @@ def test_a_known_checksum_is_read_for_until_it_comes(dataset: Dataset, store: St
 
 @pytest.fixture
 def as_official(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[OfficialClass]]:
-    """Google's figures are those of the small cat and dog; the other classes keep theirs."""
+    """The small cat and dog are the official files; the other classes keep theirs."""
 
-    def figures(entry: OfficialClass) -> OfficialClass:
+    def official(entry: OfficialClass) -> OfficialClass:
         if entry.name not in ("cat", "dog"):
             return entry
         data = (Path(dataset.source.url) / f"{entry.name}.npy").read_bytes()
@@ -213,7 +214,7 @@ def as_official(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
         count = dataset.source.counts[dataset.source.classes.index(entry.name)]
         return OfficialClass(entry.name, count, len(data), md5)
 
-    table = [figures(entry) for entry in classes.official()]
+    table = [official(entry) for entry in classes.official()]
     monkeypatch.setattr(classes, "official", lambda: tuple(table))
     yield table
 
@@ -265,7 +266,7 @@ def test_an_official_file_with_another_md5_is_refused(
         url = request.getfixturevalue("store").upload(url, BITMAPS)
     official = next(entry for entry in as_official if entry.name == "dog").npy_md5
     mine = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    message = f"{url}/dog.npy: MD5 {mine}, the official file's is {official}; fetch it again"
+    message = f"{url}/dog.npy: MD5 {mine}, the official file's is {official}. Fetch it again"
     with pytest.raises(CorruptError) as caught:
         shard(open_source(url), own_source, str(tmp_path / "new"))
     assert str(caught.value) == message

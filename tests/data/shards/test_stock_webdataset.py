@@ -1,4 +1,4 @@
-"""The webdataset package as everyone has it reads our shards, without a line of ours."""
+"""The stock webdataset package reads our shards without any of our code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import webdataset
 from PIL import Image
 
 if TYPE_CHECKING:
-    from tests.conftest import Dataset
+    from tests.support.data.datasets import Dataset
 
     OfLayout = Callable[[str], Dataset]
 

@@ -13,8 +13,8 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.device import on_device
 from quickdraw_dist.data.stream.loader import TrainLoader
-from tests.conftest import Dataset
-from tests.support.delivery import make_loader, open_local
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import make_loader, open_local
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -32,7 +32,7 @@ def open_loader(dataset: Dataset, device: str, more_batches: int = 9) -> TrainLo
 def test_batches_arrive_whole_and_in_order(
     dataset: Dataset, device: str, more_batches: int
 ) -> None:
-    """A copy that runs beside the loop must not meet the next batch in its memory."""
+    """The next batch must not be written over one that is still being copied."""
     loader = open_loader(dataset, device, more_batches)
     for epoch in (0, 1):
         steps = []
@@ -49,7 +49,7 @@ def test_batches_arrive_whole_and_in_order(
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_error_of_the_loader_comes_through(dataset: Dataset, device: str) -> None:
-    """The trainer only ever sees this iterator; an error must not end it like an epoch's end."""
+    """An error must not look like the end of an epoch to the trainer."""
     loader = open_loader(dataset, device)
 
     def failing() -> Iterator[Batch]:
@@ -64,16 +64,16 @@ def test_an_error_of_the_loader_comes_through(dataset: Dataset, device: str) -> 
 
 @cuda
 def test_copies_are_one_batch_ahead(dataset: Dataset) -> None:
-    """Otherwise the device waits for every copy, and the second stream is for nothing."""
+    """Otherwise the device would wait for every copy."""
     loader = open_loader(dataset, "cuda")
-    asked = []
+    requested = []
 
     def watched() -> Iterator[Batch]:
         for batch in loader.epoch(0):
-            asked.append(batch.step)
+            requested.append(batch.step)
             yield batch
 
     batches = on_device(watched(), torch.device("cuda"))
     assert next(batches).host.step == 0
-    assert asked == [0, 1]
+    assert requested == [0, 1]
     batches.close()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Evaluation sees every drawing of a split once, in batches of the size that was asked for."""
+"""Evaluation sees every drawing of a split once, in batches of the requested size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.storage import Scratch
-from quickdraw_dist.data.order.order import sequential
+from quickdraw_dist.data.order.order import evaluation_pieces
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
-from tests.conftest import Dataset
-from tests.support.delivery import Identity, flip_a_byte, open_local, pairs
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import Identity, flip_a_byte, open_local, pairs
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.usefixtures("no_thread_left")
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8, 150])
 @pytest.mark.parametrize("batch", [1, 7, 32, 45, 2048])
 def test_evaluation_sees_every_drawing_once(dataset: Dataset, world_size: int, batch: int) -> None:
-    """Also where parts are uneven, and where there are more ranks than drawings."""
+    """Also where ranges are uneven, and with more ranks than drawings."""
     total = dataset.manifest.drawings("val")
     assert 50 < total < 150
     reader = open_local(dataset, "val")
     identities: list[Identity] = []
     pixels = []
     for rank in range(world_size):
-        part: list[Identity] = []
+        own: list[Identity] = []
         sizes = []
         for number, got in enumerate(
             evaluation_batches(
@@ -39,12 +39,12 @@ def test_evaluation_sees_every_drawing_once(dataset: Dataset, world_size: int, b
             assert got.step == number
             assert len(got.labels) == len(got.drawings) == len(got.rows)
             sizes.append(len(got.labels))
-            part += pairs(got)
+            own += pairs(got)
             pixels.append(got.drawings.numpy())
-        assert total // world_size <= len(part) <= -(-total // world_size)
-        rest = [len(part) % batch] if len(part) % batch else []
-        assert sizes == [batch] * (len(part) // batch) + rest
-        identities += part
+        assert total // world_size <= len(own) <= -(-total // world_size)
+        rest = [len(own) % batch] if len(own) % batch else []
+        assert sizes == [batch] * (len(own) // batch) + rest
+        identities += own
     assert identities == list(dataset.stored("val").values())
     assert set(identities) == dataset.identities("val")
     labels, rows = np.array(identities).T
@@ -52,7 +52,7 @@ def test_evaluation_sees_every_drawing_once(dataset: Dataset, world_size: int, b
 
 
 def test_batches_are_kept_apart(dataset: Dataset) -> None:
-    """A report keeps the drawings of several batches: none may be written over by a later one."""
+    """A report keeps the drawings of several batches: none may be overwritten by a later one."""
     reader = open_local(dataset, "val")
     kept = list(evaluation_batches(reader, rank=0, world_size=1, batch=9, threads=2))
     labels, rows = np.array([pair for batch in kept for pair in pairs(batch)]).T
@@ -70,7 +70,7 @@ def test_evaluation_left_early_leaves_no_thread(dataset: Dataset) -> None:
 
 
 def test_evaluation_of_a_damaged_shard_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
-    """A metric over the rest of the split would pass for one over all of it."""
+    """A metric over the rest of the split would look like one over all of it."""
     folder = tmp_path / "copy"
     shutil.copytree(dataset.folder, folder)
     entry = dataset.manifest.splits["val"][-1]
@@ -85,17 +85,17 @@ def test_a_rank_reads_its_own_blocks_only(
 ) -> None:
     """Eight ranks that each read the whole split would be eight times too slow."""
     reader = open_local(dataset, "val")
-    asked: list[tuple[int, int]] = []
+    requested: list[tuple[int, int]] = []
     read = reader.read
 
-    def noted(shard: int, number: int, scratch: Scratch | None = None) -> Block:
-        asked.append((shard, number))
+    def recorded(shard: int, number: int, scratch: Scratch | None = None) -> Block:
+        requested.append((shard, number))
         return read(shard, number, scratch)
 
-    monkeypatch.setattr(reader, "read", noted)
+    monkeypatch.setattr(reader, "read", recorded)
     for rank in range(3):
-        asked.clear()
+        requested.clear()
         for _ in evaluation_batches(reader, rank=rank, world_size=3, batch=16, threads=1):
             pass
-        pieces = sequential(reader.block_counts, rank, 3)
-        assert asked == [(piece.shard, piece.block) for piece in pieces]
+        pieces = evaluation_pieces(reader.block_counts, rank, 3)
+        assert requested == [(piece.shard, piece.block) for piece in pieces]

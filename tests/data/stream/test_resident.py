@@ -1,4 +1,4 @@
-"""Resident drawings come in the streamed order, are read once, and are refused when too many."""
+"""Resident drawings are delivered in the streamed order, read once, and refused if too many."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.order.memory import (
-    HELD,
+    BATCHES_IN_USE,
     RESIDENT_BYTES,
     LoaderMemory,
     least_batches,
     resident_drawings,
 )
-from quickdraw_dist.data.order.order import Order, rank_part
+from quickdraw_dist.data.order.order import Order
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream import loader, resident
+from quickdraw_dist.data.stream import prefetch, resident
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.reader import SplitReader
-from quickdraw_dist.data.stream.resident import ResidentDrawings
-from quickdraw_dist.data.stream.resident_loaders import DeviceLoader, HostLoader
-from tests.conftest import Dataset
-from tests.support.delivery import (
+from quickdraw_dist.data.stream.resident import DeviceLoader, HostLoader, ResidentDrawings
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import (
     SHAPES,
     USUAL,
     InTurn,
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("no_thread_left")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 WAYS = ["host", "device", pytest.param("cuda", marks=cuda)]
-"""How batches are made. The device's way is tried with the processor as the device, too."""
+"""How batches are made. The device's way is also tested with the processor as the device."""
 
 
 def hold(
@@ -54,7 +54,7 @@ def hold(
     memory_bytes: int = 0, local_size: int = 1,
 ) -> ResidentDrawings:  # fmt: skip
     return ResidentDrawings(
-        reader, order, rank_part(order.global_batch, rank, world_size),
+        reader, order, order.share(rank, world_size),
         LoaderMemory(least_batches(order), 3, fetchers=0, bytes=memory_bytes),
         local_world_size=local_size, device=torch.device(device),
     )  # fmt: skip
@@ -73,8 +73,7 @@ def make_resident(
 def test_the_order_is_the_streamed_one(
     dataset: Dataset, shape: Shape, world_size: int, way: str
 ) -> None:
-    """Epoch after epoch, from any step on, pixels and all: resident or not is no setting of the
-    order."""
+    """Epoch after epoch, from any step on, pixels included: resident mode keeps the order."""
     reader = open_local(dataset)
     order = shape.order(reader.block_counts)
     loaders = [make_resident(reader, order, rank, world_size, way) for rank in range(world_size)]
@@ -92,49 +91,49 @@ def test_the_order_is_the_streamed_one(
 def test_drawings_are_read_once(
     dataset: Dataset, tmp_path: Path, world_size: int, way: str
 ) -> None:
-    """That is what the mode is for: after the first pass the disk may be gone."""
+    """After the first epoch the dataset may be deleted."""
     folder = tmp_path / "copy"
     shutil.copytree(dataset.folder, folder)
     reader = open_local(Dataset(str(folder), dataset.manifest, dataset.source))
     order = USUAL.order(reader.block_counts)
-    asked: list[tuple[int, int]] = []
+    requested: list[tuple[int, int]] = []
     plain = reader.read
 
-    def noted(shard: int, number: int, scratch: Scratch | None = None) -> Block:
-        asked.append((shard, number))
+    def recorded(shard: int, number: int, scratch: Scratch | None = None) -> Block:
+        requested.append((shard, number))
         return plain(shard, number, scratch)
 
-    reader.read = noted  # type: ignore[method-assign]
+    reader.read = recorded  # type: ignore[method-assign]
     loaders = [make_resident(reader, order, rank, world_size, way) for rank in range(world_size)]
-    assert asked == []
+    assert requested == []
     deliver(loaders.__getitem__, order, world_size)
     pieces: list[tuple[int, int]] = []
     for made in loaders:
-        for lane, _, _ in order.segments(0, *made.part):
+        for lane in made.share.lanes:
             pieces += ((piece.shard, piece.block) for piece in order.lane_pieces(lane))
-    assert Counter(asked) == Counter(pieces)
+    assert Counter(requested) == Counter(pieces)
     shutil.rmtree(folder)
     assert deliver(loaders.__getitem__, order, world_size, 1).in_order() == line(dataset, USUAL, 1)
-    assert len(asked) == len(pieces)
+    assert len(requested) == len(pieces)
 
 
 @pytest.mark.parametrize("way", ["host", "device"])
 def test_batches_in_use_stay_as_they_are(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """The next one is made while a step still reads this one."""
-    monkeypatch.setattr(loader, "ThreadPoolExecutor", InTurn)
+    """The next batch is made while a step still reads this one."""
+    monkeypatch.setattr(prefetch, "ThreadPoolExecutor", InTurn)
     reader = open_local(dataset)
     in_use: list[Batch] = []
     for batch in make_resident(reader, USUAL.order(reader.block_counts), way=way).epoch(0):
-        in_use = [*in_use, batch][-HELD:]
+        in_use = [*in_use, batch][-BATCHES_IN_USE:]
         for held in in_use:
             labels = held.labels.numpy()
             assert np.array_equal(held.drawings.numpy(), dataset.pixels(labels, held.rows))
 
 
-def test_a_pass_that_failed_is_made_again(dataset: Dataset, tmp_path: Path) -> None:
-    """Half of the drawings read are not all of them: what is missing must never be delivered."""
+def test_a_failed_fill_is_repeated(dataset: Dataset, tmp_path: Path) -> None:
+    """After an error some drawings are missing: they must never be delivered."""
     folder = tmp_path / "copy"
     shutil.copytree(dataset.folder, folder)
     path = folder / dataset.manifest.splits["train"][3].name
@@ -155,10 +154,10 @@ def test_what_does_not_fit_is_refused(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_size: int,
     limited: bool,
 ) -> None:  # fmt: skip
-    """With the arithmetic, before a drawing is read; the ranks of a node share its memory."""
+    """With the arithmetic, before a drawing is read; the ranks of a node divide its memory."""
     reader = open_local(dataset)
     order = USUAL.order(reader.block_counts)
-    count = resident_drawings(order, 0, 96)
+    count = resident_drawings(order, order.share(0, 1))
     assert count == 1800
     enough = -(-count * RESIDENT_BYTES * local_size * 10 // 8) + 8
     limit = tmp_path / "memory.max"
@@ -174,21 +173,21 @@ def test_what_does_not_fit_is_refused(
 
     room(enough)
     make()
-    with pytest.raises(RefusedError, match=r"batches in the making 10 MB \(--stream\.memory_b"):
+    with pytest.raises(RefusedError, match=r"10,000,000 for batches \(--stream\.memory_bytes\)"):
         make(memory_bytes=10**7)
     room(enough * 99 // 100)
     with pytest.raises(RefusedError) as refused:
         make()
-    message = str(refused.value)
-    assert message.startswith("--stream.resident true: ")
-    for word in (f"{count:,} drawings", "80%", "more ranks", "--stream.resident false"):
-        assert word in message
+    assert (refused.value.subject, refused.value.value) == ("--stream.resident", True)
+    assert (refused.value.needed_bytes, refused.value.ranks) == (count * RESIDENT_BYTES, 2)
+    assert "80%" in refused.value.problem
 
 
 def test_more_ranks_hold_less() -> None:
-    """What the refusal suggests: a rank holds the lanes that it reads from, and only those."""
+    """As the refusal suggests: a rank holds only the lanes that it reads from."""
     order = Order(((40,) * 10,), global_batch=40, lanes=8, window_blocks=2, seed=1)
-    assert resident_drawings(order, 0, 40) == 400
-    assert resident_drawings(order, 0, 5) == 50
-    assert resident_drawings(order, 4, 11) == 150  # the end of one, all of the next, and some
-    assert sum(resident_drawings(order, at, at + 10) for at in range(0, 40, 10)) == 400
+    assert resident_drawings(order, order.share(0, 1)) == 400
+    assert resident_drawings(order, order.share(0, 8)) == 50
+    cut = Share(4, 11, global_batch=40, lane_batch=5)  # the end of one, all of the next, and some
+    assert resident_drawings(order, cut) == 150
+    assert sum(resident_drawings(order, order.share(rank, 4)) for rank in range(4)) == 400

@@ -1,4 +1,4 @@
-"""A run that is killed and started again is the run that was never touched, bit for bit."""
+"""A run that is killed and started again ends like one that was never killed, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,58 +14,66 @@ from tests.support import runs
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small one that the runs are made for."""
+    """The small dataset of tests.support.runs."""
     return runs.make_dataset(tmp_path_factory.mktemp("resume") / "shards")
 
 
 def start(dataset: Path, output: Path, ranks: int, *extra: str) -> subprocess.Popen[str]:
-    """As a user does."""
+    """Start the training command as a user does."""
     command = runs.torchrun(ranks) if ranks > 1 else runs.ALONE
     return runs.start(command, runs.settings(dataset, output, *extra))
 
 
-@pytest.mark.parametrize(("ranks", "extra"), [(1, []), (2, []), (3, ["--train.micro_batch", "20"])])
+@pytest.mark.parametrize(
+    ("ranks", "extra"),
+    [
+        pytest.param(1, [], marks=pytest.mark.slow),
+        (2, []),
+        pytest.param(3, ["--train.micro_batch", "20"], marks=pytest.mark.slow),
+    ],
+)
 def test_killed_run_resumes_bit_for_bit(
     dataset: Path, tmp_path: Path, processes: ForkServerContext, ranks: int, extra: list[str]
 ) -> None:
-    """SIGKILL to everything in mid-epoch, the same command again: equal final weights."""
-    runs.run_here(processes, ranks, runs.settings(dataset, tmp_path / "whole", *extra))
+    """SIGKILL to all ranks within an epoch, then the same command: equal final weights."""
+    runs.run_forked(processes, ranks, runs.settings(dataset, tmp_path / "whole", *extra))
     arguments = runs.settings(dataset, tmp_path / "killed", *extra)
-    killed = runs.Here(processes, ranks, arguments)
-    killed.wait_for("checkpoint saved at step 2")
-    killed.kill()
-    runs.run_here(processes, ranks, arguments)
+    saved = tmp_path / "killed" / "checkpoints" / "step-000000002" / "meta.json"
+    runs.kill_forked(processes, ranks, arguments, step=3, after=saved)
+    runs.run_forked(processes, ranks, arguments)
     assert runs.last_meta(tmp_path / "killed")["restarts"] == 1
     runs.assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
-    assert "this run is finished" in runs.run_here(processes, ranks, arguments)
+    assert "this run is finished" in runs.run_forked(processes, ranks, arguments)
 
 
-def test_another_world_goes_on_in_the_same_order(
+@pytest.mark.slow
+def test_another_number_of_ranks_resumes_in_the_same_order(
     dataset: Path, tmp_path: Path, processes: ForkServerContext
 ) -> None:
-    """One rank, two that a signal ends, and three: the drawings come as to one alone."""
-    runs.run_here(processes, 1, runs.settings(dataset, tmp_path / "whole"))
+    """Two ranks that a signal stops, resumed by three, get the drawings that one rank gets."""
+    runs.run_forked(processes, 1, runs.settings(dataset, tmp_path / "whole"))
     stopped = start(dataset, tmp_path / "stopped", 2)
-    runs.wait_for(stopped, "epoch 1/2  step 3/5")
+    runs.wait_for_step(stopped, tmp_path / "stopped", 3)
     stopped.terminate()
     output, _ = stopped.communicate()
     assert "stopped by a signal and saved" in output, output
-    runs.run_here(processes, 3, runs.settings(dataset, tmp_path / "stopped"))
+    runs.run_forked(processes, 3, runs.settings(dataset, tmp_path / "stopped"))
     whole, other = (runs.last_meta(tmp_path / name) for name in ("whole", "stopped"))
     assert whole["order_digest"] == other["order_digest"]
 
 
 def test_single_process_leaves_with_85_after_a_signal(dataset: Path, tmp_path: Path) -> None:
-    """'Saved, requeue me' is what a scheduler is told."""
+    """Exit code 85 tells a scheduler: saved, requeue me."""
     process = start(dataset, tmp_path / "run", 1)
-    runs.wait_for(process, "epoch 1/2  step 2/5")
+    runs.wait_for_step(process, tmp_path / "run", 2)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 85, output
 
 
-def test_a_refusal_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_path: Path) -> None:
-    """No rank waits for another or shows a traceback; a folder of broken checkpoints is named."""
+@pytest.mark.slow
+def test_an_error_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_path: Path) -> None:
+    """A folder of broken checkpoints: no rank waits for another or prints a traceback."""
     broken = tmp_path / "run" / "checkpoints" / "step-000000004"
     broken.mkdir(parents=True)
     (broken / "meta.json").write_text("{}")
@@ -78,11 +86,13 @@ def test_a_refusal_of_the_first_rank_ends_all_with_its_line(dataset: Path, tmp_p
     assert f"traceback : error: --output {tmp_path / 'run'}" in output  # among the last lines
 
 
-def test_more_ranks_than_lanes_cannot_go_on(
+def test_more_ranks_than_lanes_cannot_resume(
     dataset: Path, tmp_path: Path, processes: ForkServerContext
 ) -> None:
-    """The order was fixed with the lanes; the message says whose they are and how many fit."""
-    runs.run_here(processes, 1, runs.settings(dataset, tmp_path / "run", "--stream.lanes", "1"))
-    said, codes = runs.Here(processes, 2, runs.settings(dataset, tmp_path / "run")).end()
+    """The lanes of the run are fixed; the message says how many ranks they allow."""
+    runs.run_forked(processes, 1, runs.settings(dataset, tmp_path / "run", "--stream.lanes", "1"))
+    said, codes = runs.ForkedRun(
+        processes, 2, runs.settings(dataset, tmp_path / "run")
+    ).communicate()
     assert codes == [2, 2]
-    assert "begun with 1 lanes" in said and "at most 1 ranks can go on" in said
+    assert "started with 1 lanes" in said and "Resume it on 1 ranks or fewer" in said

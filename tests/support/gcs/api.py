@@ -1,4 +1,4 @@
-"""The calls of the local Cloud Storage: the JSON API, from a request to its answer."""
+"""The JSON API of the local Cloud Storage: from a request to its reply."""
 
 import email
 import io

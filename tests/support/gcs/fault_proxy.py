@@ -1,8 +1,8 @@
 """A proxy in front of a server that does to a share of the requests what bad networks do.
 
-Which request is hit follows from a hash of a seed and the request alone: method, address, range,
-and how many times the same one has come. So it does not depend on the timing of threads, and the
-same tries of the same run meet the same faults.
+Which request is hit follows from a hash of a seed and the request alone: method, address (without
+generations, which are times), range, and how often the same request has come. So it does not
+depend on the timing of threads, and the same tries of the same run meet the same faults.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ STATUSES = ("429", "500", "503")
 FAULTS = (
     *STATUSES,
     "reset",  # the connection, before or after the server has done its work
-    "stall",  # nothing comes, or half a body and then nothing, until the client gives up
+    "stall",  # no answer, or half of a body and no more, until the client gives up
     "cut",  # the connection ends before the promised Content-Length
     "short",  # half a body with a Content-Length to match
     "flip",  # one bit of the bytes of an object
-    "trickle",  # all of it, slowly
+    "trickle",  # the whole reply, slowly
 )
 
 OF_A_BODY = {"cut", "short", "flip", "trickle"}
 
 GOOD_TURN = 4
-"""Every fourth try of a request is let through, unless all are hit: with a share of one in five,
-six faults in a row would otherwise end one request in 15,000, and with it a test."""
+"""Every fourth try of a request succeeds unless all are hit: with a share of one in five, one
+request in 15,000 would otherwise meet six faults in a row, and fail a test."""
 
 
 @dataclass
@@ -68,7 +68,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def respond(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        identity = " ".join((self.command, self.path, self.headers.get("Range", "")))
+        path = re.sub(r"(?<=GenerationMatch=)[1-9]\d*", "N", self.path)
+        identity = " ".join((self.command, path, self.headers.get("Range", "")))
         fault, dice = self.server.choose(identity)
         at_once = fault in STATUSES or (fault == "reset" and dice % 2)
         reply = Reply(0) if at_once else self.forward(body)
@@ -87,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         return "alt=media" in self.path
 
     def forward(self, body: bytes) -> Reply:
-        """What the server says to this request."""
+        """Send the request to the server and return its reply."""
         self.upstream.request(self.command, self.path, body, dict(self.headers))
         answer = self.upstream.getresponse()
         return Reply(answer.status, dict(answer.getheaders()), answer.read())
@@ -108,7 +109,9 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def stall(self, reply: Reply, dice: int) -> None:
-        if dice % 2:
+        # The head of a reply without a body would be all of it: the client would send its next
+        # request on this connection and see that one fail.
+        if reply.body and dice % 2:
             self.send_head(reply)
             self.wfile.write(reply.body[: len(reply.body) // 2])
         self.connection.recv(1)  # returns when the client closes
@@ -143,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(self.server.pause_seconds)
 
     def log_message(self, *args: Any) -> None:
-        """Says nothing: clients tell what went wrong."""
+        """Log nothing: clients report what went wrong."""
 
 
 class FaultProxy(socketserver.ThreadingTCPServer):
@@ -161,8 +164,13 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         seed: int = 1,
         pause_seconds: float = 0.005,
     ) -> None:
-        """Does one of `faults` to a share of the requests to the server at the URL `upstream`;
-        a trickle pauses after each eighth of a body."""
+        """Start a proxy for the server at the URL `upstream`.
+
+        Args:
+            faults: One of these hits a request.
+            share: The share of requests that are hit.
+            pause_seconds: A trickle's pause after each eighth of a body.
+        """
         self.upstream, self.faults, self.share = urlsplit(upstream).netloc, faults, share
         self.seed, self.pause_seconds = seed, pause_seconds
         self.did: Counter[str] = Counter()
@@ -172,7 +180,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def choose(self, identity: str) -> tuple[str, int]:
-        """The fault for a request, perhaps 'none', and a number to settle its particulars."""
+        """Return the fault for a request, or 'none', and a random number for its details."""
         with self.lock:
             turn = self.turns[identity]
             self.turns[identity] += 1

@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = respond  # noqa: N815 the base class's names
 
     def log_message(self, *args: Any) -> None:
-        """Says nothing: clients tell what went wrong."""
+        """Log nothing: clients report what went wrong."""
 
 
 class GcsServer(socketserver.ThreadingTCPServer):

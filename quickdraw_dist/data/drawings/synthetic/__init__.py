@@ -1,1 +1,1 @@
-"""Synthetic drawings: made of random strokes, for trials without any data."""
+"""Render synthetic drawings of random strokes, for trials without any data."""

@@ -1,4 +1,4 @@
-"""Shapes to lines to 28x28 drawings with numpy alone, in the geometry of the official bitmaps.
+"""Render shapes and lines as 28x28 drawings with numpy, in the geometry of the official bitmaps.
 
 Google's simplified strokes have a long side of 255 units and are drawn on a square of 304 with a
 round line 16 units wide, then shrunk to 28 pixels. The numbers below follow from that.
@@ -20,19 +20,19 @@ from numpy.typing import NDArray
 from quickdraw_dist.data.drawings.drawing import SIDE
 
 Line = NDArray[np.float64]
-"""One stroke of a recipe: (points, 2), x to the right, y down."""
+"""One stroke of a template: (points, 2), x to the right, y down."""
 
 Shape = Callable[[float, float], Line]
-"""A kind of line by its proportions, two numbers in [0, 1)."""
+"""Makes a line from its proportions, two numbers in [0, 1)."""
 
 Points = NDArray[np.float32]
-"""The points of many drawings, likewise: (drawings, points, 2)."""
+"""The points of many drawings: (drawings, points, 2), x to the right, y down."""
 
 LONG_SIDE_PX = 255 * SIDE / 304
-"""From centre to centre of the outermost points, along the longer side: 23.487 pixels."""
+"""Distance of the outermost points along the longer side: 23.487 pixels."""
 
 LINE_WIDTH_PX = 16 * SIDE / 304
-"""1.4737 pixels, with round caps and joins."""
+"""Width of a line with round caps and joins: 1.4737 pixels."""
 
 # A pixel whose centre is nearer to the line than this has ink in it: half a line and half a pixel.
 _REACH_PX = np.float32(LINE_WIDTH_PX / 2 + 0.5)
@@ -49,18 +49,18 @@ _SINES = np.round(np.sin(np.arange(_TURN) * (2 * np.pi / _TURN)) * 2**24) / 2**2
 
 
 def even(low: float, high: float, count: int) -> NDArray[np.float64]:
-    """`count` evenly spaced numbers from low to high, both included."""
+    """Return `count` evenly spaced numbers from low to high, both included."""
     return low + (high - low) * (np.arange(count) / (count - 1))
 
 
 def circle(turns: NDArray[np.float64]) -> Line:
-    """Points of the unit circle at these turns, clockwise from the right, (..., 2)."""
+    """Return the points of the unit circle at these turns, clockwise from the right, (..., 2)."""
     index = np.floor(turns * _TURN + 0.5).astype(np.intp)
     return np.stack([_SINES[(index + _TURN // 4) % _TURN], _SINES[index % _TURN]], axis=-1)
 
 
 def placed(shape: Line, turns: float, half: tuple[float, float], centre: Line) -> Line:
-    """A shape stretched to these half sides, turned clockwise, and moved to its centre."""
+    """Return a shape stretched to these half sides, turned clockwise, and moved to its centre."""
     cos, sin = circle(np.array(turns))
     x, y = shape[:, 0] * half[0], shape[:, 1] * half[1]
     return np.stack([x * cos - y * sin, x * sin + y * cos], axis=-1) + centre
@@ -102,7 +102,7 @@ def spiral(a: float, b: float) -> Line:
 
 
 def curve(a: float, b: float) -> Line:
-    """A cubic Bezier curve from the left end to the right one."""
+    """Return a cubic Bezier curve from the left end to the right one."""
     t = even(0, 1, 33)
     u = 1 - t
     x = t * t * t - u * u * u + 1.8 * (u * t * t - u * u * t)
@@ -117,7 +117,7 @@ def leaf(a: float, b: float) -> Line:
 
 
 def rotation(radians: Points) -> tuple[Points, Points]:
-    """Cosine and sine of an angle near this one, by the tangent of its half instead of sin()."""
+    """Return cosine and sine of nearly this angle, from the tangent of its half, not by sin()."""
     half = radians * np.float32(0.5)
     square = half * half
     return (1 - square) / (1 + square), 2 * half / (1 + square)
@@ -135,11 +135,11 @@ def fit(points: Points) -> Points:
     """Scale and centre every drawing as the official bitmaps are.
 
     Args:
-        points: (drawings, points, 2) float32, x and y in any unit, y down, not all in one place.
+        points: (drawings, points, 2) float32, x and y in any unit, y down, not all equal.
 
     Returns:
-        The same in pixels: the longer side of the points is `LONG_SIDE_PX`, the middle of both
-        sides is the middle of the drawing, (14, 14).
+        The points in pixels: their longer side is `LONG_SIDE_PX`, the middle of both sides is
+        the middle of the drawing, (14, 14).
     """
     low, high = points.min(axis=1), points.max(axis=1)  # (drawings, 2)
     scale = np.float32(LONG_SIDE_PX) / (high - low).max(axis=1)
@@ -148,40 +148,40 @@ def fit(points: Points) -> Points:
     return np.asarray(centred + np.float32(SIDE / 2), np.float32)
 
 
-def travel(line: Line) -> NDArray[np.float64]:
-    """The way along a line to each of its points, (points,), in the line's unit."""
+def arc_lengths(line: Line) -> NDArray[np.float64]:
+    """Return the length of the line up to each of its points, (points,), in the line's unit."""
     steps = line[1:] - line[:-1]
     lengths = np.sqrt(steps[:, 0] * steps[:, 0] + steps[:, 1] * steps[:, 1])
     return np.concatenate([[0.0], np.cumsum(lengths)])
 
 
 def scaled(strokes: Sequence[Line]) -> tuple[list[Line], float]:
-    """The strokes of one recipe in pixels around (0, 0), and the length of line they take.
+    """Return the strokes of one template in pixels around (0, 0), and their total length.
 
-    The longer side of them all is `LONG_SIDE_PX`.
+    The longer side of all strokes is `LONG_SIDE_PX`.
     """
     points = np.concatenate(strokes)
     low, high = points.min(axis=0), points.max(axis=0)
     scale = LONG_SIDE_PX / (high - low).max()
     in_pixels = [(stroke - (low + high) / 2) * scale for stroke in strokes]
-    return in_pixels, float(sum(travel(stroke)[-1] for stroke in in_pixels))
+    return in_pixels, float(sum(arc_lengths(stroke)[-1] for stroke in in_pixels))
 
 
 def resample(line: Line, spacing_px: float) -> Line:
-    """The same line with evenly spaced points and its corners kept.
+    """Return the line with evenly spaced points and its corners kept.
 
-    Few points make few segments to render; even ones make segments of one size, which fit one
-    patch of pixels.
+    Few points make few segments to render; even spacing makes segments of one size, which fit
+    one patch of pixels.
 
     Args:
-        line: (n, 2) pixels, n >= 2, no two neighbours in one place.
+        line: (n, 2) pixels, n >= 2, no two neighbours equal.
         spacing_px: the largest distance between neighbours, along the line.
 
     Returns:
         (m, 2) pixels, m >= 2, from the first point to the last.
     """
     steps = line[1:] - line[:-1]
-    travelled = travel(line)
+    travelled = arc_lengths(line)
     lengths = travelled[1:] - travelled[:-1]
     cosines = (steps[1:, 0] * steps[:-1, 0] + steps[1:, 1] * steps[:-1, 1]) / (
         lengths[1:] * lengths[:-1]
@@ -190,16 +190,16 @@ def resample(line: Line, spacing_px: float) -> Line:
     pieces = [line[:1]]
     for first, last in pairwise(corners):
         count = math.ceil((travelled[last] - travelled[first]) / spacing_px)
-        share = np.arange(1, count) / count
-        at = travelled[first] + share * (travelled[last] - travelled[first])
+        fraction = np.arange(1, count) / count
+        at = travelled[first] + fraction * (travelled[last] - travelled[first])
         step = np.searchsorted(travelled, at, side="right") - 1
-        part = (at - travelled[step]) / lengths[step]
-        pieces += [line[step] + part[:, None] * steps[step], line[last : last + 1]]
+        beyond = (at - travelled[step]) / lengths[step]
+        pieces += [line[step] + beyond[:, None] * steps[step], line[last : last + 1]]
     return np.concatenate(pieces)
 
 
 def render(points: Points, segments: Segments) -> NDArray[np.uint8]:
-    """White lines on black, antialiased by the distance from a pixel's centre to the line.
+    """Render white lines on black, antialiased by the distance of a pixel's centre to the line.
 
     Args:
         points: (drawings, points, 2) float32 pixels, as `fit` returns them.
@@ -213,24 +213,25 @@ def render(points: Points, segments: Segments) -> NDArray[np.uint8]:
         start, end = points[:, tail], points[:, head]
         drawn = np.flatnonzero((start != end).any(axis=1))
         if len(drawn):
-            _approach(nearest, drawn, start[drawn], end[drawn])
+            _lower_distances(nearest, drawn, start[drawn], end[drawn])
     ink = np.clip(_REACH_PX - np.sqrt(nearest), np.float32(0), np.float32(1))
     levels = (ink * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     return levels.reshape(len(points), SIDE, SIDE)
 
 
-def _approach(
+def _lower_distances(
     nearest: NDArray[np.float32], drawn: NDArray[np.intp], start: Points, end: Points
 ) -> None:
-    """Lower the squared distances that one segment a drawing changes, in place.
+    """Lower, in place, the squared distances that one segment per drawing changes.
 
-    A segment is short, so only a patch of pixels around it is looked at, as large as the largest
-    that the drawings need. A drawing is in `drawn` once, so no pixel is written twice.
+    A segment is short, so only a patch of pixels around it is computed, as large as the largest
+    that any drawing needs. A drawing is in `drawn` once, so no pixel is written twice.
 
     Args:
-        nearest: (all drawings * 784,) squared distance of every pixel to the ink so far.
+        nearest: (all drawings * 784,) squared distance of every pixel to the ink drawn so far.
         drawn: (n,) indices of the drawings that have this segment.
-        start: (n, 2) pixels, and `end` likewise.
+        start: (n, 2) pixels, where the segments begin.
+        end: (n, 2) pixels, where they end.
     """
     half = np.float32(0.5)
     first = np.floor(np.minimum(start, end) - _REACH_PX + half).astype(np.intp)  # (n, 2) x, y
@@ -245,10 +246,10 @@ def _approach(
     squared = along_x * along_x + along_y * along_y
     from_x = (columns.astype(np.float32) + half - start[:, :1])[:, None, :]  # (n, 1, width)
     from_y = (rows.astype(np.float32) + half - start[:, 1:])[:, :, None]  # (n, height, 1)
-    part = from_x * (along_x / squared) + from_y * (along_y / squared)  # (n, height, width)
-    np.clip(part, np.float32(0), np.float32(1), out=part)
-    off_x = from_x - part * along_x
-    off_y = from_y - part * along_y
+    nearby = from_x * (along_x / squared) + from_y * (along_y / squared)  # (n, height, width)
+    np.clip(nearby, np.float32(0), np.float32(1), out=nearby)
+    off_x = from_x - nearby * along_x
+    off_y = from_y - nearby * along_y
     off_x *= off_x
     off_y *= off_y
     off_x += off_y

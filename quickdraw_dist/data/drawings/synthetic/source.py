@@ -1,14 +1,13 @@
-"""Synthetic drawings: `synthetic:?classes=345&per_class=2000&seed=7`, no network, no files.
+"""Open `synthetic:?classes=345&per_class=2000&seed=7`: rendered drawings, no network, no files.
 
-A class is a recipe (see `recipes`), made from the stream of (seed, label); a drawing is a
-distortion of it, made from the stream of (seed, label, row) alone. So a drawing's bytes are the
-same on every machine, as those of an official file would be.
+A class is a template (see `templates`), made from the random stream of (seed, label); a drawing is
+a distortion of the template, made from the stream of (seed, label, row) alone. So a drawing has
+the same bytes on every machine, as one in an official file has.
 
-`pool=64` renders only the first 64 drawings of every class; the others are those, each moved to a
-place that its margins leave. It is hundreds of times as fast, for rehearsals at full size, and
+`pool=64` renders only the first 64 drawings of every class; the others are copies, each moved by
+as much as its margins allow. This is hundreds of times as fast, for rehearsals at full size;
 `per_class=official` gives the official counts, `per_class=official*0.01` a hundredth of each. A
-model trained on a pool has seen the drawings it is tested on: rehearse with it, measure no
-accuracy.
+model trained on a pool has seen the drawings it is tested on: measure no accuracy with it.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from quickdraw_dist.base.hashing import key64, random64
 from quickdraw_dist.data.drawings.classes import official
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
 from quickdraw_dist.data.drawings.synthetic import rendering as draw
-from quickdraw_dist.data.drawings.synthetic.templates import distort, recipe
+from quickdraw_dist.data.drawings.synthetic.templates import distort, make_template
 
-# Drawings rendered at a time: about 10 MB of work space, and faster than 256 or 1024.
+# Drawings rendered at a time: about 10 MB of memory, and faster than 256 or 1024.
 _CHUNK = 512
 
 _SHIFT_PX = 3
-"""The farthest that a drawing of a pool is moved, along either side."""
+"""How far a drawing of a pool is moved at most, along either side."""
 
 _GAP = _SHIFT_PX * (SIDE + 1)
-"""Blank pixels around every drawing of a pool: what moves in when it moves out."""
+"""Blank pixels between the drawings of a pool: they enter where a moved drawing leaves."""
 
 _DEFAULTS = {"classes": 20, "per_class": 1000, "seed": 7, "pool": 0}
 # Shards store labels as uint16 and rows as uint32. 345 classes of the largest pool take 1.2 GB.
@@ -50,33 +49,33 @@ _EXAMPLE = "synthetic:?classes=20&per_class=1000&seed=7"
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """Fulfils `Source`. Drawing (class, row) does not depend on how many there are of either."""
+    """A `Source` whose drawing (class, row) does not depend on the number of classes or rows."""
 
     url: str
     classes: tuple[str, ...]
-    labels: tuple[int, ...]  # of `classes`, among all classes of the url
+    labels: tuple[int, ...]  # of `classes`, as indices into all classes of the url
     counts: tuple[int, ...]
     seed: int
-    pool: int  # drawings of a class that are rendered; 0: every one
+    pool: int  # drawings rendered per class; 0: all of them
 
     @property
     def identity(self) -> str:
-        """The seed and the pool: another one has other drawings of the same classes."""
+        """Seed and pool: another one gives other drawings of the same classes."""
         return f"synthetic, seed {self.seed}" + (f", pool {self.pool}" if self.pool else "")
 
     def header(self, label: int) -> bytes:
-        """Nothing: there is no file."""
+        """Return nothing: there is no file."""
         return b""
 
     def checksum(self, label: int) -> int | None:
-        """There is no file to have one."""
+        """Return None: there is no file."""
         return None
 
     def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
-        """Rows `start` to `stop` of a class, (stop - start, 28, 28) uint8, white ink on black.
+        """Return rows `start` to `stop` of a class, (stop - start, 28, 28) uint8.
 
         Raises:
-            IndexError: there are no such rows.
+            IndexError: the class has no such rows.
         """
         if not 0 <= start <= stop <= self.counts[label]:
             raise IndexError(f"rows {start} to {stop} of {self.counts[label]} in {self.url}")
@@ -86,8 +85,8 @@ class SyntheticSource:
 
 
 def _render(seed: int, label: int, start: int, stop: int) -> NDArray[np.uint8]:
-    """Rows of a class, each drawn for itself, (stop - start, 28, 28) uint8."""
-    of_class, key = recipe(seed, label), key64("drawings", seed, label)
+    """Render rows of a class, (stop - start, 28, 28) uint8."""
+    of_class, key = make_template(seed, label), key64("drawings", seed, label)
     drawings = np.empty((stop - start, SIDE, SIDE), np.uint8)
     for first in range(start, stop, _CHUNK):
         count = min(_CHUNK, stop - first)
@@ -98,14 +97,14 @@ def _render(seed: int, label: int, start: int, stop: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Pool:
-    """A few drawings of one class, and every place that each of them can be moved to."""
+    """Some drawings of one class, and all shifts that each of them allows."""
 
     line: NDArray[np.uint8]  # the drawings' pixels, one drawing after the other, gaps between
-    starts: NDArray[np.int64]  # (variants,): 784 pixels of the line from there on are a drawing
+    starts: NDArray[np.int64]  # (variants,): where in the line the 784 pixels of each begin
     key: int
 
     def read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Rows of the class, (stop - start, 28, 28) uint8."""
+        """Return rows of the class, (stop - start, 28, 28) uint8."""
         chosen = random64(self.key, stop - start, start) % np.uint64(len(self.starts))
         variants = sliding_window_view(self.line, PIXELS)  # a view: nothing is copied for it
         drawings: NDArray[np.uint8] = variants[self.starts[chosen]]
@@ -114,8 +113,8 @@ class _Pool:
 
 @lru_cache(maxsize=512)
 def _pool(seed: int, label: int, count: int) -> _Pool:
-    """The pool of a class. To start d pixels earlier in its line moves a drawing d % 28 pixels to
-    the right and d // 28 down, exactly, while its margins take that."""
+    """Return the pool of a class. Reading from d pixels earlier in its line moves a drawing by
+    d % 28 pixels to the right and d // 28 down, exactly, as long as its margins allow that."""
     drawings = _render(seed, label, 0, count)
     line = np.zeros((count + 1, _GAP + PIXELS), np.uint8)  # the last row ends the last gap
     line[:count, _GAP:] = drawings.reshape(count, PIXELS)
@@ -129,88 +128,84 @@ def _pool(seed: int, label: int, count: int) -> _Pool:
 
 
 def _moves(inked: NDArray[np.bool_]) -> range:
-    """How far ink can move along one side and stay off the outer ring: `inked` is where it is."""
+    """Return how far ink at `inked` can move along one side and stay off the outer ring."""
     ink = np.flatnonzero(inked)
     before, after = int(ink[0]) - 1, SIDE - 2 - int(ink[-1])
     return range(-min(before, _SHIFT_PX), min(after, _SHIFT_PX) + 1)
 
 
 def open_synthetic(url: str, classes: Sequence[str] = ()) -> SyntheticSource:
-    """The source behind `synthetic:?classes=20&per_class=1000&seed=7`.
+    """Open the source at `synthetic:?classes=20&per_class=1000&seed=7`.
 
     Args:
-        url: what the user typed; a setting left out has the value above. `per_class=official`
-            has the official number of drawings of each of 345 classes, `official*0.01` a
-            hundredth, rounded, one at the least; `pool=N` see above.
-        classes: only these, in this order; empty for all.
+        url: what the user typed; the settings of the example are the defaults.
+            `per_class=official` gives each of 345 classes its official number of drawings,
+            `official*0.01` a hundredth, rounded, at least one; `pool=N` renders only N drawings
+            per class and moves them.
+        classes: only these, in this order, without repeats; empty for all.
 
     Raises:
-        RefusedError: a setting or a class is unknown, or a value is not a number it can be.
+        RefusedError: a setting or a class is unknown, or a value is out of range.
     """
     settings, all_counts = _settings(url)
     names = tuple(f"synthetic-{label:03d}" for label in range(len(all_counts)))
     labels = {name: label for label, name in enumerate(names)}
     for name in classes:
         if name not in labels:
-            raise RefusedError(
-                f"{url} has no class {name!r}; its classes are {names[0]!r} to {names[-1]!r}."
-                + nearest(name, names)
-            )
+            problem = f"no class of {url}.{nearest(name, names)}"
+            remedy = f"Name classes from {names[0]!r} to {names[-1]!r}"
+            raise RefusedError("--shard.classes", name, problem, remedy)
     chosen = tuple(classes) or names
-    if len(set(chosen)) < len(chosen):
-        raise RefusedError(f"a class of {url} is asked for twice: {', '.join(chosen)}.")
     chosen_labels = tuple(labels[name] for name in chosen)
     counts = tuple(all_counts[label] for label in chosen_labels)
     return SyntheticSource(url, chosen, chosen_labels, counts, settings["seed"], settings["pool"])
 
 
 def _settings(url: str) -> tuple[dict[str, int], tuple[int, ...]]:
-    """The settings in an address, and the drawings of each of its classes."""
+    """Return the settings in an address, and the number of drawings of each class."""
     head, _, query = url.partition("?")
     if head != "synthetic:":
-        raise RefusedError(f"{url!r} should look like {_EXAMPLE}")
+        raise RefusedError("source", url, "malformed", f"Write it like {_EXAMPLE}")
     typed: dict[str, str] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in _LIMITS or name in typed:
-            problem = "is there twice" if name in typed else "is not a setting"
-            raise RefusedError(
-                f"{url}: {name}={text}: {name!r} {problem}; it should look like {_EXAMPLE}."
-                + ("" if name in _LIMITS else nearest(name, _LIMITS))
-            )
+            problem = f"unknown setting {name!r}.{nearest(name, _LIMITS)}"
+            if name in typed:
+                problem = f"{name!r} is set twice"
+            raise RefusedError("source", url, problem, f"Write it like {_EXAMPLE}")
         typed[name] = text
     counts: tuple[int, ...] = ()
     if typed.get("per_class", "").startswith(_OFFICIAL):
-        share = _share(url, typed.pop("per_class"))
-        counts = tuple(max(1, round(entry.drawings * share)) for entry in official())
+        fraction = _fraction(url, typed.pop("per_class"))
+        counts = tuple(max(1, round(entry.drawings * fraction)) for entry in official())
         typed.setdefault("classes", str(len(counts)))
     settings = _DEFAULTS | {name: _number(url, name, text) for name, text in typed.items()}
     counts = counts or (settings["per_class"],) * settings["classes"]
     if settings["classes"] != len(counts):
-        raise RefusedError(
-            f"{url}: classes={settings['classes']}: the official counts are those of "
-            f"{len(counts)} classes; leave it out, or choose some with --shard.classes"
-        )
+        problem = f"classes={settings['classes']}, but official counts exist for {len(counts)}"
+        remedy = "Remove classes=, or choose some with --shard.classes"
+        raise RefusedError("source", url, problem, remedy)
     return settings, counts
 
 
-def _share(url: str, text: str) -> float:
-    """Of the official counts: 1 for 'official', 0.01 for 'official*0.01'."""
+def _fraction(url: str, text: str) -> float:
+    """Return the fraction of the official counts: 1 for 'official', 0.01 for 'official*0.01'."""
     found = re.fullmatch(_OFFICIAL + r"(?:\*(1|0?\.[0-9]{1,9}))?", text)
-    share = float(found[1] or 1) if found else 0.0
-    if not share:
-        raise RefusedError(
-            f"{url}: per_class={text} should be {_OFFICIAL}, or a share of it above 0 and up to 1 "
-            f"such as {_OFFICIAL}*0.01."
-        )
-    return share
+    fraction = float(found[1] or 1) if found else 0.0
+    if not fraction:
+        problem = f"per_class={text} is neither {_OFFICIAL} nor a fraction of it"
+        remedy = f"Use a fraction above 0 and up to 1, such as per_class={_OFFICIAL}*0.01"
+        raise RefusedError("source", url, problem, remedy)
+    return fraction
 
 
 def _number(url: str, name: str, text: str) -> int:
     low, high = _LIMITS[name]
     value = int(text) if re.fullmatch("[0-9]{1,20}", text) else -1
     if not low <= value <= high:
-        right = f"a whole number from {low} to {high}, such as {name}={_SUCH_AS[name]}"
+        remedy = f"Use a number such as {name}={_SUCH_AS[name]}"
         if name == "per_class":
-            right += f", or per_class={_OFFICIAL}"
-        raise RefusedError(f"{url}: {name}={text} should be {right}.")
+            remedy += f", or per_class={_OFFICIAL}"
+        problem = f"{name}={text} is no whole number from {low} to {high}"
+        raise RefusedError("source", url, problem, remedy)
     return value

@@ -1,8 +1,8 @@
-"""Recipes of synthetic classes: what all drawings of a class share, and how each one strays.
+"""Make templates of synthetic classes, and distort them into drawings.
 
-A recipe is some strokes made from the class's own random stream: a body, and features set in and
+A template is a set of strokes made from the class's random stream: a body, and features in and
 around it, many of them in mirrored pairs, as people draw faces, animals and machines. A drawing is
-a distortion of its class's recipe, made from a random stream of its own.
+a distortion of its class's template, made from the drawing's own random stream.
 
 All randomness is counter-based and all arithmetic has one correct rounding (see `rendering`), so
 the points are the same on every machine.
@@ -27,55 +27,56 @@ from quickdraw_dist.data.drawings.synthetic.rendering import (
     Shape,
 )
 
-# The difficulty: how far a drawing strays from its recipe. Each number is the largest stray; the
-# noise is triangular, so half of the drawings stay under 0.3 of it. Chosen so that pixels alone do
-# not give the class away and shapes do: on 20 classes of 1,000 drawings, a tenth held out, seeds 7
-# and 1, logistic regression reaches 63 and 67 %, a CNN of 35,000 weights 96 % in six epochs.
+# The difficulty: how far a drawing deviates from its template. Each number is the largest
+# deviation; the noise is triangular, so half of the drawings stay below 0.3 of it. Chosen so that
+# shapes tell the class and pixels alone do not: on 20 classes of 1,000 drawings, a tenth held out,
+# seeds 7 and 1, logistic regression reaches 63 and 67 %, a CNN of 35,000 weights 96 % in 6 epochs.
 ROTATION_RADIANS = 0.7
 SHEAR = 0.3
 STRETCH = 0.3
-BEND = 0.25  # how far the ends of an axis leave it sideways, as a share of half the long side
-MIRRORED = 0.5  # people face things left as well as right; one template per class cannot fit both
+BEND = 0.25  # sideways deviation of the ends of an axis, as a fraction of half the long side
+MIRRORED = 0.5  # people draw things facing left or right; no mean drawing fits both
 STROKE_ROTATION_RADIANS = 0.6
 STROKE_STRETCH = 0.35
 STROKE_SHIFT_PX = 3.5
 WOBBLE_PX = 1.5
-MISSING = 0.2  # the chance of a feature to be left out; the body never is
-REPEATED = 0.08  # the chance of a stroke to be drawn twice
+MISSING = 0.2  # the probability that a feature is missing; the body never is
+REPEATED = 0.08  # the probability that a stroke is drawn twice
 REPEAT_SHIFT_PX = 4.0
 
-# Ink of a recipe, as length of line: gives the 17 to 26 % of non-zero pixels of real drawings.
+# Ink of a template, as length of line: gives the 17 to 26 % of non-zero pixels of real drawings.
 INK_PX = (48.0, 78.0)
 
-# A stroke smaller than this strays in proportion to its size, or small features would be noise.
-_FULL_STRAY_PX = 12.0
+# A stroke smaller than this deviates in proportion to its size: small features stay readable.
+_FULL_DEVIATION_PX = 12.0
 
 # Longer segments mean fewer but larger patches to render: 2.4 was fastest of 1.6, 2.4 and 3.2.
 _SPACING_PX = 2.4
 
+_STREAM = "recipe"  # names the random streams of templates; another name is another dataset
 _KNOTS = 4  # of the wobble of a stroke
-_OF_DRAWING = 6  # random numbers of a drawing as a whole
-_OF_STROKE = 6 + 2 * _KNOTS  # and of each of its strokes
+_OF_DRAWING = 6  # random numbers per drawing as a whole
+_OF_STROKE = 6 + 2 * _KNOTS  # and per stroke of a drawing
 
 
 class _Stream:
-    """The random numbers behind one recipe, one after the other."""
+    """The random numbers of one template, in order."""
 
     def __init__(self, key: int) -> None:
         self._key, self._used = key, 0
 
     def between(self, low: float, high: float) -> float:
-        """The next number, evenly from [low, high)."""
+        """Return the next number, uniform in [low, high)."""
         bits = int(random64(self._key, 1, self._used)[0]) >> 11
         self._used += 1
         return low + (high - low) * (bits * 2.0**-53)
 
     def below(self, count: int) -> int:
-        """The next number, one of range(count)."""
+        """Return the next number, one of range(count)."""
         return int(self.between(0, count))
 
     def shape(self, shapes: Sequence[Shape]) -> Line:
-        """One of these shapes, with proportions of its own."""
+        """Return one of these shapes, with random proportions."""
         return shapes[self.below(len(shapes))](self.between(0, 1), self.between(0, 1))
 
 
@@ -86,7 +87,7 @@ _ON_RIM = (draw.ellipse, draw.polygon, draw.arc, draw.spiral)
 
 
 def _feature(stream: _Stream, half: tuple[float, float]) -> list[Line]:
-    """One feature of a body with these half sides, or a mirrored pair of it."""
+    """Return one feature of a body with these half sides, or a mirrored pair of it."""
     turns = stream.below(12) / 12 + stream.between(-0.03, 0.03)
     rim = draw.circle(np.array(turns)) * half
     role = stream.below(3)
@@ -106,7 +107,7 @@ def _feature(stream: _Stream, half: tuple[float, float]) -> list[Line]:
 
 
 def _compose(stream: _Stream) -> list[Line]:
-    """The strokes of a class, body first, as if it had room and ink without end."""
+    """Return the strokes of a class, body first, at any size and with any amount of ink."""
     half = (stream.between(0.4, 0.9), stream.between(0.4, 0.9))
     body = stream.shape(_BODIES)
     tilt = (0, 0, 0, 0.25, 0.5)[stream.below(5)]
@@ -117,25 +118,25 @@ def _compose(stream: _Stream) -> list[Line]:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What all drawings of a class share: every stroke, and once more in case it is repeated."""
+class Template:
+    """What all drawings of a class share: every stroke, and a copy of it for repeated ones."""
 
     around: Points  # (points, 2) pixels from the centre of the point's stroke
-    stroke: NDArray[np.intp]  # (points,) which stroke a point is of
+    stroke: NDArray[np.intp]  # (points,) index of a point's stroke
     knots: Points  # (points, knots) how much of each knot's wobble a point has
     centres: Points  # (strokes, 2) pixels
-    stray: Points  # (strokes,) how much of the wobble and shift, 0 to 1
+    deviation: Points  # (strokes,) how much of the wobble and shift, 0 to 1
     chance: Points  # (strokes,) of being drawn
     shift_px: Points  # (strokes,) the largest shift
     segments: Segments
 
 
 @lru_cache(maxsize=512)
-def recipe(seed: int, label: int) -> Recipe:
-    """The recipe of a class, always the same: the first of its stream with the right ink."""
+def make_template(seed: int, label: int) -> Template:
+    """Return the template of a class: the first of its random stream with the right ink."""
     trial, ink_px = 0, 0.0
     while not INK_PX[0] <= ink_px <= INK_PX[1]:
-        strokes, ink_px = draw.scaled(_compose(_Stream(key64("recipe", seed, label, trial))))
+        strokes, ink_px = draw.scaled(_compose(_Stream(key64(_STREAM, seed, label, trial))))
         trial += 1
     count = len(strokes)
     drawn = [draw.resample(stroke, _SPACING_PX) for stroke in strokes] * 2
@@ -149,33 +150,34 @@ def recipe(seed: int, label: int) -> Recipe:
     shift = np.repeat([STROKE_SHIFT_PX, REPEAT_SHIFT_PX], count)
     chance = np.repeat([1 - MISSING, REPEATED], count)
     chance[0] = 1
-    return Recipe(
+    return Template(
         around=(np.concatenate(drawn) - centres[stroke]).astype(np.float32),
         stroke=stroke,
         knots=np.maximum(1 - np.abs(at[:, None] - np.arange(_KNOTS)), 0).astype(np.float32),
         centres=centres.astype(np.float32),
-        stray=np.minimum((high - low).max(axis=1) / _FULL_STRAY_PX, 1).astype(np.float32),
+        deviation=np.minimum((high - low).max(axis=1) / _FULL_DEVIATION_PX, 1).astype(np.float32),
         chance=chance.astype(np.float32),
         shift_px=shift.astype(np.float32),
         segments=Segments(tails=heads - 1, heads=heads),
     )
 
 
-def distort(recipe: Recipe, keys: Array64) -> Points:
-    """One distortion of a recipe for each of these (drawings,) random streams.
+def distort(template: Template, keys: Array64) -> Points:
+    """Distort a template once per random stream in `keys`, (drawings,).
 
-    Returns (drawings, points, 2) float32, about in pixels, around (0, 0). The points of a stroke
-    that is left out all lie on the first point of the body, where they change nothing.
+    Returns:
+        (drawings, points, 2) float32, roughly in pixels, around (0, 0). All points of a missing
+        stroke lie on the first point of the body, where they change nothing.
     """
-    strokes = len(recipe.centres)
+    strokes = len(template.centres)
     bits = mix64(keys[:, None] ^ np.arange(_OF_DRAWING + strokes * _OF_STROKE, dtype=np.uint64))
     chance = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)  # [0, 1)
     other = (bits & np.uint64(2**24 - 1)).astype(np.float32) * np.float32(2**-24)
     noise = chance + other - np.float32(1)  # triangular in [-1, 1)
-    x, y = _stray(recipe, noise[:, _OF_DRAWING:].reshape(len(keys), _OF_STROKE, strokes))
-    # `_stray` leaves the first number of every stroke for this.
-    shown = chance[:, _OF_DRAWING : _OF_DRAWING + strokes] < recipe.chance
-    shown = shown.take(recipe.stroke, axis=1)
+    x, y = _deviate(template, noise[:, _OF_DRAWING:].reshape(len(keys), _OF_STROKE, strokes))
+    # `_deviate` leaves the first number of every stroke for this.
+    shown = chance[:, _OF_DRAWING : _OF_DRAWING + strokes] < template.chance
+    shown = shown.take(template.stroke, axis=1)
     x, y = np.where(shown, x, x[:, :1]), np.where(shown, y, y[:, :1])
 
     x = np.where(chance[:, :1] < np.float32(MIRRORED), -x, x)
@@ -187,22 +189,22 @@ def distort(recipe: Recipe, keys: Array64) -> Points:
     return np.stack([x * cos - y * sin, x * sin + y * cos], axis=-1)
 
 
-def _stray(recipe: Recipe, noise: Points) -> tuple[Points, Points]:
-    """x and y, each (drawings, points), strayed by noise (drawings, _OF_STROKE, strokes)."""
+def _deviate(template: Template, noise: Points) -> tuple[Points, Points]:
+    """Return x and y, each (drawings, points), moved by noise (drawings, _OF_STROKE, strokes)."""
     cos, sin = draw.rotation(noise[:, 1] * np.float32(STROKE_ROTATION_RADIANS))
     wide, high = (1 + noise[:, i] * np.float32(STROKE_STRETCH) for i in (2, 3))
-    shift_px = recipe.shift_px * recipe.stray
-    wobble_px = np.float32(WOBBLE_PX) * recipe.stray
+    shift_px = template.shift_px * template.deviation
+    wobble_px = np.float32(WOBBLE_PX) * template.deviation
 
     def of_points(values: Points) -> Points:
-        return values.take(recipe.stroke, axis=1)  # (drawings, strokes) to (drawings, points)
+        return values.take(template.stroke, axis=1)  # (drawings, strokes) to (drawings, points)
 
-    around_x, around_y = recipe.around[:, 0], recipe.around[:, 1]
+    around_x, around_y = template.around[:, 0], template.around[:, 1]
     x = of_points(cos * wide) * around_x - of_points(sin * high) * around_y
     y = of_points(sin * wide) * around_x + of_points(cos * high) * around_y
-    x += of_points(recipe.centres[:, 0] + noise[:, 4] * shift_px)
-    y += of_points(recipe.centres[:, 1] + noise[:, 5] * shift_px)
+    x += of_points(template.centres[:, 0] + noise[:, 4] * shift_px)
+    y += of_points(template.centres[:, 1] + noise[:, 5] * shift_px)
     for knot in range(_KNOTS):
-        x += of_points(noise[:, 6 + knot] * wobble_px) * recipe.knots[:, knot]
-        y += of_points(noise[:, 6 + _KNOTS + knot] * wobble_px) * recipe.knots[:, knot]
+        x += of_points(noise[:, 6 + knot] * wobble_px) * template.knots[:, knot]
+        y += of_points(noise[:, 6 + _KNOTS + knot] * wobble_px) * template.knots[:, knot]
     return x, y

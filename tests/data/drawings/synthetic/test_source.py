@@ -1,4 +1,4 @@
-"""The synthetic source: the same drawings forever, by (seed, class, row) alone, like real ones."""
+"""The synthetic source: drawings follow from (seed, class, row) alone and never change."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_pickled_source_reads_the_same() -> None:
 def test_the_bytes_never_change() -> None:
     """Shards, checksums and results quote these drawings: a change here is a new source.
 
-    Whoever changes a knob or a recipe on purpose writes the new number here and measures the
+    Whoever changes a knob or a template on purpose writes the new number here and measures the
     accuracies named in `synthetic` again.
     """
     source = synthetic.open_synthetic("synthetic:?classes=345&seed=7")
@@ -193,7 +193,7 @@ def test_a_pool_is_counter_based_as_the_rest() -> None:
 
 
 def test_a_pool_renders_once_and_no_more_than_it_has() -> None:
-    """One drawing for ever when there is one, and that without another look at the recipe."""
+    """A pool is rendered once, however many ranges are read from it."""
     synthetic._pool.cache_clear()
     source = synthetic.open_synthetic("synthetic:?classes=2&per_class=100000&pool=1&seed=91")
     for start in range(0, 100_000, 10_000):
@@ -233,45 +233,52 @@ def test_a_share_of_the_official_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("query", "problem", "remedy"),
     [
-        ("synthetic:?clases=3", ["'clases'", "Did you mean 'classes'"]),
-        ("synthetic:?classes=0", ["classes=0", "from 1 to 65536", "classes=20"]),
-        ("synthetic:?classes=-3", ["classes=-3"]),
-        ("synthetic:?classes=65537", ["classes=65537", "65536"]),
-        ("synthetic:?per_class=1e3", ["per_class=1e3", "whole number"]),
-        ("synthetic:?per_class=", ["per_class= should be"]),
-        ("synthetic:?per_class=1.5", ["per_class=1.5"]),
-        ("synthetic:?per_class=oficial", ["per_class=oficial", "per_class=official"]),
-        ("synthetic:?per_class=official*2", ["per_class=official*2", "official*0.01"]),
-        ("synthetic:?per_class=official*0.0", ["per_class=official*0.0"]),
-        ("synthetic:?per_class=official*", ["per_class=official*"]),
-        ("synthetic:?classes=official", ["classes=official should be a whole number"]),
-        ("synthetic:?classes=20&per_class=official", ["classes=20", "345", "--shard.classes"]),
-        ("synthetic:?per_class=official&per_class=3", ["'per_class' is there twice"]),
-        ("synthetic:?pool=-1", ["pool=-1", "from 0 to 4096", "pool=64"]),
-        ("synthetic:?pool=5000", ["pool=5000"]),
-        ("synthetic:?pol=64", ["Did you mean 'pool'"]),
-        ("synthetic:?seed=x", ["seed=x", "seed=7"]),
-        ("synthetic:?seed=²", ["seed=²"]),
-        ("synthetic:?seed=" + "9" * 5000, ["seed=999"]),
-        ("synthetic:?seed=1&seed=2", ["'seed' is there twice"]),
-        ("synthetic:?per_class", ["per_class"]),
-        ("synthetic:classes=3", ["'synthetic:classes=3'", "synthetic:?classes=20"]),
+        ("clases=3", "'clases'. Did you mean 'classes'", "synthetic:?classes=20"),
+        ("classes=0", "classes=0 is no whole number from 1 to 65536", "classes=20"),
+        ("classes=-3", "classes=-3", "classes=20"),
+        ("classes=65537", "classes=65537", "classes=20"),
+        ("per_class=1e3", "per_class=1e3 is no whole number", "per_class=official"),
+        ("per_class=", "per_class= is no", "per_class=1000"),
+        ("per_class=1.5", "per_class=1.5", "per_class=1000"),
+        ("per_class=oficial", "per_class=oficial", "per_class=official"),
+        ("per_class=official*2", "per_class=official*2", "per_class=official*0.01"),
+        ("per_class=official*0.0", "per_class=official*0.0", "above 0"),
+        ("per_class=official*", "per_class=official*", "official*0.01"),
+        ("classes=official", "classes=official is no whole number", "classes=20"),
+        ("classes=20&per_class=official", "classes=20, but official counts exist for", "Remove"),
+        ("per_class=official&per_class=3", "'per_class' is set twice", "synthetic:?"),
+        ("pool=-1", "pool=-1 is no whole number from 0 to 4096", "pool=64"),
+        ("pool=5000", "pool=5000", "pool=64"),
+        ("pol=64", "Did you mean 'pool'", "synthetic:?"),
+        ("seed=x", "seed=x", "seed=7"),
+        ("seed=²", "seed=²", "seed=7"),
+        ("seed=" + "9" * 5000, "seed=999", "seed=7"),
+        ("seed=1&seed=2", "'seed' is set twice", "synthetic:?"),
+        ("per_class", "per_class= is no", "per_class=1000"),
     ],
-)
-def test_a_wrong_url_is_refused(url: str, told: list[str]) -> None:
+)  # fmt: skip
+def test_a_wrong_url_is_refused(query: str, problem: str, remedy: str) -> None:
     with pytest.raises(RefusedError) as refused:
-        synthetic.open_synthetic(url)
-    for words in told:
-        assert words in str(refused.value)
+        synthetic.open_synthetic(f"synthetic:?{query}")
+    assert refused.value.value == f"synthetic:?{query}"
+    assert problem in refused.value.problem
+    assert remedy in refused.value.remedy
+
+
+def test_a_malformed_url_is_refused() -> None:
+    with pytest.raises(RefusedError) as refused:
+        synthetic.open_synthetic("synthetic:classes=3")
+    assert "synthetic:?classes=20" in refused.value.remedy
 
 
 def test_wrong_classes_are_refused() -> None:
-    with pytest.raises(RefusedError, match=r"no class 'synthetic-02'.*Did you mean 'synthetic-0"):
+    with pytest.raises(RefusedError, match=r"Did you mean 'synthetic-0") as caught:
         synthetic.open_synthetic("synthetic:", ["synthetic-001", "synthetic-02"])
-    with pytest.raises(RefusedError, match="twice"):
-        synthetic.open_synthetic("synthetic:", ["synthetic-001", "synthetic-001"])
+    assert (caught.value.subject, caught.value.value) == ("--shard.classes", "synthetic-02")
+    with pytest.raises(RefusedError, match="named twice"):
+        open_source("synthetic:", ["synthetic-001", "synthetic-001"])
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 2), (0, 11), (11, 12)])

@@ -19,8 +19,7 @@ from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.manifest import ShardEntry
 from quickdraw_dist.data.stream.cache import ShardCache
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset, DatasetMaker, Store, use_store
-from tests.support.caching import (
+from tests.support.data.caching import (
     URL,
     all_of,
     base,
@@ -31,7 +30,9 @@ from tests.support.caching import (
     read_all,
     shards_of,
 )
-from tests.support.delivery import make_loader, pairs
+from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.delivery import make_loader, pairs
+from tests.support.gcs.local import Store, use_store
 
 # -- fetched once --------------------------------------------------------------------------------
 
@@ -39,7 +40,7 @@ from tests.support.delivery import make_loader, pairs
 def test_each_shard_is_fetched_once_for_all_epochs(
     remote: Store, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """A store is paid by the request and the byte: a second epoch must cost nothing."""
+    """Stores bill requests and bytes: a second epoch must cost nothing."""
     reader = open_cached(dataset, tmp_path)
     order = Order(reader.block_counts, global_batch=100, lanes=20, window_blocks=2, seed=1)
     loader = make_loader(reader, order, threads=4)
@@ -55,7 +56,7 @@ def test_each_shard_is_fetched_once_for_all_epochs(
             assert np.array_equal(batch.drawings.numpy(), pixels)
     assert downloads(remote, dataset) == [1] * len(shards_of(dataset))
     assert metric("cache_misses_total") == misses + len(shards_of(dataset))
-    # Another run on the node finds them there.
+    # Another run on the node uses them.
     assert read_all(open_cached(dataset, tmp_path)) == all_of(dataset)
     assert downloads(remote, dataset) == [1] * len(shards_of(dataset))
 
@@ -129,7 +130,7 @@ def test_two_copies_of_a_dataset_do_not_fight(
 
 
 def age(cache: Path, names: list[str]) -> None:
-    """As if the shards had last been used hours ago, in this order."""
+    """Make the shards look last used hours ago, in this order."""
     for number, name in enumerate(names):
         (path,) = cache.rglob(name)
         os.utime(path, (1e9 + number * 3600, 1e9 + number * 3600))
@@ -168,7 +169,7 @@ def test_the_least_recently_used_goes_first(
 
 
 def test_other_datasets_count_and_go_too(remote: Store, dataset: Dataset, tmp_path: Path) -> None:
-    """The limit is the folder's: last week's dataset must make room for today's."""
+    """The limit is the folder's: an older dataset is evicted for a newer one."""
     old = (
         tmp_path / "quickdraw-shards" / "0123456789abcdef" / "train" / "quickdraw-train-000000.tar"
     )
@@ -185,7 +186,7 @@ def test_other_datasets_count_and_go_too(remote: Store, dataset: Dataset, tmp_pa
 def test_any_limit_gives_the_right_drawings(
     remote: Store, dataset: Dataset, tmp_path: Path, shards: float
 ) -> None:
-    """No cache, one too small for any shard, and ones that throw out what comes back at once."""
+    """No cache, one too small for any shard, and ones that evict what is read next."""
     limit = int(shards * max(shard.bytes for shard in shards_of(dataset)))
     reader = open_cached(dataset, tmp_path / "cache", limit)
     order = Order(reader.block_counts, global_batch=160, lanes=8, window_blocks=2, seed=1)
@@ -210,7 +211,7 @@ def test_the_limit_holds_when_two_fetch_at_once(
 
     def together(path: Path, data: bytes, durable: bool) -> None:
         with contextlib.suppress(threading.BrokenBarrierError):
-            both.wait(1)  # a cache that lets one write after the other breaks it, and is right
+            both.wait(1)  # a cache with one writer at a time breaks the barrier, as it should
         write(path, data, durable)
 
     monkeypatch.setattr(storage, "replace_file", together)
@@ -228,7 +229,7 @@ def test_the_limit_holds_when_two_fetch_at_once(
 
 
 def test_leftovers_of_a_killed_process_go(remote: Store, dataset: Dataset, tmp_path: Path) -> None:
-    """Preempted nodes are killed in the middle of fetches; their half shards must not fill it."""
+    """A preempted node leaves unfinished files of its fetches, which must not fill the cache."""
     shard = shards_of(dataset)[0]
     cache = ShardCache(str(tmp_path), dataset.manifest.digest, shard.bytes + 1000)
     assert cache.path(storage.join(URL, shard.name), shard) is not None
@@ -246,7 +247,7 @@ def test_leftovers_of_a_killed_process_go(remote: Store, dataset: Dataset, tmp_p
 def test_other_files_in_the_folder_are_left_alone(
     remote: Store, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """--stream.cache_folder /scratch must never cost anybody a backup."""
+    """--stream.cache_folder /scratch must never delete other files."""
     mine = [tmp_path / "backup.tar", tmp_path / "deep" / "more.tar", tmp_path / ".photos.tar.gz"]
     (tmp_path / "deep").mkdir()
     for path in mine:
@@ -256,3 +257,14 @@ def test_other_files_in_the_folder_are_left_alone(
     for shard in shards:
         cache.path(storage.join(URL, shard.name), shard)
     assert all(path.exists() for path in mine)
+
+
+def test_a_cache_too_small_for_all_shards(
+    remote: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says how many shards there are, not how many lanes could read one each."""
+    count = len(shards_of(dataset))
+    reader = SplitReader(URL, dataset.manifest, "train", Stream(cache_bytes=1), 64)
+    assert reader.cache is None
+    assert count < 64
+    assert f"does not hold the {count} shards that this node reads" in capsys.readouterr().err

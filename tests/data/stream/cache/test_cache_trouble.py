@@ -1,8 +1,9 @@
-"""The node cache where its folder is no good, and where bytes go bad, in it or on the way."""
+"""The node cache with an unusable folder, and with damaged bytes, stored or in transit."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -14,12 +15,11 @@ import pytest
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, StorageError
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.manifest import ShardEntry
 from quickdraw_dist.data.stream.cache import ShardCache
-from tests.conftest import Dataset, Store
-from tests.support.caching import (
+from tests.support.data.caching import (
     LARGE,
     URL,
     all_of,
@@ -30,7 +30,9 @@ from tests.support.caching import (
     read_all,
     shards_of,
 )
-from tests.support.delivery import make_loader
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import make_loader
+from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
 
 # -- a folder that does not work -----------------------------------------------------------------
@@ -39,7 +41,7 @@ from tests.support.gcs.server import Request, Response
 @pytest.fixture
 def unwritable(dataset: Dataset) -> Iterator[Path]:
     """A folder that this process may read but not write; root gives up its rights for it."""
-    all_of(dataset)  # kept from here on: nobody else may read what root has made
+    all_of(dataset)  # cached now: files that root made cannot be read below
     with tempfile.TemporaryDirectory() as home:
         folder = Path(home, "cache")
         folder.mkdir()
@@ -50,7 +52,7 @@ def unwritable(dataset: Dataset) -> Iterator[Path]:
             try:
                 os.seteuid(65534)
             except OSError:
-                pytest.skip("root that may not become somebody else")
+                pytest.skip("root without the right to change its user")
         try:
             yield folder
         finally:
@@ -60,7 +62,7 @@ def unwritable(dataset: Dataset) -> Iterator[Path]:
 def test_an_unwritable_folder(
     remote: Store, dataset: Dataset, unwritable: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The run goes on from the store and says so once, with the setting that would help."""
+    """The run continues from the store and warns once, naming the setting that helps."""
     with pytest.raises(PermissionError):
         (unwritable / "x").touch()
     assert read_all(open_cached(dataset, unwritable), threads=1) == all_of(dataset)
@@ -112,7 +114,7 @@ def test_a_full_disk(
 
 
 def test_a_folder_that_is_a_file(remote: Store, dataset: Dataset, tmp_path: Path) -> None:
-    """A slip in --stream.cache_folder is no reason for a traceback in the middle of an epoch."""
+    """A typo in --stream.cache_folder must not end a run within an epoch."""
     (tmp_path / "cache").write_text("a file")
     assert read_all(open_cached(dataset, tmp_path / "cache")) == all_of(dataset)
 
@@ -120,7 +122,7 @@ def test_a_folder_that_is_a_file(remote: Store, dataset: Dataset, tmp_path: Path
 def test_a_folder_deleted_in_the_middle_of_an_epoch(
     remote: Store, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """Somebody cleans up a disk while a run is using it: fetched again, nothing lost."""
+    """A disk is cleaned up while a run uses it: shards are fetched again, nothing is lost."""
     reader = open_cached(dataset, tmp_path / "cache")
     found: list[tuple[int, int]] = []
     for shard, blocks in enumerate(reader.block_counts):
@@ -151,6 +153,25 @@ def test_a_folder_deleted_in_the_middle_of_a_write(
     assert deleted
 
 
+@pytest.mark.parametrize(
+    "number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.ESTALE]
+)
+def test_locks_that_fail(
+    remote: Store, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], number: int,
+) -> None:  # fmt: skip
+    """NFS without lockd, FUSE, CIFS: streamed, and said once with the folder and the setting."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert read_all(open_cached(dataset, tmp_path), threads=1) == all_of(dataset)
+    said = capsys.readouterr().err
+    assert said.count(f"{tmp_path}/quickdraw-shards: no locks there: {os.strerror(number)}") == 1
+    assert said.count("--stream.cache_folder") == 1
+
+
 def test_a_folder_deleted_in_the_middle_of_a_fetch(
     remote: Store, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -167,7 +188,7 @@ def test_a_folder_deleted_in_the_middle_of_a_fetch(
     assert deleted
 
 
-def test_a_shard_evicted_between_look_and_opening(
+def test_a_shard_evicted_before_it_is_opened(
     remote: Store, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another rank's eviction may come at any moment; the block is fetched again, not missed."""
@@ -215,7 +236,7 @@ def test_a_shard_that_went_bad_in_the_cache(
     remote: Store, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     damage: Damage, threads: int,
 ) -> None:  # fmt: skip
-    """Scratch disks are the worst disks: fetched again, said, and the right drawings delivered."""
+    """Fetched again with a warning, and the right drawings delivered."""
     assert read_all(open_cached(dataset, tmp_path)) == all_of(dataset)
     shard = shards_of(dataset)[1]
     (path,) = tmp_path.rglob(base(shard))
@@ -291,7 +312,7 @@ def test_bits_flipped_on_the_way_are_counted(
 
 def checksum_retries() -> float:
     name = "quickdraw_store_retries_total"
-    return telemetry.REGISTRY.get_sample_value(name, {"kind": "checksum"}) or 0.0
+    return metrics.REGISTRY.get_sample_value(name, {"kind": "checksum"}) or 0.0
 
 
 def test_a_shard_that_is_cut_in_the_store_without_a_cache(
@@ -306,7 +327,7 @@ def test_a_shard_that_is_cut_in_the_store_without_a_cache(
 
 
 def test_a_transfer_that_went_wrong_once(remote: Store, dataset: Dataset, tmp_path: Path) -> None:
-    """Bytes that changed on the way are fetched again and counted; the run goes on."""
+    """Bytes that changed in transit are fetched again and counted; the run continues."""
     shard = shards_of(dataset)[1]
     right = storage.read(storage.join(URL, shard.name))
     remote.requests.clear()
@@ -319,14 +340,14 @@ def test_a_transfer_that_went_wrong_once(remote: Store, dataset: Dataset, tmp_pa
         return None
 
     remote.intercept = intercept
-    retries = telemetry.STORE_RETRIES.labels("checksum")._value.get()
+    retries = metrics.STORE_RETRIES.labels("checksum")._value.get()
     assert read_all(open_cached(dataset, tmp_path)) == all_of(dataset)
     assert downloads(remote, dataset)[1] == 2
-    assert telemetry.STORE_RETRIES.labels("checksum")._value.get() == retries + 1
+    assert metrics.STORE_RETRIES.labels("checksum")._value.get() == retries + 1
 
 
 def test_a_shard_that_is_gone(remote: Store, dataset: Dataset, tmp_path: Path) -> None:
-    """Deleted in the middle of a run: the name of what is missing, with and without a cache."""
+    """Deleted during a run: the error names the shard, with and without a cache."""
     shard = shards_of(dataset)[1]
     remote.server.gcs.store.delete("bucket", f"data/{shard.name}", {})
     for limit in (LARGE, 0):
@@ -335,7 +356,7 @@ def test_a_shard_that_is_gone(remote: Store, dataset: Dataset, tmp_path: Path) -
 
 
 def test_a_store_that_stops_answering(remote: Store, dataset: Dataset, tmp_path: Path) -> None:
-    """The loader's consumer hears of it, after the retries, and no thread is left."""
+    """The loader's consumer gets the error after the retries, and no thread is left."""
     reader = open_cached(dataset, tmp_path)
     order = Order(reader.block_counts, global_batch=60, lanes=4, window_blocks=1, seed=1)
     loader = make_loader(reader, order, threads=3, more_batches=0, shards_ahead=0)

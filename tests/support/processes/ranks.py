@@ -14,15 +14,16 @@ import torch.distributed as dist
 from quickdraw_dist.distributed.exits import leave
 
 _TIMEOUT = timedelta(minutes=5)
-"""Of a rank that waits for another one: a fault ends as an error, not as a test that hangs."""
+"""For a rank that waits for another one: a fault ends as an error instead of a hanging test."""
 
 
 def run_ranks(
     processes: ForkServerContext, size: int, folder: Path, task: Callable[..., Any], *arguments: Any
 ) -> list[Any]:
-    """What `task(rank, size, *arguments)` returns on each of so many ranks; all must end well.
+    """Return what `task(rank, size, *arguments)` returns on each of `size` ranks, all of which must
+    end well.
 
-    `folder` is an empty one, and the ranks' working folder is the caller's.
+    `folder` must be empty. The ranks' working folder is the caller's.
     """
     folder.mkdir(exist_ok=True)
     ranks = [

@@ -7,11 +7,15 @@ from hypothesis import strategies as st
 
 from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.order.order import Order
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.reader import SplitReader
 
-Place = tuple[int, int, int]
-"""Shard, block and index in the block: a drawing."""
+Location = tuple[int, int, int]
+"""Shard, block and index in the block of a drawing."""
+
+RankEpoch = tuple[Order, Share, int, int]
+"""An order, a rank's share, an epoch, and the step that the rank starts with."""
 
 
 @st.composite
@@ -31,19 +35,28 @@ def orders(draw: st.DrawFn) -> Order:
     )
 
 
-def lane_places(order: Order, epoch: int, lane: int) -> list[Place]:
+@st.composite
+def rank_epochs(draw: st.DrawFn) -> RankEpoch:
+    """Any epoch of any rank of any world, from any step on."""
+    order = draw(orders())
+    world_size = draw(st.integers(1, min(8, order.global_batch)))
+    share = order.share(draw(st.integers(0, world_size - 1)), world_size)
+    return order, share, draw(st.integers(0, 3)), draw(st.integers(0, order.steps))
+
+
+def lane_locations(order: Order, epoch: int, lane: int) -> list[Location]:
     """A lane's drawings in the order of an epoch, straight from its windows."""
-    places = []
+    found = []
     for window in order.windows(epoch, lane):
         inside = [(p.shard, p.block, at) for p in window.pieces for at in range(p.start, p.stop)]
-        assert window.start == len(places)
+        assert window.start == len(found)
         assert window.count == len(inside)
-        places.extend(inside[at] for at in window.shuffled())
-    return places
+        found.extend(inside[at] for at in window.shuffled())
+    return found
 
 
 class Numbered(SplitReader):
-    """Blocks whose drawings tell where they lie."""
+    """A reader of blocks whose drawings hold their own location."""
 
     def __init__(self, order: Order) -> None:
         self.block_counts, self.cache = order.shards, None
@@ -54,6 +67,6 @@ class Numbered(SplitReader):
         return Block(drawings, np.full(len(at), shard, np.uint16), np.uint32(number << 16) | at)
 
 
-def place_of(label: int, row: int) -> Place:
-    """Where a drawing of such a reader lies."""
+def location_of(label: int, row: int) -> Location:
+    """The location of a drawing that `Numbered` returned."""
     return label, row >> 16, row & 0xFFFF

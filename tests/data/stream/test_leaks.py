@@ -1,4 +1,4 @@
-"""Nothing is left of an epoch: weeks of them must not end at a limit of the system."""
+"""An epoch leaves no thread, file or map behind: a long run must not hit a system limit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Dataset, Store
-from tests.data.test_feed import make_settings, open_feed
-from tests.support.caching import URL
-from tests.support.delivery import USUAL
+from tests.support.data.caching import URL
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import USUAL
+from tests.support.data.feeds import make_settings, open_feed
+from tests.support.gcs.local import Store
 
 SELF = Path("/proc/self")
 
@@ -20,9 +21,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def open_things() -> dict[str, list[str]]:
-    """Names of this process's threads, open files and mapped shards. Not the store's connections:
-    its client keeps some, as many as were ever needed at once."""
+def open_resources() -> dict[str, list[str]]:
+    """Names of this process's threads, open files and mapped shards. Connections to the store are
+    not counted: its client keeps as many as were needed at once."""
     gc.collect()
     files = []
     for link in (SELF / "fd").iterdir():
@@ -44,12 +45,12 @@ def open_things() -> dict[str, list[str]]:
 def test_three_epochs_leave_no_more_than_one(
     remote: Store, dataset: Dataset, tmp_path: Path, source: str
 ) -> None:
-    """Threads, files and maps, of training and of validation, also where epochs are left early."""
+    """In training and validation, also where epochs are abandoned."""
     settings = make_settings(
         URL if source in ("cache", "ranges") else dataset.folder, tmp_path, USUAL, threads=3,
         resident=source == "resident", cache_bytes=0 if source == "ranges" else 10**9,
     )  # fmt: skip
-    feed = open_feed(settings, dataset)
+    feed = open_feed(settings)
     after: list[dict[str, list[str]]] = []
     for epoch in range(3):
         for batch in feed.epoch(epoch):
@@ -59,6 +60,6 @@ def test_three_epochs_leave_no_more_than_one(
         early = feed.epoch(epoch)
         next(early)
         early.close()
-        after.append(open_things())
+        after.append(open_resources())
     assert after[2] == after[0]
     assert after[0]["maps"] == []

@@ -1,8 +1,7 @@
-"""What the tests of the stream share: ways to cut an epoch, and what ranks are given of one."""
+"""Epochs of the small dataset: the expected order, and what the ranks' loaders deliver."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -18,14 +17,15 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Stream
 from quickdraw_dist.data.order.digest import OrderDigest, mix_identities
 from quickdraw_dist.data.order.memory import LoaderMemory, least_batches
-from quickdraw_dist.data.order.order import Order, rank_part
-from quickdraw_dist.data.order.schedule import longest_need
+from quickdraw_dist.data.order.order import Order
+from quickdraw_dist.data.order.schedule import steps_per_window
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.loader import TrainLoader
-from quickdraw_dist.data.stream.prefetch import ShardsAhead
+from quickdraw_dist.data.stream.prefetch import ShardPrefetch
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset
+from tests.support.data.datasets import Dataset
 
 WORLDS = (1, 2, 3, 4, 7, 8)
 
@@ -46,24 +46,29 @@ class Shape:
 
 
 USUAL = Shape(global_batch=96, lanes=8, window_blocks=2)
-"""A step is a small part of a window of 64; the epoch leaves 72 drawings out."""
+"""A step is a small part of a window of 64; the epoch drops 72 drawings."""
 
 LONG_STEPS = Shape(global_batch=800, lanes=8, window_blocks=1)
 """A step takes 100 drawings of a lane, over several windows of at most 32."""
 
 UNEVEN = Shape(global_batch=133, lanes=19, window_blocks=3)
-"""Nothing divides: parts differ in size, and ranks share lanes."""
+"""Nothing divides: shares differ in size, and ranks share lanes."""
+
+LAYOUTS = {
+    "gzip": {"compression": "gzip"},
+    "none": {"compression": "none"},
+    "per_drawing": {"layout": "per_drawing"},
+}
 
 SHAPES = {"usual": USUAL, "long": LONG_STEPS, "uneven": UNEVEN}
 
 
 def least_bytes(error: RefusedError) -> int:
-    """The memory that a refusal says is enough."""
-    (number,) = re.findall(r" ([\d,]+) bytes at least; that much, ", str(error))
-    return int(number.replace(",", ""))
+    """The memory that a refusal calls enough."""
+    return int(str(error.needed_bytes))
 
 
-# -- what has to come ----------------------------------------------------------------------------
+# -- expected ----------------------------------------------------------------------------
 
 
 @cache
@@ -75,20 +80,20 @@ def line(dataset: Dataset, shape: Shape, epoch: int) -> list[Identity]:
 
 
 def digest_of(identities: list[Identity], epoch: int, first: int = 0) -> int:
-    """Of drawings delivered from a position on."""
+    """Digest of drawings delivered from a position on."""
     labels, rows = zip(*identities, strict=True) if identities else ((), ())
     positions = np.arange(first, first + len(rows), dtype=np.uint64)
     return mix_identities(epoch, positions, np.array(labels, np.uint16), np.array(rows, np.uint32))
 
 
-# -- what comes ----------------------------------------------------------------------------------
+# -- delivered ----------------------------------------------------------------------------------
 
 
 class Loader(Protocol):
-    """One rank's: streamed, resident, or a feed of either."""
+    """A rank's loader: streamed, resident, or a feed of either."""
 
     @property
-    def part(self) -> tuple[int, int]: ...
+    def share(self) -> Share: ...
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]: ...
 
@@ -100,7 +105,7 @@ def pairs(batch: Batch) -> list[Identity]:
 
 @dataclass
 class Delivered:
-    """What ranks got in some steps of an epoch, copied out."""
+    """What ranks were delivered in some steps of an epoch, copied."""
 
     order_digest: OrderDigest = field(default_factory=OrderDigest)
     identities: dict[tuple[int, int], list[Identity]] = field(default_factory=dict)
@@ -112,7 +117,7 @@ class Delivered:
         return int(self.order_digest.total()(), 16)
 
     def in_order(self) -> list[Identity]:
-        """Step after step, in each one rank after rank."""
+        """Identities step by step, and rank by rank in each."""
         return [identity for key in sorted(self.identities) for identity in self.identities[key]]
 
     def pixels_in_order(self) -> NDArray[np.uint8]:
@@ -127,20 +132,19 @@ def deliver(
     result = Delivered()
     for rank in range(world_size):
         loader = make(rank)
-        start, stop = rank_part(order.global_batch, rank, world_size)
-        assert loader.part == (start, stop)
+        share = order.share(rank, world_size)
+        assert loader.share == share
         step = first_step
         batches = loader.epoch(epoch, first_step)
         while step != last_step and (batch := next(batches, None)) is not None:
             assert batch.step == step
-            assert batch.drawings.shape == (stop - start, 28, 28)
+            assert batch.drawings.shape == (share.drawings, 28, 28)
             assert batch.drawings.dtype == torch.uint8
-            assert batch.labels.shape == (stop - start,)
+            assert batch.labels.shape == (share.drawings,)
             assert batch.labels.dtype == torch.int64
             result.identities[step, rank] = pairs(batch)
             result.pixels[step, rank] = batch.drawings.cpu().numpy().copy()
-            first = step * order.global_batch + start
-            result.order_digest.add(epoch, first, batch.labels, batch.rows)
+            result.order_digest.add(epoch, share.position(step), batch.labels, batch.rows)
             step += 1
         batches.close()
         assert step == (order.steps if last_step is None else last_step)
@@ -154,7 +158,7 @@ def open_reader(
     folder: str, dataset: Manifest, split: str = "train", cache: Path | None = None,
     cache_bytes: int = 10**9,
 ) -> SplitReader:  # fmt: skip
-    """A split of a dataset, through a node cache of that size where one is named."""
+    """A split of a dataset, through a node cache of `cache_bytes` where a folder is given."""
     stream = Stream() if cache is None else Stream(cache_folder=str(cache), cache_bytes=cache_bytes)
     return SplitReader(folder, dataset, split, stream)
 
@@ -167,17 +171,17 @@ def make_loader(
     reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, *, threads: int = 2,
     more_batches: int | None = None, shards_ahead: int = 2, pin: bool = False,
 ) -> TrainLoader:  # fmt: skip
-    """A loader with room for that many batches more than the least; None: for all it can use."""
-    more = longest_need(order) if more_batches is None else more_batches
-    memory, ahead = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0), None
+    """A loader with `more_batches` slots beyond the least; None for all that it can use."""
+    more = steps_per_window(order) if more_batches is None else more_batches
+    memory, prefetch = LoaderMemory(least_batches(order) + more, threads, fetchers=2, bytes=0), None
     if reader.cache is not None:
-        ahead = partial(ShardsAhead, reader, reader.cache, fetchers=2, ahead=shards_ahead)
-    part = rank_part(order.global_batch, rank, world_size)
-    return TrainLoader(reader.piece, order, part, memory, pin=pin, ahead=ahead)
+        prefetch = partial(ShardPrefetch, reader, reader.cache, fetchers=2, ahead=shards_ahead)
+    share = order.share(rank, world_size)
+    return TrainLoader(reader.piece, order, share, memory, pin=pin, prefetch=prefetch)
 
 
 class InTurn(ThreadPoolExecutor):
-    """Threads that have done a task before the next one is given: what may be written, is."""
+    """A pool that finishes each task before `submit` returns: all that may be written has been."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = super().submit(fn, *args, **kwargs)
@@ -186,12 +190,12 @@ class InTurn(ThreadPoolExecutor):
 
 
 def identities_of(loader: Loader, epoch: int = 0, first_step: int = 0) -> list[Identity]:
-    """All that one rank gets of the rest of an epoch."""
+    """What one rank is delivered of the rest of an epoch."""
     return [pair for batch in loader.epoch(epoch, first_step) for pair in pairs(batch)]
 
 
 def flip_a_byte(path: Path) -> None:
-    """One bit of it, in the middle of some block's pixels."""
+    """Flip one bit in the middle of a block's pixels."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x10
     path.write_bytes(data)

@@ -1,15 +1,16 @@
-"""What the tests of the node cache share: a dataset in a store, and what is fetched and held."""
+"""A dataset in a store behind a node cache: what was fetched, and what the cache holds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from quickdraw_dist.base.telemetry import metrics as telemetry
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.shards.manifest import ShardEntry
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.conftest import Dataset, Store
-from tests.support.delivery import Identity, open_reader, pairs
+from tests.support.data.datasets import Dataset
+from tests.support.data.delivery import Identity, open_reader, pairs
+from tests.support.gcs.local import Store
 
 URL = "gs://bucket/data"
 LARGE = 10**9
@@ -37,20 +38,20 @@ def shards_of(dataset: Dataset) -> tuple[ShardEntry, ...]:
 
 
 def base(shard: ShardEntry) -> str:
-    """Its name without the folder."""
+    """A shard's name without its folder."""
     return Path(shard.name).name
 
 
 def downloads(store: Store, dataset: Dataset) -> list[int]:
-    """Requests for bytes of every training shard."""
+    """For every training shard, the requests for its bytes."""
     return [store.media_reads(base(shard)) for shard in shards_of(dataset)]
 
 
 def held(cache: Path) -> dict[str, int]:
-    """Every byte below a cache folder: names of shards (or of what else lies there) and sizes."""
+    """Names and sizes of all files below a cache folder but locks."""
     files = (path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock")
     return {path.name: path.stat().st_size for path in files}
 
 
 def metric(name: str) -> float:
-    return telemetry.REGISTRY.get_sample_value(f"quickdraw_{name}") or 0.0
+    return metrics.REGISTRY.get_sample_value(f"quickdraw_{name}") or 0.0

@@ -1,4 +1,4 @@
-"""A terminal for tests: a real pseudo-terminal, and what a person sees on it."""
+"""A pseudo-terminal for tests, and the text that a person sees on it."""
 
 from __future__ import annotations
 

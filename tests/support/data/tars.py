@@ -12,7 +12,7 @@ import webdataset
 from numpy.typing import NDArray
 
 from quickdraw_dist.base.settings import Settings
-from quickdraw_dist.data.external.feed import ForeignFeed
+from quickdraw_dist.data.external.feed import ExternalFeed
 from quickdraw_dist.data.external.shards import open_shards
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed.ranks import World
@@ -21,10 +21,11 @@ Pixels = NDArray[np.uint8]
 Counts = dict[bytes, int]
 
 LAYOUTS: dict[str, dict[str, object]] = {
+    "gzip": {},
+    "none": {"compression": "none"},
     "per_drawing": {"layout": "per_drawing"},
-    "gzip blocks": {},
-    "plain blocks": {"compression": "none"},
 }
+"""Settings of `shard` that write the same drawings in other bytes."""
 STOCK: dict[str, tuple[Any, ...]] = {"png": ("png",), "npy": ("npy",), "flat npy": ("npy", 784)}
 
 
@@ -70,9 +71,9 @@ def world_of(rank: int = 0, size: int = 1) -> World:
     return World(rank, size, rank, size, torch.device("cpu"))
 
 
-def open_feed(made: Settings, rank: int = 0, size: int = 1, **more: Any) -> ForeignFeed:
+def open_feed(made: Settings, rank: int = 0, size: int = 1, **more: Any) -> ExternalFeed:
     """A rank's feed."""
-    return ForeignFeed(made, open_shards(made), world_of(rank, size), **more)
+    return ExternalFeed(made, open_shards(made), world_of(rank, size), **more)
 
 
 def delivered(batches: Iterator[Batch]) -> list[tuple[bytes, int]]:
@@ -84,7 +85,7 @@ def delivered(batches: Iterator[Batch]) -> list[tuple[bytes, int]]:
     ]
 
 
-def sequence(feed: ForeignFeed, epoch: int, first_step: int = 0) -> list[tuple[int, ...]]:
+def sequence(feed: ExternalFeed, epoch: int, first_step: int = 0) -> list[tuple[int, ...]]:
     """Rows of every batch."""
     return [tuple(batch.rows.tolist()) for batch in feed.epoch(epoch, first_step)]
 

@@ -1,0 +1,78 @@
+"""Damaged datasets whose checksums fit the damage: only the check under test can find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from quickdraw_dist.base import storage
+from quickdraw_dist.data.drawings.drawing import Source
+from quickdraw_dist.data.shards import blocks, manifest
+from quickdraw_dist.data.shards.blocks import Block
+from quickdraw_dist.data.shards.manifest import BlockEntry, ShardEntry
+from quickdraw_dist.data.verify import find_problems
+from tests.support.data.datasets import Dataset
+
+NORMALISATION = "train: pixels have mean "
+"""What is reported, too, when pixels of the training split are others or could not be read."""
+
+
+def found(made: Dataset, source: Source | None = None) -> list[str]:
+    """All problems of the dataset as it is on the disk now."""
+    return list(find_problems(made.folder, manifest.read(made.folder), source))
+
+
+def read_blocks(made: Dataset, shard: ShardEntry) -> list[Block]:
+    """The blocks of a shard, as arrays that may be written to."""
+    data = (Path(made.folder) / shard.name).read_bytes()
+    read = [blocks.decode(data[b.offset : b.offset + b.size], b.drawings) for b in shard.blocks]
+    return [Block(b.drawings.copy(), b.labels.copy(), b.rows.copy()) for b in read]
+
+
+def publish(made: Dataset, entries: dict[str, ShardEntry], **changes: object) -> None:
+    """The manifest with other entries for some shards, by name, and a digest that fits."""
+    stored = manifest.read(made.folder)
+    splits = {
+        split: tuple(entries.get(shard.name, shard) for shard in shards)
+        for split, shards in stored.splits.items()
+    }
+    fields: dict[str, object] = {
+        "splits": splits,
+        "digest": manifest.digest(stored.classes, splits),
+    }
+    changed = stored.model_copy(update=fields | changes)
+    storage.publish(storage.join(made.folder, manifest.NAME), manifest.to_json(changed))
+
+
+def write_blocks(made: Dataset, shard: ShardEntry, contents: Sequence[Block]) -> None:
+    """Write a shard of these blocks, and checksums and offsets that fit it."""
+    number, entries, data = int(Path(shard.name).stem[-6:]), [], b""
+    for at, block in enumerate(contents):
+        if made.manifest.settings.layout == "per_drawing":
+            piece = blocks.encode_per_drawing(block)
+        else:
+            compression = made.manifest.settings.compression
+            piece = blocks.encode(block, f"{number:06d}-{at:04d}", compression)
+        entries.append(BlockEntry(len(data), len(piece), len(block.rows), block.crc))
+        data += piece
+    write_bytes(made, shard, data + blocks.END_OF_TAR, entries)
+
+
+def write_bytes(
+    made: Dataset, shard: ShardEntry, data: bytes, entries: Sequence[BlockEntry] | None = None
+) -> None:
+    """Write a shard's file, and its length and checksum into the manifest."""
+    (Path(made.folder) / shard.name).write_bytes(data)
+    changes: dict[str, object] = {"bytes": len(data), "crc32c": storage.crc32c(data)}
+    if entries is not None:
+        changes["blocks"] = tuple(entries)
+    publish(made, {shard.name: shard.model_copy(update=changes)})
+
+
+def find(contents: Sequence[Block], wanted: Callable[[int, int], bool]) -> tuple[Block, int]:
+    """The first drawing whose label and row are wanted: its block and its index there."""
+    for block in contents:
+        for at, (label, row) in enumerate(zip(block.labels, block.rows, strict=True)):
+            if wanted(int(label), int(row)):
+                return block, at
+    raise AssertionError("no such drawing in this shard")

@@ -1,0 +1,101 @@
+"""Small sharded datasets for tests, and the drawings that they hold by an independent reading."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraw_dist.base.hashing import key64, random64
+from quickdraw_dist.base.settings import Shard
+from quickdraw_dist.data.drawings.drawing import PIXELS, Source
+from quickdraw_dist.data.shards import manifest, writer
+from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.data.shards.plan import Plan
+
+COUNTS = {"cat": 601, "dog": 353, "The Eiffel Tower": 89, "sun": 700, "zigzag": 257}
+"""Drawings per class of the small dataset: no count divides by a size used anywhere else."""
+
+Location = tuple[int, int, int]
+"""Shard, block and index in the block: where a drawing is stored."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A sharded dataset and the source that it was made from."""
+
+    folder: str
+    manifest: Manifest
+    source: Source
+
+    def pixels(self, labels: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Return the source's pixels of these identities, (n, 28, 28)."""
+        whole = [self.source.read(at, 0, count) for at, count in enumerate(self.source.counts)]
+        return np.stack([whole[label][row] for label, row in zip(labels, rows, strict=True)])
+
+    @cache  # noqa: B019 a dataset lives as long as the tests
+    def stored(self, split: str) -> dict[Location, tuple[int, int]]:
+        """Map the location of every drawing of a split to its (label, row).
+
+        Reads the tar files with the standard library, not with the code under test.
+        """
+        found: dict[Location, tuple[int, int]] = {}
+        for shard, entry in enumerate(self.manifest.splits[split]):
+            arrays = {}
+            with tarfile.open(Path(self.folder, entry.name)) as tar:
+                for member in tar:
+                    key, kind, *_ = member.name.split(".")
+                    file = tar.extractfile(member)
+                    if kind in ("labels", "rows") and file is not None:
+                        data = io.BytesIO(gzip.decompress(file.read()))
+                        arrays[int(key.split("-")[1]), kind] = np.load(data).tolist()
+            for block, kind in arrays:
+                if kind == "labels":
+                    pairs = zip(arrays[block, "labels"], arrays[block, "rows"], strict=True)
+                    found |= {(shard, block, at): pair for at, pair in enumerate(pairs)}
+        return found
+
+    def identities(self, split: str) -> set[tuple[int, int]]:
+        """Return (label, row) of every drawing that the plan assigns to a split."""
+        plan = Plan(self.manifest.classes, self.source.counts, self.manifest.settings)
+        found: set[tuple[int, int]] = set()
+        for group in range(plan.groups):
+            labels, rows = plan.identities(group)
+            for shard in plan.shards(group):
+                if shard.split == split:
+                    members = plan.members(group, shard)
+                    found |= set(zip(labels[members].tolist(), rows[members].tolist(), strict=True))
+        return found
+
+
+DatasetMaker = Callable[..., Dataset]
+"""The fixture `make_dataset`: (dest, source, **settings of Shard) -> Dataset."""
+
+
+def write_bitmaps(folder: Path, counts: dict[str, int]) -> None:
+    """Write `.npy` files like the official ones.
+
+    A drawing's pixels follow from its class and row alone and no two drawings are equal, so that
+    a test sees a drawing that is stored as another.
+    """
+    folder.mkdir(parents=True)
+    for name, count in counts.items():
+        values = random64(key64("test", name), count * PIXELS).reshape(count, PIXELS)
+        ink = np.where(values % 5 == 0, values >> np.uint64(8) & np.uint64(255), 0)
+        np.save(folder / f"{name}.npy", ink.astype(np.uint8))
+
+
+def shard(source: Source, dest: str, settings: Shard) -> Dataset:
+    """Shard a source into a folder, in this process."""
+    plan = Plan(source.classes, source.counts, settings)
+    writer.build(plan, list(range(plan.groups)), source, dest, 1, lambda _: None)
+    merged = writer.merge_if_complete(plan, source, dest)
+    assert merged is not None
+    return Dataset(dest, manifest.read(dest), source)
