@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 
-from jobs.command import run
+from jobs.command import real_number, run, whole_number
 from jobs.shard import OFFICIAL
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
@@ -18,7 +16,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.capacity.estimate import SHARD_DRAWINGS_PER_SECOND, Cluster, capacity
 from quickdraw_dist.data.capacity.text import format_capacity
-from quickdraw_dist.data.drawings.sources import open_source
+from quickdraw_dist.data.drawings.sources import open_source, source_address
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import Plan
 
@@ -38,15 +36,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("python -m jobs.plan", "Estimate what a run needs.", EPILOG)
     before = parser.add_mutually_exclusive_group()
     before.add_argument("--official", action="store_true", help="plan for the official drawings")
-    before.add_argument("--source", help="plan for these drawings, as in jobs.shard")
+    source_help = "plan for these drawings, as in jobs.shard"
+    before.add_argument("--source", type=source_address, help=source_help)
     rate = SHARD_DRAWINGS_PER_SECOND
     numbers = {
-        "--world-size": (_whole, 1, "ranks, one per GPU [1]"),
-        "--nodes": (_whole, 1, "machines that the ranks run on [1]"),
-        "--gpu-bytes": (_whole, None, "memory of one GPU in bytes, such as 80e9"),
-        "--drawings-per-second": (_real, None, "training rate of one rank"),
-        "--shard-workers": (_whole, 1, "processes that shard, over all workers [1]"),
-        "--shard-drawings-per-second": (_real, rate, f"rate of one of them [{rate:,.0f}]"),
+        "--world-size": (whole_number, 1, "ranks, one per GPU [1]"),
+        "--nodes": (whole_number, 1, "machines that the ranks run on [1]"),
+        "--gpu-bytes": (whole_number, None, "memory of one GPU in bytes, such as 80e9"),
+        "--drawings-per-second": (real_number, None, "training rate of one rank"),
+        "--shard-workers": (whole_number, 1, "processes that shard, over all workers [1]"),
+        "--shard-drawings-per-second": (real_number, rate, f"rate of one of them [{rate:,.0f}]"),
     }
     for name, (kind, default, text) in numbers.items():
         parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
@@ -72,27 +71,16 @@ def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Out
         source = open_source(given.source, settings.shard.classes)
         plan = Plan(source.classes, source.counts, settings.shard, source.identity)
         return outline.of_plan(plan, given.source), f"planned from {given.source}"
+    if settings.stream.reader == "webdataset":
+        problem = "external data has no manifest that says how many drawings are in which block"
+        remedy = "Remove it, and plan for the same drawings as shards of ours with --source"
+        raise RefusedError("--stream.reader", "webdataset", problem, remedy)
     try:
         dataset = manifest.read_trainable(settings.data)
     except RefusedError as error:
         remedy = f"{error.remedy}. To plan before that, give --official or --source".lstrip(". ")
         raise RefusedError(error.subject, error.value, error.problem, remedy) from None
     return outline.of_manifest(dataset), f"as sharded in {settings.data}"
-
-
-def _real(text: str) -> float:
-    """A finite number above 0."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text}: should be a number above 0")
-
-
-def _whole(text: str) -> int:
-    """A whole number above 0; 80e9 counts as one."""
-    if not _real(text).is_integer():
-        raise argparse.ArgumentTypeError(f"{text}: should be a whole number")
-    return int(float(text))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from jobs.command import run
+from quickdraw_dist.base import storage
+from quickdraw_dist.base.command_line import Parser
 from quickdraw_dist.run.report.page import write_run_report
 
 EPILOG = """\
@@ -20,13 +21,9 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the report of the run that the command line names."""
-    parser = argparse.ArgumentParser(
-        "python -m jobs.report",
-        description="Write report.html, a page with a run's curves and numbers, into its folder.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="folder or gs:// address of the run")
+    text = "Write report.html, a page with a run's curves and numbers, into its folder."
+    parser = Parser("python -m jobs.report", text, EPILOG, settings=False)
+    parser.add_argument("run", type=storage.address, help="folder or gs:// address of the run")
     print(f"report: {write_run_report(parser.parse_args(argv).run)}")
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jobs.command import run, worker_share
+from jobs.command import run, whole_number, worker_share
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.process import processors
 from quickdraw_dist.data.drawings.drawing import Source
-from quickdraw_dist.data.drawings.sources import open_source
+from quickdraw_dist.data.drawings.sources import open_source, source_address
 from quickdraw_dist.data.shards import integrity, manifest, writer
 from quickdraw_dist.data.shards.manifest import Manifest, PartFile
 from quickdraw_dist.data.shards.plan import Plan, describe
@@ -23,7 +23,8 @@ OFFICIAL = "gs://quickdraw_dataset/full/numpy_bitmap"
 EPILOG = """\
 A finished group is skipped, so the same command again continues; the bytes do not depend on how
 many workers and processes write them. On a cluster every worker runs the same command: --worker and
---of default to JOB_COMPLETION_INDEX (give --of) or SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT.
+--of default to JOB_COMPLETION_INDEX (give --of) or to the variables of a Slurm array, which may
+start at any number and have a step.
 The worker that finishes last writes manifest.json.
 Exit codes: 0 done, 2 refused (do not retry), otherwise 1.
 
@@ -37,12 +38,14 @@ examples:
 def main(argv: Sequence[str] | None = None) -> None:
     """Build this worker's groups that are not done, and merge when all groups are done."""
     parser = Parser("python -m jobs.shard", "Write drawings into shards.", EPILOG)
-    parser.add_argument("--source", default=OFFICIAL, help="folder or gs:// address of .npy "
-                        f"files, or synthetic:?classes=&per_class=&seed= [{OFFICIAL}]")  # fmt: skip
-    parser.add_argument("--dest", help="folder or gs:// address of the dataset [--data]")
+    parser.add_argument("--source", type=source_address, default=OFFICIAL, help="folder or gs:// "
+                        "address of .npy files, or synthetic:?classes=&per_class=&seed= "
+                        f"[{OFFICIAL}]")  # fmt: skip
+    dest_help = "folder or gs:// address of the dataset [--data]"
+    parser.add_argument("--dest", type=storage.address, help=dest_help)
     parser.add_argument("--worker", type=int, metavar="I", help="number of this worker, from 0 [0]")
     parser.add_argument("--of", type=int, metavar="N", help="number of workers [1]")
-    parser.add_argument("--processes", type=int, metavar="N", help="processes [all CPUs]")
+    parser.add_argument("--processes", type=whole_number, metavar="N", help="processes [all CPUs]")
     parser.add_argument("--merge", action="store_true", help="build nothing, write manifest.json")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     settings, arguments = load(parser, argv, ("data", "shard"))

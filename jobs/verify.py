@@ -8,9 +8,10 @@ from itertools import islice
 from tqdm import tqdm
 
 from jobs.command import run
+from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.drawings.sources import open_source
+from quickdraw_dist.data.drawings.sources import open_source, source_address
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.verify import find_problems
 
@@ -36,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         CorruptError: problems were found; lists them.
     """
     parser = Parser("python -m jobs.verify", "Check a dataset byte by byte.", EPILOG)
-    parser.add_argument("dataset", nargs="?", help="dataset folder or gs:// address [--data]")
-    parser.add_argument("--source", help="compare every pixel with this source, as in jobs.shard")
+    folder_help = "dataset folder or gs:// address [--data]"
+    parser.add_argument("dataset", nargs="?", type=storage.address, help=folder_help)
+    source_help = "compare every pixel with this source, as in jobs.shard"
+    parser.add_argument("--source", type=source_address, help=source_help)
     settings, arguments = load(parser, argv, ("data",))
     folder = arguments.dataset or settings.data
     dataset = manifest.read(folder)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from quickdraw_dist.base.process import die_with_parent
+from quickdraw_dist.base.process import die_with_parent, share_processors, survive_lost_output
 from quickdraw_dist.distributed.exits import SAVED, leave, report
 from quickdraw_dist.distributed.signals import StopSignal
 
@@ -65,6 +65,8 @@ def _train(argv: Sequence[str] | None, stop: StopSignal, phases: Phases) -> int:
 
 def _run() -> int:
     """Be a process: answer signals from the first line on, and end with the parent."""
+    survive_lost_output()
+    share_processors()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
     stop = StopSignal()

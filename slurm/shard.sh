@@ -27,7 +27,7 @@ FOLLOW=${FOLLOW-slurm/verify.sh}
 require_job
 [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || refuse "$0: not in a job array. Run sbatch --array=0-7 $0."
 
-if [ "$SLURM_ARRAY_TASK_ID" = 0 ] && [ -n "$FOLLOW" ] && [ -z "${SLURM_RESTART_COUNT:-}" ]; then
+if [ "$SLURM_ARRAY_TASK_ID" = "${SLURM_ARRAY_TASK_MIN:-0}" ] && [ -n "$FOLLOW" ] && [ -z "${SLURM_RESTART_COUNT:-}" ]; then
   SOURCE=$SOURCE sbatch --dependency="afterok:$SLURM_ARRAY_JOB_ID" "$FOLLOW" "$@" ||
     echo "warning: sbatch failed on this node. When the array is done, run: sbatch $FOLLOW" >&2
 fi

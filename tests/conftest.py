@@ -76,6 +76,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """
     with serve() as opened:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", opened.server.url)  # puts back what was there
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setitem(fsspec.config.conf, "gs", {})
         use_store(opened.server.url)
         monkeypatch.setattr(storage, "BACKOFF_SECONDS", 0.001)

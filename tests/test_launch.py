@@ -98,6 +98,29 @@ def test_a_refusal_is_the_last_line(tmp_path: Path) -> None:
     assert line.startswith("error: ") and none in line
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no /dev/full here")
+def test_lost_output_costs_its_words_only(tmp_path: Path) -> None:
+    """Of shard, launcher, torchrun and ranks: the reader ends (`| head -2`), a disk is full."""
+    data, output = tmp_path / "shards", tmp_path / "run"
+    with Path("/dev/full").open("w") as full:
+        source = ["--source", "synthetic:?classes=4&per_class=60", "--dest", str(data)]
+        command = [sys.executable, "-m", "jobs.shard", *source, "--shard.block", "32"]
+        assert subprocess.run(command, stdout=full, stderr=full).returncode == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [*runs.launcher(2), "-m", "quickdraw_dist.train", *runs.settings(data, output)],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    os.close(writer)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("standard output is lost (Broken pipe)") == 1
+    assert runs.last_meta(output)["epoch"] == 2
+
+
 # -- with a small program instead of a training ----------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import EnvSettingsSource, SettingsError
+from yaml.error import MarkedYAMLError
 
-from quickdraw_dist.base.errors import RefusedError, nearest
+from quickdraw_dist.base.errors import RefusedError, nearest, one_line
+from quickdraw_dist.base.process import PARENT_VARIABLE
 from quickdraw_dist.base.settings import Settings, is_section, setting_fields
 
 EPILOG = """\
@@ -31,24 +34,41 @@ instead to get the codes above.
 """
 
 
+_OWN_VARIABLES = (PARENT_VARIABLE, "QUICKDRAW_EXIT_FILE", "QUICKDRAW_REAL_DATA")
+"""Variables with the prefix that are not settings: of processes for their children, of tests."""
+
+_SERVICE = re.compile(
+    r"QUICKDRAW_(\w+_)?(SERVICE_HOST=|SERVICE_PORT(_\w+)?=|PORT(_\d+_\w+)?=\w+://|"
+    r"PORT_\d+_[A-Z]+_(PROTO|PORT|ADDR)=)\S*"
+)
+"""Variables that Kubernetes sets for a service, such as one called quickdraw-metrics."""
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose errors suggest the nearest known argument.
 
-    Every parser has --config and --print-config; `load` adds the settings.
+    It has --config and --print-config unless `settings` is false; `load` adds the settings.
     """
 
     def __init__(
-        self, prog: str, description: str, epilog: str = "", config: str | None = None
+        self,
+        prog: str,
+        description: str,
+        epilog: str = "",
+        config: str | None = None,
+        settings: bool = True,
     ) -> None:
         """`config` is the file that --config defaults to; the others are argparse's."""
         super().__init__(
             prog=prog,
-            usage="%(prog)s [--NAME VALUE ...]",
+            usage="%(prog)s [--NAME VALUE ...]" if settings else None,
             description=description,
             epilog=epilog,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if not settings:
+            return
         shown = f"YAML file of settings [{config or 'none'}]"
         self.add_argument("--config", metavar="FILE", default=config, help=shown)
         self.add_argument(
@@ -146,15 +166,11 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_environment() -> dict[str, Any]:
-    """Read the QUICKDRAW_SECTION__SETTING variables. Others with the prefix are not settings:
-    Kubernetes sets QUICKDRAW_METRICS_PORT for a service called quickdraw-metrics."""
-    for variable in os.environ:
-        section, nested, _ = variable.upper().removeprefix("QUICKDRAW_").partition("__")
-        if variable.upper().startswith("QUICKDRAW_") and nested:
-            _check_root(section.lower(), variable, os.environ[variable])
-            if not is_section(section.lower()):
-                problem = f"unknown setting: {section.lower()} is not a section"
-                raise RefusedError(variable, None, problem, f"Set QUICKDRAW_{section}")
+    """Read the QUICKDRAW_SECTION__SETTING variables, and refuse any other one with the prefix."""
+    for variable, value in os.environ.items():
+        name = variable.upper()
+        if name.startswith("QUICKDRAW_") and name not in _OWN_VARIABLES:
+            _check_variable(name.removeprefix("QUICKDRAW_"), variable, value)
     try:
         return EnvSettingsSource(Settings)()
     except SettingsError as error:
@@ -167,6 +183,25 @@ def _read_environment() -> dict[str, Any]:
         ) from None
 
 
+def _check_variable(name: str, variable: str, value: str) -> None:
+    """Refuse a variable with the prefix that is neither a setting nor a service of Kubernetes."""
+    section, nested, _ = name.partition("__")
+    if nested:
+        _check_root(section.lower(), variable, value)
+        if not is_section(section.lower()):
+            problem = f"unknown setting: {section.lower()} is not a section"
+            raise RefusedError(variable, None, problem, f"Set QUICKDRAW_{section}")
+    elif name.lower() not in Settings.model_fields and not _SERVICE.fullmatch(
+        f"{variable.upper()}={value}"
+    ):
+        known = [path.upper().replace(".", "__") for path in setting_fields()]
+        same = [one for one in known if one.replace("__", "_") == name]
+        same = same or [one for one in known if one.endswith(f"__{name}")]
+        near = f"Did you mean {same[0]!r}?" if same else nearest(name, known).strip()
+        near = re.sub(r"'(\w+)'", r"'QUICKDRAW_\1'", near)
+        raise RefusedError(variable, value, "unknown setting", near or f"Unset {variable}")
+
+
 class _UniqueLoader(yaml.SafeLoader):
     """Refuses a name that is given twice, of which YAML would silently keep the last."""
 
@@ -174,8 +209,19 @@ class _UniqueLoader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value]
         for name in names:
             if names.count(name) > 1:
-                raise yaml.YAMLError(f"{name} is given twice{node.start_mark}")
+                raise MarkedYAMLError(None, None, f"{name} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        """Read an integer, and refuse 010 and 1:30, which YAML reads as 8 and 90."""
+        if re.match(r"[-+]?0[0-9_]|.*:", node.value):
+            problem = f"{node.value} would be read as {self.construct_yaml_int(node)}. Give a "
+            problem += "decimal number, or quotes around text,"
+            raise MarkedYAMLError(None, None, problem, node.start_mark)
+        return self.construct_yaml_int(node)
+
+
+_UniqueLoader.add_constructor("tag:yaml.org,2002:int", _UniqueLoader.construct_decimal)
 
 
 def _read_yaml(path: str | None) -> dict[str, Any]:
@@ -186,7 +232,8 @@ def _read_yaml(path: str | None) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
         tree = yaml.load(text, _UniqueLoader)  # noqa: S506  a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RefusedError("--config", path, f"cannot be read as YAML: {error}") from None
+        problem = f"cannot be read as YAML: {one_line(error)}"
+        raise RefusedError("--config", path, problem) from None
     if tree is None:
         return {}
     remedy = "Give settings by name, as in 'train: {epochs: 2}'"
@@ -218,17 +265,28 @@ def _check_root(name: str, shown: str, value: object) -> None:
 
 def _refusals(error: ValidationError) -> Iterator[RefusedError]:
     """Yield one error per wrong setting, with everything that is wrong with its value."""
-    wrong: dict[str, tuple[Any, list[str]]] = {}
+    wrong: dict[str, list[tuple[object, str]]] = {}
     for problem in error.errors():
         names, value = [str(part) for part in problem["loc"]], problem["input"]
         if problem["type"] == "extra_forbidden":
             name = ".".join(names)
             suggestion = nearest(name, setting_fields()).strip()
             yield RefusedError(name, value, "unknown setting", suggestion)
+        elif problem["type"] == "address":
+            refused = problem["ctx"]["refused"]
+            yield RefusedError(f"--{'.'.join(names)}", value, refused.problem, refused.remedy)
         else:
             name = ".".join(names[: 2 if is_section(names[0]) else 1])
             message = problem["msg"].lower().removeprefix("input should be ")
-            wrong.setdefault(name, (value, []))[1].append(message)
-    for name, (value, messages) in wrong.items():
-        shown = "null" if value is None else value  # YAML's
-        yield RefusedError(f"--{name}", shown, f"should be {' or '.join(messages)}")
+            wrong.setdefault(name, []).append((value, message))
+    for name, each in wrong.items():
+        shown = list({repr(v): "null" if v is None else v for v, _ in each}.values())
+        messages = " or ".join(dict.fromkeys(message for _, message in each))
+        remedy = ""
+        if messages == "a valid string" and not any(isinstance(v, list | dict) for v in shown):
+            remedy = (
+                "Put it in quotes, as in 'no': without them YAML reads no, yes, on, off, null, "
+                "numbers and dates as something else than text"
+            )
+        value = shown[0] if len(shown) == 1 else ", ".join(map(str, shown))
+        yield RefusedError(f"--{name}", value, f"should be {messages}", remedy)

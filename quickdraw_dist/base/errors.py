@@ -55,6 +55,11 @@ class TrainingError(Exception):
     """The run cannot continue as it is; says what to change."""
 
 
+class BusyError(TrainingError):
+    """Another process writes the run. A later start may succeed, when that one has ended or its
+    lock or lease has expired: ends a process with exit code 1."""
+
+
 class StorageError(Exception):
     """An object store failed on all tries of a request; names the object. A later start may
     succeed: ends a process with exit code 1."""
@@ -78,6 +83,18 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """Return ' Did you mean ...?' for a mistyped name, or '' when no name is near."""
     near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(other) for other in near)}?" if near else ""
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of an error as one line; pydantic's and YAML's take up to eight."""
+    if hasattr(error, "errors"):  # pydantic's
+        wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        return "; ".join(wrong)
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:  # YAML's
+        problem = getattr(error, "problem", None) or "not YAML"
+        return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _shown(value: object) -> str:

@@ -14,14 +14,17 @@ setting are its text in --help.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from quickdraw_dist.base import storage
+from quickdraw_dist.base.errors import RefusedError
 
 
 def _no_boolean(value: object) -> object:
@@ -30,9 +33,24 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+def _normalised_by(function: Callable[[str], str]) -> AfterValidator:
+    """Normalise an address, or have `command_line` report why that is refused."""
+
+    def normalise(text: str) -> str:
+        try:
+            return function(text)
+        except RefusedError as error:
+            raise PydanticCustomError("address", "an address", {"refused": error}) from None
+
+    return AfterValidator(normalise)
+
+
+Address = Annotated[str, _normalised_by(storage.address)]
+LocalFolder = Annotated[str, _normalised_by(storage.local_folder)]
 _Number = BeforeValidator(_no_boolean)
-Positive = Annotated[int, Field(gt=0), _Number]
-Natural = Annotated[int, Field(ge=0), _Number]
+_LARGEST = 2**64 - 1
+Positive = Annotated[int, Field(gt=0, le=_LARGEST), _Number]
+Natural = Annotated[int, Field(ge=0, le=_LARGEST), _Number]
 Fraction = Annotated[float, Field(ge=0, lt=1), _Number]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False), _Number]
 NaturalReal = Annotated[float, Field(ge=0, allow_inf_nan=False), _Number]
@@ -92,13 +110,13 @@ class Stream(Section):
     resident: bool = False
     """Read each rank's drawings once and keep them in the GPU's memory (without a GPU in host
     memory, in addition to memory_bytes); about 800 bytes per drawing."""
-    cache_folder: str = "~/.cache/quickdraw_dist"
+    cache_folder: LocalFolder = "~/.cache/quickdraw_dist"
     """Local folder for copies of a remote dataset's shards, shared by the ranks of a node."""
     cache_bytes: Natural = 100_000_000_000
     """Most bytes in cache_folder; the least recently used shards are removed first. 0: no cache."""
     epoch_drawings: Natural = 0
     """With reader webdataset: drawings per epoch. 0: all of them, counted once by reading them."""
-    validation_data: str = ""
+    validation_data: Address = ""
     """With reader webdataset: folder or pattern of the validation tar files. Empty: the folder val
     beside the folder train in data, if it exists."""
     class_names: tuple[str, ...] = ()
@@ -158,7 +176,7 @@ class Augment(Section):
 class Train(Section):
     """The training loop."""
 
-    epochs: Positive = 4
+    epochs: Annotated[int, Field(gt=0, le=1_000_000), _Number] = 4
     """Passes over the training split, those before a resume included."""
     global_batch: Positive = 4_096
     """Drawings per optimizer step, summed over all ranks."""
@@ -254,10 +272,10 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    data: str = "data/shards"
+    data: Address = "data/shards"
     """Sharded dataset: a folder or gs:// address with a manifest.json. With stream.reader
     webdataset: a folder of .tar files, or a pattern such as 'data/x-{000..012}.tar'."""
-    output: str = "runs/quickdraw"
+    output: Address = "runs/quickdraw"
     """Folder of the run (checkpoints, metrics, reports), visible to all ranks; or gs:// address."""
     shard: Shard = Shard()
     stream: Stream = Stream()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -38,6 +39,50 @@ MIN_BYTES_PER_SECOND = 10_000
 
 _TEMPORARY = ".tmp"
 """Suffix of the hidden file into which `replace_file` writes."""
+
+
+_GCS_HOSTS = ("storage.googleapis.com", "storage.cloud.google.com")
+
+
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):(/*)(([^/]*)/?(.*))", re.DOTALL)
+
+
+def local_folder(text: str) -> str:
+    """Return a local folder as typed; `~` is kept, because home folders differ between nodes.
+
+    Raises:
+        RefusedError: it looks like an address in a store.
+    """
+    if _SCHEME.fullmatch(text):
+        raise RefusedError(text, None, "not a local folder", f"Give a path, or ./{text}")
+    return text
+
+
+def address(text: str) -> str:
+    """Return an address as typed in its one spelling: a path with `~` expanded, or gs://.
+
+    Raises:
+        RefusedError: it looks like any other kind of address.
+    """
+    found = _SCHEME.fullmatch(text)
+    if found is None:
+        path = os.path.expanduser(text)  # noqa: PTH111  Path drops a leading ./
+        if path.startswith("~"):
+            problem = "no home folder of this user is known"
+            raise RefusedError(text, None, problem, f"Give a whole path, or ./{text}")
+        return path
+    scheme, slashes, rest, host, below = found.groups()
+    if scheme.lower() in ("http", "https") and host in _GCS_HOSTS:
+        scheme, rest = "gs", below
+    if scheme.lower() in ("gs", "gcs"):
+        right = f"gs://{rest.rstrip()}"
+        if text in (right, right.replace("gs:", "gcs:", 1)):
+            return right
+        raise RefusedError(text, None, "not the spelling of a bucket's address", f"Give {right}")
+    right = f"/{rest.lstrip('/')}" if scheme.lower() == "file" else "a path or a gs:// address"
+    folder = "" if slashes else f"; for a folder of that name ./{text}"
+    problem = f"{scheme}: is not a known kind of address"
+    raise RefusedError(text, None, problem, f"Give {right}{folder}")
 
 
 def is_remote(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""Durations and sizes as text."""
+"""Durations, sizes and counts as text."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def size_text(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f} bytes"
+
+
+def counted(count: float, noun: str) -> str:
+    """Return a count with its noun, as '1 epoch', '2 epochs' or '0.5 epochs'."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:.4g}"
+    return f"{number} {noun}" if number == "1" else f"{number} {noun}s"

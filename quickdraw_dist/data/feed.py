@@ -230,18 +230,24 @@ class ShardFeed:
 
     def start_lines(self, first_step: int) -> list[str]:
         """Return lines to print when a run starts."""
-        return [
+        lines = [
             f"{self.drawings:,} drawings; an epoch is {self.steps:,} steps of "
             f"{self.order.global_batch:,} and drops {self.order.dropped_drawings:,}, other ones in "
             "every epoch"
         ]
+        if not self.dataset.drawings("val"):
+            lines.append("no validation split (--shard.val_fraction 0): nothing is measured")
+        return lines
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches from `first_step` to the end of an epoch."""
         return self._loader.epoch(epoch, first_step)
 
-    def validation(self) -> Iterator[Batch]:
-        """Yield this rank's contiguous range of the validation split, every drawing once."""
+    def validation(self) -> Iterator[Batch] | None:
+        """Yield this rank's contiguous range of the validation split, every drawing once; None
+        where it has no drawings."""
+        if not self.dataset.drawings("val"):
+            return None
         if self._validation is None:  # kept, as it remembers that a cache cannot be used
             self._validation = self._reader("val", self._world.local_size)
         return evaluation_batches(

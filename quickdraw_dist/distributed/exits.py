@@ -92,7 +92,8 @@ def _tell(problem: object, code: int, rank_specific: bool = False) -> int:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     if file:
         told = {"message": f"error: {problem}", "timestamp": int(time.time())}
-        Path(file).write_text(json.dumps(told), encoding="utf-8")
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps(told), encoding="utf-8")
     return code
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from quickdraw_dist.base.errors import RefusedError, StorageError
+from quickdraw_dist.base.errors import RefusedError, StorageError, TrainingError
 from quickdraw_dist.base.process import processors
 from quickdraw_dist.base.settings import Train
 from quickdraw_dist.distributed.environment import check_network, read_numbers
@@ -149,13 +149,13 @@ def from_first_rank(make: Callable[[], T]) -> T:
     """Return on every rank what `make` returns on rank 0; raise its error on every rank.
 
     Raises:
-        RefusedError, StorageError, OSError: rank 0's.
+        RefusedError, TrainingError, StorageError, OSError: rank 0's.
     """
     outcome: tuple[T | None, Exception | None] = (None, None)
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             outcome = (make(), None)
-        except (RefusedError, StorageError, OSError) as error:
+        except (RefusedError, TrainingError, StorageError, OSError) as error:
             outcome = (None, error)
     value, failure = broadcast_object(outcome)
     if failure is not None:

@@ -19,13 +19,13 @@ first lines on.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
 
+from quickdraw_dist.base.process import print_unbuffered
 from quickdraw_dist.distributed.exits import SAVED, leave
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
@@ -140,7 +140,5 @@ class StopSignal:
 
 
 def _print(line: str, every_rank: bool = False) -> None:
-    """Write to stderr past Python's buffers, whose locks a stalled thread may hold."""
     if every_rank or os.environ.get("LOCAL_RANK", "0") == "0":
-        with contextlib.suppress(OSError):
-            os.write(2, f"{line}\n".encode())
+        print_unbuffered(line)

@@ -11,7 +11,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from quickdraw_dist.base.process import PARENT_VARIABLE, die_with_parent
+from quickdraw_dist.base.process import PARENT_VARIABLE, die_with_parent, survive_lost_output
 from quickdraw_dist.distributed.exits import report
 from quickdraw_dist.distributed.signals import signals_to_answer
 
@@ -134,6 +134,7 @@ def _check(arguments: Any) -> None:
 
 
 if __name__ == "__main__":
+    survive_lost_output()
     die_with_parent()
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     sys.exit(main())

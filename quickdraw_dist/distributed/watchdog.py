@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from quickdraw_dist.base import storage
+from quickdraw_dist.base.process import print_unbuffered
 from quickdraw_dist.base.settings import Train
 from quickdraw_dist.base.telemetry.phases import PHASES, Current, Phases, RunPoint
 from quickdraw_dist.distributed.exits import leave
@@ -35,6 +36,9 @@ T = TypeVar("T")
 
 _SLOW_PHASES = {PHASES.index(name) for name in ("start", "compile", "checkpoint")}
 """Phases that may take `slow_phase_seconds`; requests to a store have limits of their own."""
+
+_STACK_SECONDS = 5.0
+"""How long printing the stack may take."""
 
 _LONGEST_INTERVAL_SECONDS = 5.0
 _INTERVALS = 5
@@ -222,9 +226,11 @@ class Watchdog:
             f"--train.stall_seconds {self._train.stall_seconds:g}, six times that in start-up, "
             f"compilation and checkpoints. Stack of rank {self._rank}:"
         )
-        # Past Python's buffers, whose locks a stalled thread may hold.
-        os.write(2, "".join(f"watchdog: {line}\n" for line in lines).encode())
-        faulthandler.dump_traceback(2, all_threads=True)
+        print_unbuffered("\n".join(f"watchdog: {line}" for line in lines))
+        # In a thread: a reader that reads nothing would block this one.
+        stack = threading.Thread(target=faulthandler.dump_traceback, args=(2, True), daemon=True)
+        stack.start()
+        stack.join(_STACK_SECONDS)
         _dump_collectives(self._rank)
 
 

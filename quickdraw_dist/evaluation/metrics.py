@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed.ranks import World, sum_over_ranks
 from quickdraw_dist.models.input import Normalisation
+
+RATES = ("top1", "top3", "map3", "mean_class_accuracy", "loss")
+"""Metrics of an evaluation that are means over drawings."""
 
 MISTAKES = 40
 """How many mistakes a report shows at most."""
@@ -59,13 +63,13 @@ class Evaluation:
 
     @property
     def top1(self) -> float:
-        """Share of drawings whose first guess is right."""
-        return float(np.trace(self.confusion)) / max(self.drawings, 1)
+        """Share of drawings whose first guess is right; NaN without drawings."""
+        return float(np.trace(self.confusion)) / (self.drawings or math.nan)
 
     @property
     def top3(self) -> float:
-        """Share of drawings whose class is among the first three guesses."""
-        return float(self.top3_per_class.sum()) / max(self.drawings, 1)
+        """Share of drawings whose class is among the first three guesses; NaN without drawings."""
+        return float(self.top3_per_class.sum()) / (self.drawings or math.nan)
 
     @cached_property
     def class_accuracy(self) -> NDArray[np.float64]:
@@ -76,7 +80,7 @@ class Evaluation:
     @property
     def mean_class_accuracy(self) -> float:
         """Mean of the per-class top-1 shares over the classes that have drawings."""
-        return float(np.nanmean(self.class_accuracy)) if self.drawings else 0.0
+        return float(np.nanmean(self.class_accuracy)) if self.drawings else math.nan
 
     def confused_pairs(self, count: int) -> list[tuple[int, int, int]]:
         """Return the most frequent mistakes first, as (true label, predicted label, drawings)."""
@@ -127,9 +131,9 @@ class Evaluation:
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise CorruptError(url, None, f"not a stored evaluation: {error}") from None
 
-    def metrics(self) -> dict[str, float | int | str]:
-        """Return the overall metrics, ready for JSON."""
-        return {
+    def metrics(self) -> dict[str, float | int | str | None]:
+        """Return the overall metrics, ready for JSON; None where there are no drawings."""
+        metrics: dict[str, float | int | str | None] = {
             "split": self.split,
             "drawings": self.drawings,
             "classes": len(self.classes),
@@ -139,6 +143,8 @@ class Evaluation:
             "mean_class_accuracy": round(self.mean_class_accuracy, 6),
             "loss": round(self.loss, 6),
         }
+        undefined = {} if self.drawings else dict.fromkeys(RATES)
+        return metrics | undefined
 
 
 class _Counters:
@@ -201,7 +207,7 @@ def evaluate(
     for counter in (counters.confusion, counters.hits, counters.loss):
         sum_over_ranks(counter)
     hits = counters.hits.cpu().numpy()
-    total = max(int(counters.confusion.sum()), 1)
+    total = int(counters.confusion.sum()) or math.nan
     return Evaluation(
         split=split,
         classes=classes,

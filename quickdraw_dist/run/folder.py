@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import socket
 import sys
@@ -11,13 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError, StorageError, TrainingError
+from quickdraw_dist.base.errors import BusyError, RefusedError, StorageError, TrainingError
+from quickdraw_dist.base.process import FileLock, UnlockableError
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.distributed import ranks
-from quickdraw_dist.run.lease import Lease, in_use, process_name
+from quickdraw_dist.run.lease import (
+    EXPIRY_SECONDS,
+    RENEW_SECONDS,
+    Lease,
+    in_use,
+    lease_url,
+    process_name,
+)
 
 LOG = "metrics.jsonl"
 """The log in a run's folder: one JSON record per line, in order of steps."""
@@ -29,6 +36,10 @@ _LOCK_TIMEOUT_SECONDS = 5
 """How long to wait for the lock of a writer that was just killed."""
 
 
+_TRANSIENT = {errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT, errno.EINTR}
+"""Errors of a folder that a later start may not meet."""
+
+
 def read_log(run: str) -> list[tuple[str, dict[str, Any]]]:
     """Return the lines of a run's log, each with its record; none where there is no log.
 
@@ -38,15 +49,15 @@ def read_log(run: str) -> list[tuple[str, dict[str, Any]]]:
         StorageError: the store failed.
     """
     try:
-        text = storage.read(storage.join(run, LOG)).decode()
+        data = storage.read(storage.join(run, LOG))
     except FileNotFoundError:
         return []
     lines = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
+    for line in data.split(b"\n"):
+        with contextlib.suppress(ValueError):  # also of bytes that are no text
             record = json.loads(line)
             if isinstance(record, dict) and "step" in record:
-                lines.append((line, record))
+                lines.append((line.decode(), record))
     return lines
 
 
@@ -54,16 +65,16 @@ class RunFolder:
     """The folder of a run that this process writes, locked against other writers."""
 
     def __init__(self, url: str) -> None:
-        """Acquire the lock of a local folder, or the lease of one in a store.
+        """Acquire the lock of a local folder, or the lease of one that has no locks, as in a store.
 
         Raises:
-            RefusedError: another process, which the error names, writes the run, or the folder
-                cannot be written.
+            BusyError: another process, which the error names, writes the run.
+            RefusedError: the folder cannot be written.
             StorageError: the store failed.
         """
         self.url = url
         self._log_url = storage.join(url, LOG)
-        self._lines: list[str] = []
+        self._lines: list[str] | None = None  # None: the log is not read yet, so never written
         self._writing = threading.Lock()  # one thread appends lines, another one flushes them
         self._incomplete = False  # the local file lacks lines, or ends in half a line
         self._warned = False
@@ -83,8 +94,7 @@ class RunFolder:
     def resume_log(self, step: int) -> list[dict[str, Any]]:
         """Keep the log's records up to `step` and return them; later ones will be repeated."""
         kept = [(line, record) for line, record in read_log(self.url) if record["step"] <= step]
-        self._lines = [line for line, _ in kept]
-        self._incomplete = True
+        self._lines, self._incomplete = [line for line, _ in kept], True
         if kept:
             self.flush()
         return [record for _, record in kept]
@@ -93,25 +103,29 @@ class RunFolder:
         """Append a record: at once on a local disk, at the next `flush` in a store.
 
         A failed local write is reported and counted; the next one writes the missing lines, too.
+        Without `resume_log` before it, all records that are there are kept.
 
         Raises:
             TrainingError: the run has another writer now.
+            StorageError: the records that are there could not be read.
         """
         if isinstance(self._lock, Lease):
             self._lock.check_not_lost()
         with self._writing:
+            if self._lines is None:
+                self._lines, self._incomplete = [line for line, _ in read_log(self.url)], True
             self._lines.append(json.dumps(record))
             if not storage.is_remote(self.url):
-                self._write_lines()
+                self._write_lines(self._lines)
 
-    def _write_lines(self) -> None:
+    def _write_lines(self, lines: list[str]) -> None:
         """Append the last line, or write all lines if the local file lacks some."""
         try:
             if self._incomplete:
-                storage.publish(self._log_url, self._text())
+                storage.publish(self._log_url, _text(lines))
             else:
                 with Path(self._log_url).open("a", encoding="utf-8") as file:
-                    file.write(self._lines[-1] + "\n")
+                    file.write(lines[-1] + "\n")
             self._incomplete = self._warned = False
         except OSError as error:
             self._incomplete = True
@@ -120,24 +134,22 @@ class RunFolder:
                 self._warned = True
                 print(f"{self._log_url}: {error}. Training continues without it", file=sys.stderr)
 
-    def _text(self) -> bytes:
-        return "".join(line + "\n" for line in self._lines).encode()
-
     def flush(self) -> None:
-        """Write all lines that the log lacks.
+        """Write all lines that the log lacks; nothing before `resume_log` or `log` has read it.
 
         Raises:
             OSError, StorageError: they could not be written.
         """
-        if storage.is_remote(self.url):
-            with self._writing:
-                text = self._text()
-            storage.publish(self._log_url, text)
-            return
         with self._writing:
-            if self._incomplete:
-                storage.publish(self._log_url, self._text())
-                self._incomplete = self._warned = False
+            if self._lines is None:
+                return
+            text = _text(self._lines)
+            if not storage.is_remote(self.url):
+                if self._incomplete:
+                    storage.publish(self._log_url, text)
+                    self._incomplete = self._warned = False
+                return
+        storage.publish(self._log_url, text)
 
     def close(self) -> None:
         """Flush the log if possible, and release the lock or lease."""
@@ -147,18 +159,40 @@ class RunFolder:
         self._lock.release()
 
 
-def _lock(url: str) -> FileLock:
+def _text(lines: list[str]) -> bytes:
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _lock(url: str) -> FileLock | Lease:
+    """Lock a local folder; where its file system has no locks, acquire a lease."""
     holder, lock = Path(url, _HOLDER), FileLock(Path(url, ".lock"))
+    held: FileLock | Lease = lock
     try:
         Path(url).mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_LOCK_TIMEOUT_SECONDS)
-    except Timeout:
-        name = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-        raise in_use(url, name) from None
+        try:
+            if not lock.acquire(_LOCK_TIMEOUT_SECONDS):
+                name = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+                raise in_use(url, name)
+            if Path(lease_url(url)).exists():  # of a host on which it cannot be locked
+                Lease(url).release()
+        except UnlockableError as error:
+            print(
+                f"--output {url}: its file system has no locks ({error.strerror}). A lease, "
+                f"renewed every {RENEW_SECONDS:.0f} s and expired after {EXPIRY_SECONDS:.0f} s, "
+                "keeps other processes from writing this run",
+                file=sys.stderr,
+            )
+            held = Lease(url)
+        holder.write_text(process_name(), encoding="utf-8")
     except OSError as error:
+        lock.release()
+        if error.errno in _TRANSIENT:
+            raise
         raise RefusedError("--output", url, str(error), "Use a writable folder") from None
-    holder.write_text(process_name(), encoding="utf-8")
-    return lock
+    except BusyError:
+        lock.release()
+        raise
+    return held
 
 
 def _check_shared(url: str) -> None:
@@ -187,7 +221,8 @@ def locked(url: str) -> Iterator[RunFolder | None]:
     All ranks call it.
 
     Raises:
-        RefusedError: the folder cannot be locked, or is not the same on all nodes; on every rank.
+        BusyError: another process writes the run; on every rank.
+        RefusedError: the folder cannot be written, or is not the same on all nodes; on every rank.
     """
     made: list[RunFolder] = []
     ranks.from_first_rank(lambda: made.append(RunFolder(url)))

@@ -1,10 +1,11 @@
-"""The lease of a run in an object store: only its holder may write the run.
+"""The lease of a run where there are no locks: only its holder may write the run.
 
-A store has no locks, but it replaces an object only if that still has the generation that the
-writer has seen. Whichever process creates the object holds the lease, and replaces it every few
-seconds. Another process that finds the object watches it: a new generation proves that the holder
-is alive; none for EXPIRY_SECONDS, by the watcher's own clock, that it is dead, and the watcher
-replaces the object. Clocks of different hosts are never compared.
+That is an object store, or a disk whose file system cannot lock. An object is replaced only if it
+still has the generation that the writer has seen (versions.py). Whichever process creates the
+object holds the lease, and replaces it every few seconds. Another process that finds the object
+watches it: a new generation proves that the holder is alive; none for EXPIRY_SECONDS, by the
+watcher's own clock, that it is dead, and the watcher replaces the object. Clocks of different hosts
+are never compared.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import ChangedError, RefusedError, StorageError, TrainingError
+from quickdraw_dist.base.errors import (
+    BusyError,
+    ChangedError,
+    RefusedError,
+    StorageError,
+    TrainingError,
+)
+from quickdraw_dist.run import versions
 
 RENEW_SECONDS = 5.0
 """How often the holder renews the lease."""
@@ -37,10 +45,11 @@ class Lease:
         """Acquire the lease of a run, also that of a dead holder.
 
         Raises:
-            RefusedError: another process, which the error names, holds it, or no such bucket.
+            BusyError: another process, which the error names, holds it.
+            RefusedError: no such bucket.
             StorageError: the store failed.
         """
-        self._run, self._url = run, storage.join(run, ".writer")
+        self._run, self._url = run, lease_url(run)
         self._holder = {
             "id": uuid.uuid4().hex,
             "who": process_name(),
@@ -69,7 +78,7 @@ class Lease:
     def check_not_lost(self) -> None:
         """Check without a request to the store, by the last renewal."""
         if self._lost_to:
-            raise TrainingError(
+            raise BusyError(
                 f"--output {self._run}: {self._lost_to} writes this run now, because this process "
                 f"did not renew its lease for {EXPIRY_SECONDS:.0f} s. It writes nothing more"
             )
@@ -81,17 +90,17 @@ class Lease:
         if self._thread.is_alive():
             return  # the store does not answer; the lease will expire
         with contextlib.suppress(StorageError, OSError):
-            storage.remove_version(self._url, self._generation)
+            versions.remove(self._url, self._generation)
 
     def _acquire(self) -> int:
         """Return the generation of the object that this process has written."""
-        data, seen = storage.read_version(self._url)
+        data, seen = versions.read(self._url)
         if seen and not _is_dead(_parse(data)):
             seen = self._wait_for_expiry(_parse(data), seen)
         try:
             return self._write(seen)
         except ChangedError:
-            raise in_use(self._run, _parse(storage.read_version(self._url)[0])["who"]) from None
+            raise in_use(self._run, _parse(versions.read(self._url)[0])["who"]) from None
         except FileNotFoundError:
             raise RefusedError(
                 "--output", self._run, "no such bucket", "Create it, or use another one"
@@ -107,7 +116,7 @@ class Lease:
         started = time.monotonic()
         while time.monotonic() < started + EXPIRY_SECONDS:
             time.sleep(RENEW_SECONDS / 5)
-            data, now = storage.read_version(self._url)
+            data, now = versions.read(self._url)
             if now not in (0, seen):
                 raise in_use(self._run, _parse(data)["who"])
             if not now:
@@ -118,11 +127,9 @@ class Lease:
         """Replace the object of this generation (0: create it) and return its new generation."""
         asked = time.monotonic()
         try:
-            written = storage.publish_version(
-                self._url, json.dumps(self._holder).encode(), generation
-            )
+            written = versions.publish(self._url, json.dumps(self._holder).encode(), generation)
         except ChangedError:
-            data, written = storage.read_version(self._url)
+            data, written = versions.read(self._url)
             if _parse(data)["id"] != self._holder["id"]:
                 raise
             # Written by an attempt of this process whose response was lost.
@@ -135,7 +142,7 @@ class Lease:
             try:
                 self._generation = self._write(self._generation)
             except ChangedError:
-                self._lost_to = str(_parse(storage.read_version(self._url)[0])["who"])
+                self._lost_to = str(_parse(versions.read(self._url)[0])["who"])
                 self.check_not_lost()
 
     def _renew_regularly(self) -> None:
@@ -149,10 +156,15 @@ class Lease:
                 return
 
 
-def in_use(run: str, holder: str) -> RefusedError:
-    """Return the refusal of a second writer, which names the first."""
-    return RefusedError(
-        "--output", run, f"{holder} writes this run now", "Wait for it, or use another --output"
+def lease_url(run: str) -> str:
+    """Return the address of a run's lease. (`.writer` of a local run names the lock's holder.)"""
+    return storage.join(run, ".writer" if storage.is_remote(run) else ".lease")
+
+
+def in_use(run: str, holder: str) -> BusyError:
+    """Return the error of a second writer, which names the first."""
+    return BusyError(
+        f"--output {run}: {holder} writes this run now. Wait for it, or use another --output"
     )
 
 

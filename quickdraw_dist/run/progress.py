@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from quickdraw_dist.base.settings import Metrics
 from quickdraw_dist.base.telemetry import metrics
-from quickdraw_dist.base.telemetry.phases import Phases
+from quickdraw_dist.base.telemetry.phases import Phases, cause_name
 from quickdraw_dist.base.units import duration
 from quickdraw_dist.distributed import ranks
 from quickdraw_dist.evaluation.metrics import Evaluation
@@ -150,7 +150,7 @@ class ProgressLog:
         """Log the metrics of a validation."""
         measured = result.metrics()
         for name in ("top1", "top3", "map3", "mean_class_accuracy"):
-            metrics.EVALUATION_ACCURACY.labels(result.split, name).set(float(measured[name]))
+            metrics.EVALUATION_ACCURACY.labels(result.split, name).set(getattr(result, name))
         self.validation = result
         self.say(
             f"validation after {position.drawings:,} drawings: top-1 {result.top1:.2%}, top-3 "
@@ -162,12 +162,7 @@ class ProgressLog:
     def _record(self, position: Position, values: dict[str, Any]) -> None:
         """Add a record to metrics.jsonl and the event file; `values` override its time."""
         if self._folder is not None:
-            record = {
-                "time": time.time(),
-                "step": position.total_steps,
-                "drawings": position.drawings,
-                "epoch": position.fractional_epoch,
-            }
+            record = _position_record(position)
             # JSON has no NaN: the loss is null where all steps were skipped.
             nans = {k: None for k, v in values.items() if isinstance(v, float) and isnan(v)}
             record |= values | nans
@@ -175,14 +170,17 @@ class ProgressLog:
             if self._events is not None:
                 self._events.add(record)
 
+    def end_record(self, position: Position) -> dict[str, Any]:
+        """Return the record of a run that ends now."""
+        return _position_record(position) | {"kind": "end"} | self._goodput_record()
+
     def finish(self, position: Position) -> None:
         """Log the end of the run, and print which causes its time went to."""
-        self._record(position, {"kind": "end"} | self._goodput_record())
+        self._record(position, self.end_record(position))
         self.close()
         seconds = self._phases.now()
         total = sum(seconds.values())
-        names = {cause: cause.replace("_", " ") for cause in seconds} | {"restart": "starting"}
-        shares = ", ".join(f"{names[cause]} {s / total:.1%}" for cause, s in seconds.items() if s)
+        shares = ", ".join(f"{cause_name(c)} {s / total:.1%}" for c, s in seconds.items() if s)
         self.say(f"finished {position.drawings:,} drawings in {duration(total)}: {shares}")
         if self._folder is not None:
             self.say(f"checkpoints and metrics.jsonl are in {self._folder.url}")
@@ -194,6 +192,16 @@ class ProgressLog:
         if self._events is not None:
             self._events.close()
         self._live = self._events = None
+
+
+def _position_record(position: Position) -> dict[str, Any]:
+    """Return the entries that every record has."""
+    return {
+        "time": time.time(),
+        "step": position.total_steps,
+        "drawings": position.drawings,
+        "epoch": position.fractional_epoch,
+    }
 
 
 def _epoch(position: Position) -> str:

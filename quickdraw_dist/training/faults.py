@@ -133,8 +133,13 @@ class FaultLog:
             loss = share["loss"] if isfinite(share["loss"]) else str(share["loss"])
             shares.append({"rank": share["rank"], "loss_sum": loss, "rows_by_class": rows})
         text = json.dumps({"step": step, "ranks": shares})
-        url = storage.join(self._settings.output, FOLDER, f"step-{step:09d}.json")
+        folder = storage.join(self._settings.output, FOLDER)
+        url = storage.join(folder, f"step-{step:09d}.json")
         try:
+            again = 1
+            while storage.exists(url):  # of an earlier process that took this step: stays
+                again += 1
+                url = storage.join(folder, f"step-{step:09d}-{again}.json")
             storage.publish(url, text.encode())
         except (OSError, StorageError) as error:
             print(f"{url}: {error}. Its contents: {text}", file=sys.stderr, flush=True)

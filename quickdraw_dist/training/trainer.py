@@ -12,6 +12,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
 from quickdraw_dist.base.telemetry.phases import Phases
+from quickdraw_dist.base.units import counted
 from quickdraw_dist.data.feed import Dataset, check_dataset, open_feed
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.device import DeviceBatch, on_device
@@ -120,7 +121,9 @@ class Trainer:
         """Train to the end or to a signal, and return the exit code: 0 or 85."""
         epochs = self.settings.train.epochs
         if self.resumed is not None and self.resumed.meta["epoch"] >= epochs:
-            self.log.say(f"{self.settings.output}: this run is finished ({epochs} epochs)")
+            self.log.say(
+                f"{self.settings.output}: this run is finished ({counted(epochs, 'epoch')})"
+            )
             return 0
         self._begin()
         self._validate_if_due()  # a signal may have stopped the run while it evaluated
@@ -136,9 +139,11 @@ class Trainer:
         if self.agreement.stopped:
             self.log.say("stopped by a signal and saved. The same command continues from here")
             return SAVED
-        self.log.finish(self.position)
         if self.folder is not None and self.settings.metrics.report:
-            self.log.say(write_final_report(self.folder, self.log.validation))
+            with self.phases("evaluation", self.total_steps):
+                end = self.log.end_record(self.position)
+                self.log.say(write_final_report(self.folder, self.log.validation, end))
+        self.log.finish(self.position)
         return 0
 
     def _begin(self) -> None:
@@ -296,6 +301,8 @@ class Trainer:
             )
             if self.agreement.stopped:
                 self.stop.abandoned.append(batches)  # closing it may wait for a store
+                return
+            if not result.drawings:  # external shards without a sample
                 return
             self.last_validation = result.metrics() | {"step": self.total_steps}
             self.log.log_validation(self.position, result)

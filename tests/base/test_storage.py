@@ -31,6 +31,50 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 # -- addresses ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "typed", ["data/x", "/a:b/c", "./gs:/x", "C:", "x/y:z", "2024-01-01T10:00", ""]
+)
+def test_a_path_stays_as_typed(typed: str) -> None:
+    assert storage.address(typed) == typed
+
+
+def test_an_address_has_one_spelling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell expands ~ at the beginning of a word only; YAML and --output=~/run keep it."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert storage.address("~/runs/x") == "/home/me/runs/x"
+    assert storage.address("gs://bucket/run") == storage.address("gcs://bucket/run")
+
+
+@pytest.mark.parametrize(
+    ("typed", "right"),
+    [
+        ("gs:/bucket/run", "gs://bucket/run"),
+        ("gs:bucket/run", "gs://bucket/run"),
+        ("gs:///bucket/run", "gs://bucket/run"),
+        ("GS://bucket/run", "gs://bucket/run"),
+        (" gs://bucket/run\n", "gs://bucket/run"),
+        ("https://storage.googleapis.com/bucket/run", "gs://bucket/run"),
+        ("file:///data/run", "/data/run"),
+        ("s3://bucket/run", "a path or a gs:// address"),
+        ("hdfs:run", "./hdfs:run"),
+        ("~nobody-of-this-name/run", "./~nobody-of-this-name/run"),
+    ],
+)
+def test_an_address_that_would_become_a_folder_is_refused(typed: str, right: str) -> None:
+    """`--output gs:/bucket/run` trained into a local folder gs:."""
+    with pytest.raises(RefusedError) as caught:
+        storage.address(typed)
+    assert caught.value.subject == typed and caught.value.remedy.endswith(right)
+
+
+def test_a_local_folder_is_not_in_a_store() -> None:
+    assert storage.local_folder("~/cache") == "~/cache"
+    for typed in ("gs://bucket/cache", "gs:/bucket/cache", "s3:cache"):
+        with pytest.raises(RefusedError) as caught:
+            storage.local_folder(typed)
+        assert caught.value.subject == typed
+
+
 def test_addresses() -> None:
     """A lost or doubled slash is another object in a store."""
     assert storage.is_remote("gs://bucket/x")

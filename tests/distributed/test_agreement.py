@@ -1,4 +1,4 @@
-"""Ranks stop at the same place, whoever had the signal and however much each has to do."""
+"""Ranks stop at the same step, whichever had the signal and however much each has to do."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def stop_in_mid_run(rank: int, agreement: Agreement, stop: StopSignal) -> Any:
 
 
 def test_stop_at_the_same_item(processes: ForkServerContext, tmp_path: Path) -> None:
-    """Not in the midst of an item, and at the end of the next one: the round that tells began
+    """Not within an item, and at the end of the next one: the round that tells began
     before it. Every rank's time counts from there, also where there was no signal."""
     for seen in results(processes, tmp_path, 3, stop_in_mid_run):
         assert seen == [[0, 1, 2, 3, 4], True, True]

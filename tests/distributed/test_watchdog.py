@@ -1,4 +1,4 @@
-"""A run that stands still ends, and what it says names the rank that the others wait for."""
+"""A stalled run ends and names the rank that the others wait for."""
 
 from __future__ import annotations
 

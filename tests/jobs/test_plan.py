@@ -112,3 +112,11 @@ def test_wrong_numbers(argv: list[str], expected: str, capsys: pytest.CaptureFix
         plan.main(argv)
     assert ended.value.code == 2
     assert expected in capsys.readouterr().err
+
+
+def test_external_data_cannot_be_planned(tmp_path: Path) -> None:
+    """It is said so, with what can be planned instead; not a word of sharding into its folder."""
+    with pytest.raises(RefusedError) as refused:
+        plan.main(["--data", str(tmp_path), "--stream.reader", "webdataset"])
+    assert refused.value.subject == "--stream.reader"
+    assert "no manifest" in refused.value.problem and "--source" in refused.value.remedy

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import BusyError, RefusedError
+from quickdraw_dist.distributed import exits
 from quickdraw_dist.run import folder as run_folder
 from quickdraw_dist.run import lease
 from quickdraw_dist.run.folder import RunFolder
@@ -57,7 +58,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_second_writer_is_told_who_holds_it(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     """Two jobs that write one run ruin it; the second is refused and told which process, on which
     host, to look for. Another run in the same place is free."""
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(BusyError) as refused:
         RunFolder(str(tmp_path / "run"))
     assert str(refused.value) == (
         f"--output {tmp_path / 'run'}: process {holder.pid} on {socket.gethostname()} writes this "
@@ -72,9 +73,26 @@ def test_killed_writer_leaves_no_lock(holder: subprocess.Popen[str], tmp_path: P
     holder.kill()
     holder.wait()
     folder = RunFolder(str(tmp_path / "run"))
-    with pytest.raises(RefusedError, match=f"process {os.getpid()} on "):
+    with pytest.raises(BusyError, match=f"process {os.getpid()} on "):
         RunFolder(str(tmp_path / "run"))
     folder.close()
+
+
+def _second_writer(_rank: int, _: int, url: str) -> tuple[str, int]:
+    try:
+        with run_folder.locked(url):
+            return "", 0
+    except BusyError as error:
+        return str(error), exits.report(error)
+
+
+def test_a_second_writer_ends_with_1_on_every_rank(
+    processes: ForkServerContext, holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """Another holder is trouble of the moment: 2 would end a Kubernetes Job for good."""
+    told = run_ranks(processes, 2, tmp_path / "ranks", _second_writer, str(tmp_path / "run"))
+    assert [code for _, code in told] == [1, 1]
+    assert all(f"process {holder.pid} on " in text for text, _ in told)
 
 
 def test_closed_folder_is_free(tmp_path: Path) -> None:
@@ -257,3 +275,46 @@ def test_the_log_in_a_store(store: Store) -> None:
     second.close()
     assert storage.read("gs://bucket/run/metrics.jsonl") == b'{"step": 1}\n{"step": 3}\n'
     assert storage.folders("gs://bucket/run") == []
+
+
+@pytest.fixture(params=["local", "store"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path, store: Store) -> str:
+    """A run's address, on a disk and in a store."""
+    return "gs://bucket/run" if request.param == "store" else str(tmp_path / "run")
+
+
+@pytest.mark.parametrize("ends", ["close", "flush", "failed read"])
+def test_data_loss_what_was_not_read_stays(
+    anywhere: str, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that ends before the log is resumed (a finished run, a refusal, an error in warm-up,
+    a store that fails) leaves it as it is."""
+    log = storage.join(anywhere, "metrics.jsonl")
+    written = b'{"step": 1}\n{"step": 2}\n{"st'
+    storage.publish(log, written)
+    run = RunFolder(anywhere)
+    if ends == "flush":
+        run.flush()
+    if ends == "failed read":
+        monkeypatch.setattr(run_folder, "read_log", lambda _: [][0])
+        with pytest.raises(IndexError):
+            run.resume_log(2)
+    run.close()
+    assert storage.read(log) == written
+
+
+def test_data_loss_a_record_without_a_resume(anywhere: str) -> None:
+    """It comes after those that are there."""
+    for step in (1, 2):
+        run = RunFolder(anywhere)
+        run.log({"step": step})
+        run.close()
+    log = storage.join(anywhere, "metrics.jsonl")
+    assert storage.read(log) == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_data_loss_a_line_of_bytes_that_are_no_text(anywhere: str) -> None:
+    """A disk that lost power leaves zeros or worse within a file: the other lines are read."""
+    log = storage.join(anywhere, "metrics.jsonl")
+    storage.publish(log, b'{"step": 1}\n\xff\x00\n{"step": 3}\n')
+    assert [record["step"] for _, record in run_folder.read_log(anywhere)] == [1, 3]

@@ -53,6 +53,15 @@ def test_no_point_appears_twice_after_a_restart(tmp_path: Path) -> None:
     assert losses == [(1, 2.0), (2, 2.0), (3, 2.0), (4, 1.0), (5, 1.0), (6, 1.0)]
 
 
+def test_data_loss_event_files_stay(tmp_path: Path) -> None:
+    """Every process has a file of its own; what is not shown any more is still there."""
+    for _ in range(2):
+        events = EventFile(str(tmp_path), 0)
+        events.add(record(1, 2.5))
+        events.close()
+    assert len(list((tmp_path / tensorboard.FOLDER).iterdir())) == 2
+
+
 def test_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what to install, or what else has the metrics; and only where it is asked for."""
     wanted = {"metrics": {"tensorboard": True}}

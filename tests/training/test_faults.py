@@ -103,6 +103,18 @@ def test_all_drawings_of_a_skipped_step_are_filed(tmp_path: Path) -> None:
     assert log.count == 1
 
 
+def test_data_loss_an_earlier_process_skipped_the_same_step(tmp_path: Path) -> None:
+    """A resumed run repeats steps: what an earlier process wrote of one stays."""
+    for row in (1, 2, 3):
+        log = fault_log(tmp_path)
+        remember(log, (0, row))
+        log.check(step_metrics((nan, nan)), next_step=12, loss_scale=None)
+    names = ("step-000000011.json", "step-000000011-2.json", "step-000000011-3.json")
+    for row, name in enumerate(names, 1):
+        written = json.loads((tmp_path / "skipped" / name).read_text())
+        assert written["ranks"][0]["rows_by_class"] == {"cat": [row]}
+
+
 def test_a_list_that_cannot_be_written_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

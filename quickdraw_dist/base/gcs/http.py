@@ -122,7 +122,13 @@ def connect(endpoint: str | None, timeouts: Timeouts) -> Client:
 def _connect(endpoint: str | None, timeouts: Timeouts) -> Client:
     # Named arguments: fsspec adds options of its own configuration to them.
     def client(token: str, remedy: str) -> Client:
-        return Client(timeouts=timeouts, remedy=remedy, token=token, skip_instance_cache=True)
+        return Client(
+            timeouts=timeouts,
+            remedy=remedy,
+            token=token,
+            skip_instance_cache=True,
+            session_kwargs={"trust_env": True},  # http_proxy, https_proxy, no_proxy
+        )
 
     if endpoint:
         return client("anon", _ANONYMOUS.format("STORAGE_EMULATOR_HOST is set"))

@@ -36,6 +36,11 @@ CAUSE_OF = {
 PHASES = tuple(CAUSE_OF)
 
 
+def cause_name(cause: str) -> str:
+    """Return a cause as a person reads it, the same on the terminal and on a page."""
+    return "starting" if cause == "restart" else cause.replace("_", " ")
+
+
 @dataclass(frozen=True, order=True)
 class RunPoint:
     """A point of the run. Ranks pass the same points in the same order: the least is behind."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.drawings.bitmaps import open_bitmaps
 from quickdraw_dist.data.drawings.drawing import Source
@@ -31,3 +32,8 @@ def open_source(url: str, classes: Sequence[str] = ()) -> Source:
     if url.startswith("synthetic:"):
         return open_synthetic(url, classes)
     return open_bitmaps(url, classes)
+
+
+def source_address(text: str) -> str:
+    """Return a source as typed in its one spelling; errors are those of `storage.address`."""
+    return text if text.startswith("synthetic:") else storage.address(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,14 +161,20 @@ class ExternalFeed:
     def validation(self) -> Iterator[Batch] | None:
         """Yield this rank's shards of the validation split, every drawing once; None without a
         split."""
-        return _prefetch(self._validation_batches()) if self._shards.val else None
+        if not self._shards.val:
+            return None
+        urls = [shard.url for shard in self._shards.val[self._world.rank :: self._world.size]]
+        return batches_in_order(urls, len(self._shards.classes), self._settings.evaluation.batch)
 
-    def _validation_batches(self) -> Generator[Batch, None, None]:
-        world = self._world
-        urls = [shard.url for shard in self._shards.val[world.rank :: world.size]]
-        drawings = read_drawings(urls, len(self._shards.classes))
-        for number, batch in enumerate(_batched(drawings, self._settings.evaluation.batch)):
-            yield _make_batch(number, batch, pin=False)
+
+def batches_in_order(urls: Sequence[str], classes: int, batch: int) -> Iterator[Batch]:
+    """Yield every drawing of the shards once, prefetched by a thread.
+
+    Raises:
+        CorruptError, StorageError, OSError: from the sample or shard that could not be read.
+    """
+    batches = enumerate(_batched(read_drawings(urls, classes), batch))
+    return _prefetch(_make_batch(number, made, pin=False) for number, made in batches)
 
 
 def _batched(drawings: Iterator[Drawing], count: int) -> Iterator[list[Drawing]]:

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import RefusedError, one_line
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.drawings.drawing import PIXELS
@@ -194,7 +194,7 @@ def read(folder: str) -> Manifest:
             raise RefusedError(url, None, problem, advice, version=version)
         return Manifest.model_validate_json(text)
     except (ValidationError, ValueError, KeyError, TypeError) as error:
-        raise RefusedError(url, None, f"not a manifest: {error}", remedy) from None
+        raise RefusedError(url, None, f"not a manifest: {one_line(error)}", remedy) from None
 
 
 def read_trainable(folder: str) -> Manifest:

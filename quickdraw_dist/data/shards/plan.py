@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.hashing import key64, permutation
 from quickdraw_dist.base.settings import Shard
+from quickdraw_dist.base.units import size_text
 from quickdraw_dist.data.drawings.drawing import PIXELS
 
 SPLITS = ("train", "val", "test")
@@ -203,15 +204,15 @@ def describe(plan: Plan, processes: int = 1) -> str:
     numbers = {split: sum(p.split == split for g in shards for p in g) for split in SPLITS}
     lines = [
         f"classes   {len(plan.classes):,}",
-        f"drawings  {plan.drawings:,} ({plan.drawings * PIXELS / 1e9:.2f} GB of pixels)",
+        f"drawings  {plan.drawings:,} ({size_text(plan.drawings * PIXELS)} of pixels)",
         *(
             f"{split:8}  {size:,} drawings in {numbers[split]:,} shards"
             for split, size in zip(SPLITS, sizes, strict=True)
         ),
         f"groups    {plan.groups:,} of about {plan.drawings // plan.groups:,} drawings",
-        f"memory    about {plan.worker_bytes / 1e9:.1f} GB per process, "
-        f"{processes * plan.worker_bytes / 1e9:.1f} GB for {processes}",
-        f"writes    about {plan.estimated_bytes / 1e9:.2f} GB, if they compress as official ones",
+        f"memory    about {size_text(plan.worker_bytes)} per process, "
+        f"{size_text(processes * plan.worker_bytes)} for {processes}",
+        f"writes    about {size_text(plan.estimated_bytes)}, if they compress as official ones",
         f"requests  {plan.groups * len(plan.classes):,} range reads, "
         f"{sum(numbers.values()) + plan.groups + 1:,} writes",
     ]

@@ -222,6 +222,7 @@ _worker: tuple[Plan, Source, str, Scratch] | None = None
 
 def _start_worker(plan: Plan, source: Source, dest: str) -> None:
     global _worker
+    process.survive_lost_output()
     process.die_with_parent()
     _worker = (plan, source, dest, Scratch())
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 import threading
 from collections import defaultdict
 from pathlib import Path
 
-from filelock import FileLock
-
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.errors import CorruptError, RefusedError
+from quickdraw_dist.base.process import FileLock, UnlockableError
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.shards.manifest import ShardEntry
 
@@ -39,7 +39,8 @@ def fetch_verified(url: str, shard: ShardEntry) -> bytes:
 
 
 _UNUSABLE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
+    errno.ESTALE
 }  # fmt: skip
 """Errors of a cache folder that is full or unusable: the run continues without it, and warns."""
 
@@ -49,6 +50,22 @@ def _warn_damaged(target: Path) -> None:
     print(f"cache: {target}: not what the manifest says; fetched again", file=sys.stderr)
 
 
+@functools.cache
+def _expand(folder: str) -> str | None:
+    """Return the cache folder with `~` expanded; None, reported once per node, for a user without
+    a home folder (a uid without an account)."""
+    try:
+        return storage.address(folder)
+    except RefusedError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(
+                f"cache: {folder}: {error.problem}; streaming without it. Another folder: "
+                "--stream.cache_folder",
+                file=sys.stderr,
+            )
+        return None
+
+
 class ShardCache:
     """A folder of shards with a size limit, shared by all ranks and runs of this node."""
 
@@ -56,10 +73,11 @@ class ShardCache:
         """Open a cache of at most `limit_bytes` over all datasets; `copy` identifies the bytes of
         this one, which get a folder of their own."""
         # A folder of its own: other files in the folder named by the user are never evicted.
-        self.folder = Path(folder).expanduser() / "quickdraw-shards"
+        expanded = _expand(folder)
+        self.folder = Path(expanded or folder) / "quickdraw-shards"
         self.home = self.folder / copy[:16]
         self.limit_bytes = limit_bytes
-        self._full = False
+        self._full = expanded is None
         # Threads of one process wait on these: locks between processes have to be polled.
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
@@ -76,7 +94,7 @@ class ShardCache:
             if self._hit(target, shard):
                 return target
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self._locks[shard.name], FileLock(f"{target}.lock"):
+            with self._locks[shard.name], FileLock(Path(f"{target}.lock")):
                 if not self._hit(target, shard):
                     if target.exists():
                         _warn_damaged(target)
@@ -85,11 +103,13 @@ class ShardCache:
         except FileNotFoundError:
             return None  # the folder is being deleted: read this shard without the cache
         except OSError as error:
-            if error.errno not in _UNUSABLE:
+            unlockable = isinstance(error, UnlockableError)
+            if error.errno not in _UNUSABLE and not unlockable:
                 raise
             self._full = True
+            problem = f"{'no locks there: ' if unlockable else ''}{error.strerror}"
             print(
-                f"cache: {self.folder}: {error.strerror}; streaming without it from now on. "
+                f"cache: {self.folder}: {problem}; streaming without it from now on. "
                 "Use another --stream.cache_folder or a smaller --stream.cache_bytes",
                 file=sys.stderr,
             )
@@ -117,7 +137,7 @@ class ShardCache:
         data = fetch_verified(url, shard)
         target.parent.mkdir(parents=True, exist_ok=True)  # may have been deleted meanwhile
         # One writer at a time: two that each evicted for themselves would exceed the limit.
-        with self._locks["write"], FileLock(str(self.folder / "write.lock")):
+        with self._locks["write"], FileLock(self.folder / "write.lock"):
             self._evict(shard.bytes)
             storage.replace_file(target, data, durable=False)
 

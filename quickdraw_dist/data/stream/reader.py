@@ -7,6 +7,7 @@ import sys
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.settings import Stream
+from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.order.order import Piece
 from quickdraw_dist.data.shards import blocks
 from quickdraw_dist.data.shards.manifest import Manifest
@@ -28,7 +29,8 @@ class SplitReader:
         self._urls = [storage.join(folder, shard.name) for shard in self.shards]
         self.cache: ShardCache | None = None
         if self.remote and stream.cache_bytes:
-            needed = min(shards_at_once, len(self.shards)) * self.largest_shard_bytes
+            shards_at_once = min(shards_at_once, len(self.shards))
+            needed = shards_at_once * self.largest_shard_bytes
             if needed <= stream.cache_bytes:
                 self.cache = ShardCache(stream.cache_folder, dataset.copy_id, stream.cache_bytes)
             else:
@@ -60,8 +62,10 @@ class SplitReader:
         # A range arrives without a checksum; a file or a cached shard was checked when written.
         attempts = storage.ATTEMPTS if self.remote and self.cache is None else 2
         problem = ""
-        for _ in range(attempts):
-            data = self._read(scratch or storage.Scratch(), shard, entry.offset, entry.size)
+        for attempt in range(1, attempts + 1):
+            data, streamed = self._read(
+                scratch or storage.Scratch(), shard, entry.offset, entry.size
+            )
             try:
                 block = blocks.decode(data, entry.drawings)
                 if block.crc == entry.crc32c:
@@ -69,8 +73,15 @@ class SplitReader:
                 problem = f"contents crc32c {block.crc:08x}, the manifest says {entry.crc32c:08x}"
             except CorruptError as error:
                 problem = str(error)
-            if self.cache is not None:
+            if self.cache is not None and not streamed:
                 self.cache.forget(self.shards[shard])
+            elif streamed and attempt < attempts:
+                metrics.STORE_RETRIES.labels("checksum").inc()
+                print(
+                    f"store: {self.url(shard)}: block {number}: {problem}; try {attempt + 1} of "
+                    f"{attempts}",
+                    file=sys.stderr,
+                )
         raise CorruptError(
             f"{self.url(shard)}: block {number}",
             None,
@@ -83,16 +94,19 @@ class SplitReader:
         block = self.read(piece.shard, piece.block, scratch)
         return block if len(piece) == len(block.rows) else block.slice(piece.start, piece.stop)
 
-    def _read(self, scratch: storage.Scratch, shard: int, offset: int, size: int) -> memoryview:
-        """Return bytes of a shard, from the cache if it can hold the shard."""
+    def _read(
+        self, scratch: storage.Scratch, shard: int, offset: int, size: int
+    ) -> tuple[memoryview, bool]:
+        """Return bytes of a shard, from the cache if it can hold the shard, and whether they came
+        from a store."""
         url, entry = self.url(shard), self.shards[shard]
         while self.cache is not None and (path := self.cache.path(url, entry)) is not None:
             try:
-                return storage.read_range_into(scratch, str(path), offset, size)
+                return storage.read_range_into(scratch, str(path), offset, size), False
             except FileNotFoundError:
                 continue  # evicted before it was opened
         try:
-            return storage.read_range_into(scratch, url, offset, size)
+            return storage.read_range_into(scratch, url, offset, size), self.remote
         except FileNotFoundError:
             raise CorruptError(
                 url, None, "missing, though the manifest names it", "Run make shard again"

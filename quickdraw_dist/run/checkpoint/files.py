@@ -10,13 +10,14 @@ A checkpoint is a folder `checkpoints/step-000012345` of a run:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import pickle
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,24 +174,33 @@ def newest(run: str) -> Checkpoint | None:
     """
     for step in reversed(steps(run)):
         url = storage.join(folder(run), name(step))
-        try:
+        with _skipping_damaged(url):
             return load(url)
-        except FileNotFoundError:
-            print(f"checkpoint {url}: incomplete, skipped", file=sys.stderr)
-        except CorruptError as error:
-            print(f"checkpoint {error}; skipped", file=sys.stderr)
     return None
+
+
+@contextlib.contextmanager
+def _skipping_damaged(url: str) -> Iterator[None]:
+    """End the body, with a line, where it finds the checkpoint incomplete or damaged."""
+    try:
+        yield
+    except FileNotFoundError:
+        print(f"checkpoint {url}: incomplete, skipped", file=sys.stderr)
+    except CorruptError as error:
+        print(f"checkpoint {error}; skipped", file=sys.stderr)
 
 
 def score(meta: Mapping[str, Any], metric: str) -> float | None:
     """Return a metric of the validation of exactly these weights; None where it was not measured.
 
     The higher the better: a loss is negated. A validation carried over from an earlier step does
-    not count.
+    not count, nor one of no drawings.
     """
     validation = meta.get("validation") or {}
     value = validation.get(metric)
-    if value is None or validation.get("step", meta["step"]) != meta["step"]:
+    if value is None or not validation.get("drawings", 1):
+        return None
+    if validation.get("step", meta["step"]) != meta["step"]:
         return None
     return -value if metric == "loss" else float(value)
 
@@ -227,37 +237,45 @@ def prune(run: str, saved: int, keep: CheckpointSettings) -> None:
         storage.remove_folder(storage.join(folder(run), name(step)))
 
 
-def find(path: str) -> str:
-    """Return the address of the checkpoint that a user means: `path`, or the best one of a run.
+def load_best(path: str) -> Checkpoint:
+    """Load the checkpoint that a user means: `path`, or the best one of a run.
 
-    The best is by the run's own checkpoint.best_metric.
+    The best is by the run's own checkpoint.best_metric. Damaged ones of a run are reported and
+    skipped, as when it is resumed.
 
     Raises:
-        RefusedError: `path` is neither a checkpoint nor a run that has one.
+        RefusedError: `path` is neither a checkpoint nor a run that has one that verifies.
     """
     if storage.exists(storage.join(path, "meta.json")):
-        return path
+        return load(path)
     metas = {}
     for step in steps(path):
         url = storage.join(folder(path), name(step))
-        if storage.exists(storage.join(url, "meta.json")):
+        with _skipping_damaged(url):
             metas[url] = read_meta(url)
-    if not metas:
-        raise RefusedError(
-            path,
-            None,
-            "no checkpoint there",
-            "Give a run's folder or one of its checkpoints/step-..., or train one with: "
-            "torchrun --nproc_per_node=2 -m quickdraw_dist.train",
-        )
-    newest = max(metas.values(), key=lambda meta: int(meta["step"]))
-    metric = newest["config"].get("checkpoint", {}).get("best_metric", "top1")
+    for url in sorted(metas, key=_rank(metas), reverse=True):
+        with _skipping_damaged(url):
+            return load(url)
+    raise RefusedError(
+        path,
+        None,
+        "no checkpoint there" if not steps(path) else "no checkpoint there that verifies",
+        "Give a run's folder or one of its checkpoints/step-..., or train one with: "
+        "torchrun --nproc_per_node=2 -m quickdraw_dist.train",
+    )
+
+
+def _rank(metas: Mapping[str, dict[str, Any]]) -> Callable[[str], tuple[float, int]]:
+    """Return the key by which checkpoints are sorted: the best last, of equal ones the newest."""
+    configs = {int(meta["step"]): meta["config"] for meta in metas.values()}
+    newest = configs[max(configs)] if configs else {}
+    metric = newest.get("checkpoint", {}).get("best_metric", "top1")
 
     def rank(url: str) -> tuple[float, int]:
         value = score(metas[url], metric)
         return (-math.inf if value is None else value), metas[url]["step"]
 
-    return max(metas, key=rank)
+    return rank
 
 
 def build_model(checkpoint: Checkpoint) -> nn.Module:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from quickdraw_dist.base.telemetry.phases import cause_name
 from quickdraw_dist.base.units import duration
 from quickdraw_dist.evaluation.charts import FAINT, MUTED, RIGHT, WRONG
 from quickdraw_dist.run.report.history import History
@@ -92,7 +93,7 @@ def plot_goodput(seconds: dict[str, float]) -> Figure:
     for row, spent in enumerate(seconds.values()):
         label = f" {spent / total:.1%}  {duration(spent)}"
         axes.text(spent, row, label, size=8.5, va="center", color=MUTED)
-    axes.set_yticks(range(len(seconds)), [cause.replace("_", " ") for cause in seconds])
+    axes.set_yticks(range(len(seconds)), [cause_name(cause) for cause in seconds])
     axes.tick_params(length=0, labelsize=9)
     axes.set(ylim=(len(seconds) - 0.4, -0.6), xticks=[])
     axes.spines[:].set_visible(False)

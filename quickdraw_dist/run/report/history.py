@@ -17,8 +17,9 @@ class History:
     records: tuple[Mapping[str, Any], ...]
 
     def of(self, kind: str) -> list[Mapping[str, Any]]:
-        """Return the records of a kind."""
-        return [record for record in self.records if record["kind"] == kind]
+        """Return the records of a kind; validations of no drawings measured nothing."""
+        of_kind = [record for record in self.records if record["kind"] == kind]
+        return [r for r in of_kind if kind != "validation" or r.get("drawings", 1)]
 
     def curve(self, kind: str, metric: str) -> tuple[list[float], list[float]]:
         """Return the epochs and values of a metric; null values (all steps skipped) are dropped."""
@@ -45,6 +46,11 @@ class History:
     def last(self) -> Mapping[str, Any]:
         """The last record."""
         return self.records[-1]
+
+    @property
+    def drawings(self) -> int:
+        """Drawings trained on so far. (A validation's record has those of its split.)"""
+        return max(int(r["drawings"]) for r in self.records if r["kind"] != "validation")
 
 
 def read(run: str) -> History:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 import yaml
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError, StorageError
-from quickdraw_dist.base.units import duration
+from quickdraw_dist.base.units import counted, duration
 from quickdraw_dist.evaluation.metrics import Evaluation
 from quickdraw_dist.evaluation.report import EvaluationView, check_installed
 from quickdraw_dist.run.checkpoint import files
@@ -26,8 +27,13 @@ from quickdraw_dist.run.report.history import History
 PAGE, VALIDATION = "report.html", "validation.npz"
 
 
-def write_final_report(folder: RunFolder, evaluation: Evaluation | None) -> str:
+def write_final_report(
+    folder: RunFolder, evaluation: Evaluation | None, end: Mapping[str, Any]
+) -> str:
     """Write the last validation and the page into a finished run's folder.
+
+    Args:
+        end: the run's last record, which its log does not have yet.
 
     Returns:
         A line for the log. A failure is only reported in it: the run is finished and saved.
@@ -36,13 +42,14 @@ def write_final_report(folder: RunFolder, evaluation: Evaluation | None) -> str:
         folder.flush()
         if evaluation is not None:
             storage.publish(storage.join(folder.url, VALIDATION), evaluation.to_bytes())
-        return f"report: {write_run_report(folder.url)}"
+        return f"report: {write_run_report(folder.url, end)}"
     except (RefusedError, OSError, StorageError) as error:
         return f"no {PAGE}: {error}. To write it later: python -m jobs.report {folder.url}"
 
 
-def write_run_report(run: str) -> str:
-    """Write the page of a run, a folder or gs://, from what is there; return its address.
+def write_run_report(run: str, end: Mapping[str, Any] | None = None) -> str:
+    """Write the page of a run, a folder or gs://, from what is there and an `end` record that the
+    log does not have yet; return its address.
 
     Raises:
         RefusedError: no run there, or a package of the extra `report` is missing.
@@ -53,11 +60,15 @@ def write_run_report(run: str) -> str:
     from quickdraw_dist.run.report.curves import curves
 
     records = history.read(run)
+    if end is not None:
+        records = History((*records.records, end))
     meta, evaluation = _find_newest_meta(run), _read_validation(run)
     text = html.render(
         "run/report/run.html.jinja",
         title=f"Run {run}",
         history=records,
+        finished=_is_finished(records, meta),
+        epochs=counted(records.last["epoch"], "epoch"),
         tiles=_tiles(records),
         details=_details(run, records, meta),
         curves=charts.render(curves(records)),
@@ -67,6 +78,14 @@ def write_run_report(run: str) -> str:
     page = storage.join(run, PAGE)
     storage.publish(page, text.encode())
     return page
+
+
+def _is_finished(records: History, meta: Mapping[str, Any] | None) -> bool:
+    """Whether the run is complete; by its last checkpoint where it was killed during the report."""
+    if records.finished or meta is None:
+        return records.finished
+    resumed = records.last["kind"] == "start" or records.last["step"] > meta["step"]
+    return not resumed and bool(meta["epoch"] >= meta["config"]["train"]["epochs"])
 
 
 def _find_newest_meta(run: str) -> dict[str, Any] | None:
@@ -82,9 +101,10 @@ def _find_newest_meta(run: str) -> dict[str, Any] | None:
 def _read_validation(run: str) -> Evaluation | None:
     url = storage.join(run, VALIDATION)
     try:
-        return Evaluation.from_bytes(storage.read(url), url)
+        evaluation = Evaluation.from_bytes(storage.read(url), url)
     except FileNotFoundError:
         return None
+    return evaluation if evaluation.drawings else None
 
 
 def _tiles(records: History) -> list[tuple[str, str, str]]:
@@ -103,6 +123,10 @@ def _tiles(records: History) -> list[tuple[str, str, str]]:
     ]
 
 
+def _hardware(start: Mapping[str, Any]) -> str:
+    return f"{start['ranks']} × {start['device']}, {start['precision']}"
+
+
 def _details(run: str, records: History, meta: Mapping[str, Any] | None) -> dict[str, str]:
     starts = records.of("start")
     first, last = starts[0], starts[-1]
@@ -110,7 +134,7 @@ def _details(run: str, records: History, meta: Mapping[str, Any] | None) -> dict
         "run": run,
         "started": datetime.fromtimestamp(first["time"], UTC).strftime("%F %T UTC"),
         "model": f"{last['model']}, {last['parameters']:,} parameters",
-        "hardware": f"{last['ranks']} × {last['device']}, {last['precision']}",
+        "hardware": ", then ".join(hardware for hardware, _ in groupby(map(_hardware, starts))),
     }
     if meta is not None:
         details["dataset"] = f"{meta['config']['data']}, digest {meta['dataset_digest'][:16]}"

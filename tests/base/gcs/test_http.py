@@ -1,4 +1,4 @@
-"""The account of a request: none, one without permission, one whose token expired."""
+"""How a request is sent: with which account, through which proxy."""
 
 from __future__ import annotations
 
@@ -126,3 +126,20 @@ def test_a_checksum_in_a_line_of_its_own() -> None:
     lines = [("x-goog-hash", "crc32c=4waSgw=="), ("x-goog-hash", "md5=bm9uZQ==")]
     for headers in (lines, lines[::-1], [("X-Goog-Hash", "md5=bm9uZQ==,crc32c=4waSgw==")]):
         assert stored_crc32c(CIMultiDict(headers)) == 0xE3069283
+
+
+def test_a_store_behind_a_proxy(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy alone knows the store's name; https_proxy and no_proxy are heeded, too."""
+    storage.publish("gs://bucket/x", b"contents")
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setenv("http_proxy", store.server.url)
+    monkeypatch.setenv("https_proxy", store.server.url)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://store.invalid")
+    assert storage.read("gs://bucket/x") == b"contents"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "https://store.invalid")
+    with pytest.raises(StorageError, match="501"):  # the test's proxy knows no CONNECT
+        storage.read("gs://bucket/x")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://other.invalid")
+    monkeypatch.setenv("no_proxy", "other.invalid")
+    with pytest.raises(StorageError, match=r"other\.invalid"):
+        storage.read("gs://bucket/x")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.base.settings import Settings, leaves
 from tests.base.settings.conftest import as_variable, as_yaml, resolve, write
 
 
@@ -91,6 +91,27 @@ def test_unknown_argument(
         assert word in message
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "right"),
+    [
+        ("QUICKDRAW_TRAIN_EPOCHS", "1", "Did you mean 'QUICKDRAW_TRAIN__EPOCHS'?"),
+        ("quickdraw_train_global_batch", "1", "Did you mean 'QUICKDRAW_TRAIN__GLOBAL_BATCH'?"),
+        ("QUICKDRAW_METRICS_PORT", "9500", "Did you mean 'QUICKDRAW_METRICS__PORT'?"),
+        ("QUICKDRAW_EPOCHS", "1", "Did you mean 'QUICKDRAW_TRAIN__EPOCHS'?"),
+        ("QUICKDRAW_OUTPT", "x", "Did you mean 'QUICKDRAW_OUTPUT'"),
+        ("QUICKDRAW_QQQ", "1", "Unset QUICKDRAW_QQQ"),
+    ],
+)
+def test_unknown_variable(
+    variable: str, value: str, right: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One underscore is easily lost; without a word the default would train."""
+    monkeypatch.setenv(variable, value)
+    error = refused()
+    assert (error.subject, error.value) == (variable, value)
+    assert error.remedy.startswith(right)
+
+
 # -- wrong values ----------------------------------------------------------------------------------
 
 WRONG = [
@@ -113,6 +134,8 @@ WRONG = [
     ("stream.lanes", "0", "'auto' or greater than 0"),
     ("optimizer.warmup_drawings", "-5", "'auto' or greater than or equal to 0"),
     ("metrics.port", "70000", "less than or equal to 65000"),
+    ("train.epochs", str(10**26), "less than or equal to 1000000"),
+    ("train.seed", str(10**26), "less than or equal to"),
 ]
 
 
@@ -161,6 +184,33 @@ def test_wrong_type_in_yaml(
     assert expected in error.problem
 
 
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("shard: {classes: [0, no]}", "shard.classes", "0, False"),
+        ("shard: {classes: [cat, null]}", "shard.classes", "null"),
+        ("stream: {class_names: [2024-01-01]}", "stream.class_names", "2024-01-01"),
+        ("model: {name: off}", "model.name", False),
+        ("output: 7", "output", 7),
+    ],
+)
+def test_text_that_yaml_reads_as_something_else(
+    text: str, path: str, value: object, tmp_path: Path
+) -> None:
+    """The error says that quotes are missing."""
+    error = refused(*write(tmp_path, text))
+    assert (error.subject, str(error.value)) == (f"--{path}", str(value))
+    assert error.problem == "should be a valid string" and "quotes" in error.remedy
+
+
+@pytest.mark.parametrize(("typed", "read"), [("010", 8), ("1:30", 90), ("-07", -7)])
+def test_numbers_that_yaml_reads_as_another_one(typed: str, read: int, tmp_path: Path) -> None:
+    """Octal and base 60 are YAML's, nobody's intention here."""
+    error = refused(*write(tmp_path, f"train: {{seed: {typed}}}"))
+    assert f"{typed} would be read as {read}." in error.problem
+    assert resolve(*write(tmp_path, "train: {seed: 0x1F, epochs: 1_0}")).train.seed == 31
+
+
 def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
     """A user corrects a file once, not once for each mistake in it."""
     argv = write(tmp_path, "train: {epochs: many, epocs: 2}\n")
@@ -168,6 +218,20 @@ def test_everything_wrong_is_reported_at_once(tmp_path: Path) -> None:
     subjects = {one.subject for one in error.errors}
     assert subjects == {"train.epocs", "--train.epochs", "--model.width"}
     assert len(str(error).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "path", ["data", "output", "stream.cache_folder", "stream.validation_data"]
+)
+def test_addresses_as_typed(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a flag or a file: one slash is refused, ~ expanded."""
+    monkeypatch.setenv("HOME", "/home/me")
+    expanded = "~/x" if path == "stream.cache_folder" else "/home/me/x"  # on each node
+    assert dict(leaves(resolve(f"--{path}=~/x").model_dump()))[path] == expanded
+    for argv in ((f"--{path}", "gs:/b/x"), write(tmp_path, as_yaml(path, "gs:/b/x"))):
+        error = refused(*argv)
+        assert (error.subject, error.value) == (f"--{path}", "gs:/b/x")
+        assert error.remedy.startswith("Give ")
 
 
 # -- files and sections ----------------------------------------------------------------------------
@@ -206,6 +270,7 @@ def test_unreadable_yaml(data: bytes | None, tmp_path: Path) -> None:
     error = refused("--config", str(path))
     assert (error.subject, error.value) == ("--config", str(path))
     assert error.problem.startswith("cannot be read as YAML: ")
+    assert len(str(error).splitlines()) == 1
     assert ("given twice" in error.problem) == (b"7" in (data or b""))
 
 

@@ -93,6 +93,12 @@ def test_only_load_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         ("QUICKDRAW_EXIT_FILE", "/tmp/exit"),
         ("QUICKDRAW_TRAIN_SERVICE_HOST", "10.0.0.1"),  # Kubernetes, for a Service quickdraw-train
         ("QUICKDRAW_METRICS_PORT", "tcp://10.0.0.1:9400"),
+        ("QUICKDRAW_METRICS_SERVICE_PORT", "9400"),
+        ("QUICKDRAW_METRICS_SERVICE_PORT_HTTP", "9400"),
+        ("QUICKDRAW_METRICS_PORT_9400_TCP", "tcp://10.0.0.1:9400"),
+        ("QUICKDRAW_METRICS_PORT_9400_TCP_ADDR", "10.0.0.1"),
+        ("QUICKDRAW_SERVICE_HOST", "10.0.0.1"),  # of a Service quickdraw
+        ("QUICKDRAW_PARENT_PID", "1"),
     ],
 )
 def test_other_variables_with_the_prefix_are_ignored(
@@ -135,6 +141,8 @@ def values(field: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(typing.get_args(field.annotation))
     if isinstance(field.default, tuple):
         return st.lists(st.text(min_size=1).filter(lambda t: t[0] != "-"), min_size=1).map(tuple)
+    if field.metadata and field.annotation is str:  # an address
+        return st.text("abc/.-_ ü").filter(lambda text: text[:1] != "-")
     kind = {
         bool: st.booleans(),
         int: st.integers(1, 65_000),

@@ -45,7 +45,7 @@ def test_the_run_outlasts_its_blows(seed: int, kills: int, steps: int) -> None:
 def test_steps_done_again() -> None:
     # Up to 5, killed; on from 3 to 9, killed; never got so far; on from 9 to the end.
     assert repeated_steps([None, 3, None, 9], [5, 9, None]) == [2, 0, 0]
-    # Killed before the first checkpoint: the next start begins anew.
+    # Killed before the first checkpoint: the next start begins from step 0.
     assert repeated_steps([None, None, 3], [2, 4]) == [0, 1]
     assert repeated_steps([None, None], [2]) == [2]
 

@@ -303,12 +303,12 @@ def test_the_description() -> None:
     text = describe(_full(), processes=16)
     for part in (
         "classes   345",
-        "drawings  50,426,266 (39.53 GB of pixels)",
+        "drawings  50,426,266 (39.5 GB of pixels)",
         "train     45,383,650 drawings in 776 shards",
         "val       2,521,308 drawings in 97 shards",
         "groups    97 of about 519,858 drawings",
-        "memory    about 0.7 GB per process, 10.5 GB for 16",
-        "writes    about 14.62 GB, if they compress as official ones",
+        "memory    about 658 MB per process, 10.5 GB for 16",
+        "writes    about 14.6 GB, if they compress as official ones",
         "33,465 range reads, 1,068 writes",
     ):
         assert part in text

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from quickdraw_dist import models
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.base.settings import Model
 from quickdraw_dist.run.checkpoint import files
 from tests.support.checkpoints import CLASSES, FILES, meta, save
@@ -86,20 +86,20 @@ def test_find_the_best_of_a_run(tmp_path: Path) -> None:
     for step, score in top1.items():
         save(tmp_path, step, validation=None if score is None else {"top1": score})
     (save(tmp_path, 5, validation={"top1": 1.0}) / "meta.json").unlink()
-    assert files.find(str(tmp_path)) == str(tmp_path / "checkpoints" / "step-000000003")
+    assert files.load_best(str(tmp_path)).url == str(tmp_path / "checkpoints" / "step-000000003")
     unmeasured = tmp_path / "unmeasured"
     for step in (1, 2):
         home = save(unmeasured, step)
-    assert files.find(str(unmeasured)) == str(home)
+    assert files.load_best(str(unmeasured)).url == str(home)
 
 
 def test_find_a_checkpoint_itself(tmp_path: Path) -> None:
     """By its own address, also where it was copied alone."""
     home = save(tmp_path, 1)
     save(tmp_path, 2, validation={"top1": 0.5})
-    assert files.find(str(home)) == str(home)
+    assert files.load_best(str(home)).url == str(home)
     copied = shutil.copytree(home, tmp_path / "copied")
-    assert files.find(str(copied)) == str(copied)
+    assert files.load_best(str(copied)).url == str(copied)
 
 
 def test_find_nothing(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_find_nothing(tmp_path: Path) -> None:
     (save(tmp_path / "half", 1) / "meta.json").unlink()
     for path in (tmp_path, tmp_path / "missing", tmp_path / "half"):
         with pytest.raises(RefusedError) as refused:
-            files.find(str(path))
+            files.load_best(str(path))
         assert refused.value.subject == str(path)
         assert "-m quickdraw_dist.train" in refused.value.remedy
 
@@ -172,5 +172,43 @@ def test_find_by_the_metric_of_the_run(metric: str, best: int, tmp_path: Path) -
         save(tmp_path, step, config=config, validation=measured)
     newest = save(tmp_path, 4, config={"checkpoint": {"best_metric": metric}})
     assert newest.name == files.name(4)
-    found = files.find(str(tmp_path))
+    found = files.load_best(str(tmp_path)).url
     assert found == str(tmp_path / "checkpoints" / files.name(best))
+
+
+@pytest.mark.parametrize("file", ["meta.json", "model.safetensors", "state.pt"])
+@pytest.mark.parametrize("broken", [1, 2, 3])
+def test_damage_of_one_checkpoint_of_a_run(
+    file: str, broken: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passed over with a word, be it the oldest, the best or the newest; the best of the others."""
+    for step, top1 in ((1, 0.2), (2, 0.9), (3, 0.5)):
+        save(tmp_path, step, validation={"top1": top1})
+    home = tmp_path / "checkpoints" / files.name(broken)
+    (home / file).write_bytes(b"{}")
+    found = files.load_best(str(tmp_path))
+    assert found.meta["step"] == (3 if broken == 2 else 2)
+    said = capsys.readouterr().err
+    assert said.count("skipped") == (file == "meta.json" or broken == 2)
+    with pytest.raises(CorruptError):
+        files.load_best(str(home))
+
+
+def test_damage_of_all_checkpoints_of_a_run(tmp_path: Path) -> None:
+    """Refused, and each of them is named."""
+    save(tmp_path, 1)
+    (tmp_path / "checkpoints" / files.name(1) / "state.pt").write_bytes(b"")
+    with pytest.raises(RefusedError) as refused:
+        files.load_best(str(tmp_path))
+    assert refused.value.problem == "no checkpoint there that verifies"
+
+
+def test_nothing_to_measure_is_not_the_best(tmp_path: Path) -> None:
+    """A validation of no drawings, which earlier releases stored, ranks no checkpoint."""
+    for step in (1, 2):
+        save(tmp_path, step, validation={"top1": 0.0, "loss": 0.0, "drawings": 0, "step": step})
+        assert (
+            files.score(files.read_meta(str(tmp_path / "checkpoints" / files.name(step))), "loss")
+            is None
+        )
+    assert files.load_best(str(tmp_path)).meta["step"] == 2

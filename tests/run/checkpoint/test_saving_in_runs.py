@@ -19,6 +19,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.run import lease
 from quickdraw_dist.run.checkpoint import files as checkpoint
+from quickdraw_dist.training.learner import Learner
 from tests.support import runs
 from tests.support.data.datasets import Dataset
 from tests.support.gcs.local import Store
@@ -104,6 +105,27 @@ def test_killed_while_it_saves(
     assert again.meta["order_digest"] == whole.meta["order_digest"]
     for mine, due in ((again.weights, whole.weights), (again.average, whole.average)):
         torch.testing.assert_close(mine, due, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("where", ["local", "store"])
+def test_data_loss_a_start_that_does_not_train(
+    dataset: Dataset, store: Store, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished run that is started again, a refused resume and an error in warm-up leave the log
+    of the run as it is, byte for byte."""
+    output = RUN if where == "store" else str(tmp_path / "run")
+    log = storage.join(output, "metrics.jsonl")
+    assert train.main(command(dataset, output, 1)) == 0
+    written = storage.read(log)
+    assert written.count(b"\n") > 3
+    assert train.main(command(dataset, output, 1)) == 0
+    assert storage.read(log) == written
+    assert train.main(command(dataset, output, 2, "--model.width", "8")) == 2
+    assert storage.read(log) == written
+    monkeypatch.setattr(Learner, "warm_up", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main(command(dataset, output, 2))
+    assert storage.read(log) == written
 
 
 def test_a_run_whose_lease_was_taken_writes_nothing_more(

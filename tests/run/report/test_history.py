@@ -41,6 +41,12 @@ def test_curves_restarts_and_time(tmp_path: Path) -> None:
     assert not run.finished
 
 
+def test_nothing_to_measure(tmp_path: Path) -> None:
+    """A validation of no drawings, which earlier releases logged, is none."""
+    run = write(tmp_path, LINES + json.dumps(VALIDATION | {"epoch": 2.0, "drawings": 0, "top1": 0}))
+    assert run.curve("validation", "top1") == ([1.0], [0.75])
+
+
 def test_a_run_that_is_running(tmp_path: Path) -> None:
     """The line that is being written is skipped."""
     assert write(tmp_path, LINES[:-30]).records == write(tmp_path, LINES).records[:-1]

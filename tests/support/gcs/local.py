@@ -42,6 +42,7 @@ class Store:
 def use_store(url: str) -> None:
     """Point this process's gs:// at a local server, without anybody's real credentials."""
     os.environ["STORAGE_EMULATOR_HOST"] = url
+    os.environ["no_proxy"] = "127.0.0.1"
     fsspec.config.conf["gs"] = {"token": "anon"}
 
 

@@ -257,3 +257,14 @@ def test_other_files_in_the_folder_are_left_alone(
     for shard in shards:
         cache.path(storage.join(URL, shard.name), shard)
     assert all(path.exists() for path in mine)
+
+
+def test_a_cache_too_small_for_all_shards(
+    remote: Store, dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says how many shards there are, not how many lanes could read one each."""
+    count = len(shards_of(dataset))
+    reader = SplitReader(URL, dataset.manifest, "train", Stream(cache_bytes=1), 64)
+    assert reader.cache is None
+    assert count < 64
+    assert f"does not hold the {count} shards that this node reads" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -71,6 +72,25 @@ def test_an_unwritable_folder(
     assert "--stream.cache_folder" in said
 
 
+def test_a_user_without_an_account(
+    remote: Store,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A container's arbitrary uid: `~` has no meaning, so there is no cache; said once."""
+
+    def unknown(_uid: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for _ in range(2):
+        assert read_all(open_cached(dataset, Path("~/.cache"))) == all_of(dataset)
+    said = capfd.readouterr().err
+    assert said.count("no home folder of this user is known; streaming without it") == 1
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_a_full_disk(
     remote: Store, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str],
@@ -131,6 +151,25 @@ def test_a_folder_deleted_in_the_middle_of_a_write(
     monkeypatch.setattr(Path, "replace", delete_and_replace)
     assert read_all(open_cached(dataset, tmp_path / "cache"), threads=1) == all_of(dataset)
     assert deleted
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.ESTALE]
+)
+def test_locks_that_fail(
+    remote: Store, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], number: int,
+) -> None:  # fmt: skip
+    """NFS without lockd, FUSE, CIFS: streamed, and said once with the folder and the setting."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert read_all(open_cached(dataset, tmp_path), threads=1) == all_of(dataset)
+    said = capsys.readouterr().err
+    assert said.count(f"{tmp_path}/quickdraw-shards: no locks there: {os.strerror(number)}") == 1
+    assert said.count("--stream.cache_folder") == 1
 
 
 def test_a_folder_deleted_in_the_middle_of_a_fetch(
@@ -242,6 +281,38 @@ def test_a_shard_that_is_bad_in_the_store_without_a_cache(
     storage.publish(url, flipped(storage.read(url)))
     with pytest.raises(CorruptError, match=url):
         read_all(open_cached(dataset, tmp_path, limit=0))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_bits_flipped_on_the_way_are_counted(
+    cached: bool,
+    remote: Store,
+    dataset: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A range has no checksum on the way: its block's finds out. Repaired, counted and said, also
+    where the cache's folder has failed."""
+    reader = open_cached(dataset, Path("/dev/null/cache") if cached else tmp_path, LARGE * cached)
+    turns = iter([True, False])
+
+    def intercept(request: Request) -> Response | None:
+        if "range" not in request.headers or not next(turns, False):
+            return None
+        reply = remote.server.gcs.answer(request)
+        reply.body = flipped(bytes(reply.body))
+        return reply
+
+    remote.intercept = intercept
+    before = checksum_retries()
+    assert read_all(reader, threads=1) == all_of(dataset)
+    assert checksum_retries() == before + 1
+    assert "; try 2 of" in capsys.readouterr().err
+
+
+def checksum_retries() -> float:
+    name = "quickdraw_store_retries_total"
+    return metrics.REGISTRY.get_sample_value(name, {"kind": "checksum"}) or 0.0
 
 
 def test_a_shard_that_is_cut_in_the_store_without_a_cache(
