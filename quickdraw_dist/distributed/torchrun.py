@@ -67,10 +67,12 @@ def _answer_once() -> None:
         raise SignalException("asked to stop", signal.SIGTERM)
 
     def leave_early(woken: socket.socket, _writer: socket.socket) -> None:
-        while woken.recv(1)[0] not in (signal.SIGTERM, signal.SIGINT):
-            pass
-        if not _has_children():
-            os._exit(1)
+        answered = False
+        while number := woken.recv(1):  # for ever: once it is closed, a later signal would complain
+            if number[0] in (signal.SIGTERM, signal.SIGINT) and not answered:
+                answered = True
+                if not _has_children():
+                    os._exit(1)
 
     from torch.distributed.elastic.multiprocessing import SignalException
 
