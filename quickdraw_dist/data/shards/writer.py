@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, reduction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,9 +224,40 @@ def merge_if_complete(
 _worker: tuple[Plan, Source, str, Scratch] | None = None
 
 
-def _start_worker(plan: Plan, source: Source, dest: str) -> None:
+class _Inherited:
+    """A value for spawned processes, pickled in a nameless file that they inherit.
+
+    An argument travels through a pipe instead. A pipe holds 64 KB: the parent of a process that
+    dies before it reads more than that would wait for ever.
+    """
+
+    def __init__(self, value: object) -> None:
+        if sys.platform == "linux":  # in memory: a container may have no folder to write to
+            self._file = os.fdopen(os.memfd_create("quickdraw-work"), "w+b")
+        else:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 open while processes start
+        pickle.dump(value, self._file)
+        self._file.flush()
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return _load_inherited, (reduction.DupFd(self._file.fileno()),)
+
+
+def _load_inherited(handle: Any) -> Any:
+    """Return the value of an `_Inherited`, in a process that was spawned with it."""
+    file = handle.detach()
+    try:
+        # pread: all processes share one position in the file.
+        return pickle.loads(os.pread(file, os.fstat(file).st_size, 0))  # noqa: S301 our own
+    finally:
+        os.close(file)
+
+
+def _start_worker(work: Any) -> None:
+    """Keep the plan, source and destination that `build` hands over as an `_Inherited`."""
     global _worker
     process.die_with_parent()
+    plan, source, dest = work
     _worker = (plan, source, dest, Scratch())
 
 
@@ -237,7 +272,12 @@ def _build_in_worker(group: int) -> int:
 def build(
     plan: Plan, groups: list[int], source: Source, dest: str, processes: int, progress: Progress
 ) -> None:
-    """Build groups in a pool of local processes, or in this one where one is enough."""
+    """Build groups in a pool of local processes, or in this one where one is enough.
+
+    Raises:
+        BrokenProcessPool: a process of the pool died, at whatever moment.
+        CorruptError: as `build_group`. StorageError: the store failed.
+    """
     if processes <= 1 or len(groups) <= 1:
         memory = Scratch()
         with process.manual_garbage_collection():  # an automatic one would traverse every import
@@ -245,9 +285,10 @@ def build(
                 build_group(plan, group, source, dest, memory, progress)
                 process.collect_garbage()
         return
+    work = _Inherited((plan, source, dest))
     # spawn: a forked child of a process with gcsfs threads can hang.
     with ProcessPoolExecutor(
-        min(processes, len(groups)), get_context("spawn"), _start_worker, (plan, source, dest)
+        min(processes, len(groups)), get_context("spawn"), _start_worker, (work,)
     ) as pool:
         for drawings in pool.map(_build_in_worker, groups):
             progress(drawings)
