@@ -12,14 +12,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.drawings.drawing import PIXELS
+from quickdraw_dist.data.shards.consistency import find_contradictions
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+
+_SHOWN = 3
+"""Most contradictions in a message."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -104,6 +108,11 @@ class Manifest(_Stored):
         return sum(shard.drawings for shard in self.splits[split])
 
     @property
+    def contents_digest(self) -> str:
+        """The digest computed from the classes and blocks listed here."""
+        return digest(self.classes, self.splits)
+
+    @property
     def copy_id(self) -> str:
         """SHA-256 of this copy's bytes: a recompressed copy has the same digest, other bytes."""
         crcs = [shard.crc32c for split in SPLITS for shard in self.splits[split]]
@@ -174,6 +183,30 @@ def digest(classes: tuple[str, ...], splits: dict[str, tuple[ShardEntry, ...]]) 
 
 def read(folder: str) -> Manifest:
     """Return the manifest of a dataset in any layout.
+
+    Raises:
+        RefusedError: no dataset there, one of a newer format, or a damaged manifest.
+        CorruptError: the manifest contradicts itself; it was changed after it was written.
+    """
+    dataset = read_unchecked(folder)
+    check(dataset, folder)
+    return dataset
+
+
+def check(dataset: Manifest, folder: str) -> None:
+    """Raise CorruptError if the manifest of the dataset in `folder` contradicts itself."""
+    found = list(find_contradictions(dataset))
+    if not found:
+        return
+    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    problem = f"contradicts itself: {'; '.join([*found[:_SHOWN], *more])}"
+    again = f"run again: make shard SOURCE={shlex.quote(dataset.source)} DEST={folder}"
+    remedy = f"Restore the manifest from a copy of the dataset, or {again} (with the same settings)"
+    raise CorruptError(storage.join(folder, NAME), None, problem, remedy, contradictions=found)
+
+
+def read_unchecked(folder: str) -> Manifest:
+    """Return the manifest of a dataset, though it may contradict itself.
 
     Raises:
         RefusedError: no dataset there, one of a newer format, or a damaged manifest.

@@ -200,6 +200,7 @@ def merge_if_complete(
 
     Raises:
         CorruptError: the source is not what its checksum says, or not the official one.
+        RefusedError: the training drawings are all of one colour.
         StorageError: the store failed.
     """
     done = dict(finished_groups(plan, dest) if parts is None else parts)
@@ -215,6 +216,9 @@ def merge_if_complete(
     for group in wrong:
         done[group] = build_group(plan, group, source, dest, memory, true_crcs=crcs[group])
     merged = manifest.merge(plan, done, source.url, files)
+    if not merged.pixel_std:
+        problem = f"its {merged.drawings('train'):,} training drawings are all of one colour"
+        raise RefusedError(source.url, None, problem, "Give a source of drawings to learn from")
     storage.publish(storage.join(dest, manifest.NAME), manifest.to_json(merged))
     for folder in ("", *SPLITS, "parts"):
         storage.remove_temporary_files(storage.join(dest, folder))
