@@ -1,17 +1,22 @@
-"""This process: the CPUs it may use, its parent, its garbage collector."""
+"""This process: the CPUs it may use, its parent, its garbage collector, what children inherit."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import os
+import pickle
 import platform
 import signal
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import reduction
 from pathlib import Path
+from typing import Any
 
 CGROUPS = Path("/sys/fs/cgroup")
 """Mount point of Linux's control groups, version 2, which limit a container's or a job's CPUs."""
@@ -105,3 +110,32 @@ def manual_garbage_collection() -> Iterator[None]:
 def collect_garbage() -> None:
     """Free the reference cycles of the last steps: young generations only, about a millisecond."""
     gc.collect(1)
+
+
+class Inherited:
+    """A value for spawned processes, pickled in a nameless file that they inherit.
+
+    An argument travels through a pipe instead. A pipe holds 64 KB: the parent of a process that
+    dies before it reads more than that would wait for ever.
+    """
+
+    def __init__(self, value: object) -> None:
+        if sys.platform == "linux":  # in memory: a container may have no folder to write to
+            self._file = os.fdopen(os.memfd_create("quickdraw-work"), "w+b")
+        else:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 open while processes start
+        pickle.dump(value, self._file)
+        self._file.flush()
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return _load_inherited, (reduction.DupFd(self._file.fileno()),)
+
+
+def _load_inherited(handle: Any) -> Any:
+    """Return the value of an `Inherited`, in a process that was spawned with it."""
+    file = handle.detach()
+    try:
+        # pread: all processes share one position in the file.
+        return pickle.loads(os.pread(file, os.fstat(file).st_size, 0))  # noqa: S301 our own
+    finally:
+        os.close(file)

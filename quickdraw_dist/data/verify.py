@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice, repeat
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.drawings.drawing import SIDE, Source
+from quickdraw_dist.data.drawings.drawing import SIDE, Source, is_blank
 from quickdraw_dist.data.external import samples
 from quickdraw_dist.data.shards import blocks, integrity, manifest
 from quickdraw_dist.data.shards.blocks import Block
@@ -25,6 +26,7 @@ def find_problems(
     dataset: Manifest,
     source: Source | None = None,
     progress: Callable[[int], object] = lambda _: None,
+    blank: Counter[str] | None = None,
 ) -> Iterator[str]:
     """Yield a line for everything that is wrong with a dataset; no line proves it.
 
@@ -34,6 +36,7 @@ def find_problems(
         source: compare every pixel with it, and its official files with Google's MD5.
             Takes the memory of one group's pixels.
         progress: called with the number of drawings just verified.
+        blank: counts the blank drawings of each class.
     """
     counts = tuple(file.drawings for file in dataset.source_files)
     plan = Plan(dataset.classes, counts, dataset.settings)
@@ -56,6 +59,8 @@ def find_problems(
                 np.add.at(seen, first[shard.labels] + shard.rows, 1)
                 sums += [shard.pixel_sums] if split == "train" else []
                 progress(len(shard.labels))
+                if blank is not None:
+                    blank.update(dataset.classes[label] for label in shard.blank_labels)
     yield from _find_miscounts(dataset, np.split(seen, first[1:-1]))
     yield from _find_wrong_normalisation(dataset, sums)
 
@@ -152,6 +157,7 @@ class _Shard:
     problems: list[str]
     labels: NDArray[np.uint16]
     rows: NDArray[np.uint32]
+    blank_labels: NDArray[np.uint16]  # of the blank drawings
     pixel_sums: NDArray[np.int64] | None  # None when a block could not be read
 
 
@@ -166,6 +172,7 @@ def _verify_shard(folder: str, shard: ShardEntry, split: str, group: _Group) -> 
     else:
         members = group.plan.members(group.number, planned)
     labels, rows = [group.labels[:0]], [group.rows[:0]]
+    blank = [group.labels[:0]]
     sums, start = [], 0
     contents = repeat(None) if data is None else _decode(url, data, shard, group.plan)
     for number, (entry, block) in enumerate(zip(shard.blocks, contents, strict=False)):
@@ -180,7 +187,9 @@ def _verify_shard(folder: str, shard: ShardEntry, split: str, group: _Group) -> 
         labels.append(block.labels if block else group.labels[expected])
         rows.append(block.rows if block else group.rows[expected])
         sums.append(block.pixel_sums() if block else None)
-    return _Shard(problems, np.concatenate(labels), np.concatenate(rows), _sum(sums))
+        blank += [block.labels[is_blank(block.drawings)]] if block else []
+    blank_labels = np.concatenate(blank)
+    return _Shard(problems, np.concatenate(labels), np.concatenate(rows), blank_labels, _sum(sums))
 
 
 def _sum(sums: list[NDArray[np.int64] | None]) -> NDArray[np.int64] | None:

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_serializer,
+)
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError
@@ -53,10 +62,15 @@ class ShardEntry(_Stored):
 
 
 class RangeRead(_Stored):
-    """Size and checksum of the range that a group read of one class's file."""
+    """Size, checksum and blank drawings of the range that a group read of one class's file."""
 
     bytes: Count
     crc32c: Count
+    blank: Count = 0
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_blank_0(handler(self))
 
 
 class PartFile(_Stored):
@@ -80,6 +94,18 @@ class SourceFile(_Stored):
     crc32c: Count
     checked: tuple[str, ...] = ()
     """The `integrity.CHECKS` that the file passed."""
+    blank: Count = 0
+    """Drawings without ink; datasets made before they were counted have 0."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_blank_0(handler(self))
+
+
+def _without_blank_0(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a file's fields without `blank` where it is 0: releases that do not know the field
+    read the manifest."""
+    return {name: value for name, value in fields.items() if name != "blank" or value}
 
 
 class Manifest(_Stored):
@@ -102,6 +128,12 @@ class Manifest(_Stored):
         if set(value) != set(SPLITS):
             raise ValueError(f"has splits {sorted(value)}, not {', '.join(SPLITS)}")
         return value
+
+    @field_serializer("settings")
+    def _settings(self, settings: Shard) -> dict[str, Any]:
+        """Return the settings that the shards follow from: a limit is none, and releases that do
+        not know it read the manifest."""
+        return settings.model_dump(mode="json", exclude={"max_blank"})
 
     def drawings(self, split: str) -> int:
         """Return the number of drawings of a split."""
@@ -141,6 +173,9 @@ def merge(
 ) -> Manifest:
     """Return the manifest of a plan from the part files of all groups: a pure function."""
     splits = shards_of(parts)
+    ranges = zip(*(part.ranges for part in parts.values()), strict=True)
+    blank = [sum(read.blank for read in of_class) for of_class in ranges]
+    files = zip(source_files, blank, strict=True)
     counts = {split: [part.per_class[split] for part in parts.values()] for split in SPLITS}
     per_class = {split: tuple(np.sum(counts[split], axis=0).tolist()) for split in SPLITS}
     mean, std = normalisation(
@@ -152,7 +187,7 @@ def merge(
         format_version=FORMAT_VERSION,
         classes=plan.classes,
         source=source,
-        source_files=source_files,
+        source_files=tuple(file.model_copy(update={"blank": n}) for file, n in files),
         settings=plan.settings,
         splits=splits,
         per_class=per_class,

@@ -96,7 +96,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Hash that ties part files to this plan: those of another plan are never merged."""
-        settings = self.settings.model_dump(exclude={"classes"})
+        settings = self.settings.model_dump(exclude={"classes", "max_blank"})
         fields = [self.classes, self.counts, settings, *([self.identity] if self.identity else [])]
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
