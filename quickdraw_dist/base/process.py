@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import reduction
+from multiprocessing import parent_process, reduction
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,9 @@ def die_with_parent() -> None:
     if platform.system() == "Linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent or _is_dead(os.environ.get(PARENT_VARIABLE)):  # before the call
+    starter = parent_process()  # of a process of multiprocessing
+    orphaned = starter is not None and not starter.is_alive()
+    if os.getppid() != parent or orphaned or _is_dead(os.environ.get(PARENT_VARIABLE)):
         os._exit(1)
     if platform.system() == "Linux":
         return
