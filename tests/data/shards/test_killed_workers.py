@@ -67,6 +67,22 @@ def test_a_killed_worker_ends_the_job(bitmaps: str, tmp_path: Path, moment: str)
     assert not (tmp_path / "manifest.json").exists()
 
 
+@pytest.mark.parametrize("moment", ["spawned", "imports numpy", "has started"])
+def test_a_killed_job_leaves_no_worker(bitmaps: str, tmp_path: Path, moment: str) -> None:
+    """Also one that was still starting, which once waited for work for ever."""
+    flags = ("--source", bitmaps, "--dest", str(tmp_path), "--processes", "2")
+    job = subprocess.Popen(
+        [sys.executable, "-m", "jobs.shard", *flags, "--shard.drawings_per_shard", "1024"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    while not any(MOMENTS[moment](worker, tmp_path) for worker in _workers(job.pid)):
+        assert job.poll() is None
+        time.sleep(0.002)
+    job.kill()
+    job.communicate(timeout=60)  # workers hold its output open until they end
+
+
 def _workers(parent: int) -> list[int]:
     """Process ids of the pool's processes that are alive."""
     children = _proc(parent, f"task/{parent}/children").split()
