@@ -69,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             done = writer.finished_groups(plan, dest)
         dataset = _merge(plan, source, dest, done)
     if dataset is not None:
+        files = dataset.source_files
+        blank = {file.name: file.blank for file in files}
+        if text := integrity.blank_summary(blank, {file.name: file.drawings for file in files}):
+            print(f"blank     {text}")
         print(f"checked   {integrity.summary(dataset.source_files)}")
         print(f"{storage.join(dest, manifest.NAME)}: complete, digest {dataset.digest[:16]}")
         return

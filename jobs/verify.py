@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 
@@ -12,7 +13,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.drawings.sources import open_source, source_address
-from quickdraw_dist.data.shards import manifest
+from quickdraw_dist.data.shards import integrity, manifest
 from quickdraw_dist.data.verify import find_problems
 
 EPILOG = """\
@@ -45,18 +46,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = arguments.dataset or settings.data
     dataset = manifest.read(folder)
     source = open_source(arguments.source, dataset.classes) if arguments.source else None
+    blank: Counter[str] = Counter()
     total = sum(file.drawings for file in dataset.source_files)
     with tqdm(total=total, unit=" drawings", unit_scale=True) as bar:
-        found = list(islice(find_problems(folder, dataset, source, bar.update), _SHOWN + 1))
+        problems = find_problems(folder, dataset, source, bar.update, blank)
+        found = list(islice(problems, _SHOWN + 1))
     if found:
         if len(found) > _SHOWN:
             found[_SHOWN] = "and more; repair these and verify again"
         raise CorruptError("\n       ".join(found), problems=found)
+    counts = {file.name: file.drawings for file in dataset.source_files}
+    text = integrity.blank_summary(blank, counts)
     shards = sum(len(entries) for entries in dataset.splits.values())
     print(
         f"{folder}: {total:,} drawings of {len(dataset.classes)} classes in {shards} shards: "
         f"checksums right, every row exactly once, labels right"
         + (", every pixel equal to the source's" if source else "")
+        + (f"\nblank: {text}" if text else "")
         + f"\ndigest {dataset.digest}"
     )
 

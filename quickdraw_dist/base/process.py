@@ -1,4 +1,4 @@
-"""This process: its CPUs, parent, locks and garbage collector, and what it prints."""
+"""This process: its CPUs, parent, locks, garbage collector, output, and what children inherit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import gc
 import io
 import math
 import os
+import pickle
 import platform
 import select
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing import parent_process, reduction
 from pathlib import Path
 from typing import Any, Self
 
@@ -86,7 +89,9 @@ def die_with_parent() -> None:
     if platform.system() == "Linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent or _is_dead(os.environ.get(PARENT_VARIABLE)):  # before the call
+    starter = parent_process()  # of a process of multiprocessing
+    orphaned = starter is not None and not starter.is_alive()
+    if os.getppid() != parent or orphaned or _is_dead(os.environ.get(PARENT_VARIABLE)):
         os._exit(1)
     if platform.system() == "Linux":
         return
@@ -256,3 +261,32 @@ def print_unbuffered(line: str, descriptor: int = 2) -> None:
         # A stream that is ready takes this many bytes without blocking.
         while data and select.select((), (descriptor,), (), _PRINT_SECONDS)[1]:
             data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]
+
+
+class Inherited:
+    """A value for spawned processes, pickled in a nameless file that they inherit.
+
+    An argument travels through a pipe instead. A pipe holds 64 KB: the parent of a process that
+    dies before it reads more than that would wait for ever.
+    """
+
+    def __init__(self, value: object) -> None:
+        if sys.platform == "linux":  # in memory: a container may have no folder to write to
+            self._file = os.fdopen(os.memfd_create("quickdraw-work"), "w+b")
+        else:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 open while processes start
+        pickle.dump(value, self._file)
+        self._file.flush()
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return _load_inherited, (reduction.DupFd(self._file.fileno()),)
+
+
+def _load_inherited(handle: Any) -> Any:
+    """Return the value of an `Inherited`, in a process that was spawned with it."""
+    file = handle.detach()
+    try:
+        # pread: all processes share one position in the file.
+        return pickle.loads(os.pread(file, os.fstat(file).st_size, 0))  # noqa: S301 our own
+    finally:
+        os.close(file)

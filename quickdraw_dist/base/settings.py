@@ -87,6 +87,9 @@ class Shard(Section):
     """Fraction of every class in the test split; the rest is the training split."""
     classes: tuple[str, ...] = ()
     """Classes to shard, in the order of their labels 0, 1, ... Empty: all classes of the source."""
+    max_blank: Probability = 0.05
+    """Largest fraction of a class's drawings that may be blank (all zero), as the end of an
+    unfinished download is; a class with more is refused. 1: any."""
     seed: Natural = 1
     """Random seed of the splits and of the order of drawings in the shards."""
 

@@ -158,13 +158,38 @@ def size(url: str) -> int:
 
 
 def sizes(folder: str, suffix: str) -> dict[str, int]:
-    """Return the objects directly below a folder whose names end in `suffix`, sorted, with their
-    sizes in bytes; FileNotFoundError if there is no such folder."""
-    if not is_remote(folder):
-        found = {p.name: p.stat().st_size for p in Path(folder).iterdir() if p.suffix == suffix}
-    else:
-        found, _ = _store().listing(folder)
-    return {name: found[name] for name in sorted(found) if name.endswith(suffix)}
+    """Return the objects directly below a folder whose names end in `suffix`, in upper or lower
+    case, sorted, with their sizes in bytes. Hidden ones are not listed: systems, editors and
+    unfinished writes leave them (._cat.npy, .#cat.npy).
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        RefusedError: a link in it leads nowhere.
+    """
+
+    def wanted(name: str) -> bool:
+        return name.lower().endswith(suffix) and not name.startswith(".")
+
+    if is_remote(folder):
+        found = _store().listing(folder)[0]
+        return {name: found[name] for name in sorted(found) if wanted(name)}
+    paths = sorted(path for path in Path(folder).iterdir() if wanted(path.name))
+    stated = ((path.name, _stated_size(path)) for path in paths)
+    return {name: size for name, size in stated if size is not None}
+
+
+def _stated_size(path: Path) -> int | None:
+    """Return a listed file's bytes; None if it has been removed since."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        if path.is_symlink():
+            problem = f"a link to {path.readlink()} that leads nowhere ({error.strerror})"
+            remedy = "Restore what it links to, or remove it"
+            raise RefusedError(str(path), None, problem, remedy) from None
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise
 
 
 def folders(folder: str) -> list[str]:

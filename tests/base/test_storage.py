@@ -208,6 +208,21 @@ def test_listings(folder: str) -> None:
     assert list(storage.sizes(folder, ".npy")) == ["a.npy", "b.npy", "new.npy"]
 
 
+def test_listings_have_no_strays(folder: str) -> None:
+    """Hidden files are left by systems and editors; the case of a suffix is a system's habit."""
+    for name in ("a.tar", "B.TAR", "._a.tar", ".tar", "a.tar~"):
+        storage.publish(storage.join(folder, name), b"x")
+    assert storage.sizes(folder, ".tar") == {"B.TAR": 1, "a.tar": 1}
+
+
+def test_a_listing_names_a_broken_link(tmp_path: Path) -> None:
+    """One dangling link does not make its folder a missing one."""
+    (tmp_path / "a.tar").symlink_to("nowhere.tar")
+    (tmp_path / ".#b.tar").symlink_to("emacs@host")
+    with pytest.raises(RefusedError, match=r"a\.tar: a link to nowhere\.tar that leads nowhere"):
+        storage.sizes(str(tmp_path), ".tar")
+
+
 def test_what_is_missing(folder: str) -> None:
     """Callers tell a missing object from a failing store by the type of the error alone."""
     storage.publish(storage.join(folder, "there"), b"x")

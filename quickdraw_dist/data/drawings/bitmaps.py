@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 import tokenize
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,9 @@ _BAD_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
 
 READINGS = 2 * storage.ATTEMPTS
 """Readings of a doubtful range at most: twice a request's attempts, as two may have to agree."""
+
+_CONFLICT_COPY = re.compile(r"\.sync-conflict-|\(.*conflicted copy.*\)$|^~\$")
+"""In names that sync tools and office programs give to copies of a file beside it."""
 
 _OPENERS = 16
 """Headers read in parallel: over a network each one is a round trip."""
@@ -77,19 +82,21 @@ def open_bitmaps(url: str, classes: Sequence[str] = ()) -> Bitmaps:
         classes: only these, in this order, without repeats; empty for all official ones.
 
     Raises:
-        RefusedError: no such folder, no `.npy` file in it, an unknown or missing class.
+        RefusedError: no such folder, no `.npy` file in it, an unknown or missing class, a link that
+            leads nowhere, a file that ends in .NPY.
         CorruptError: a header, shape, dtype or length that is not a bitmap file's.
         StorageError: the store did not answer; DeniedError: not for this account.
     """
     try:
-        found = {n.removesuffix(".npy"): s for n, s in storage.sizes(url, ".npy").items()}
+        found = storage.sizes(url, ".npy")
     except (FileNotFoundError, NotADirectoryError):
         raise _no_source(url, "no such folder") from None
     if not found:
         raise _no_source(url, "no .npy file in it")
     names = _choose(url, found, classes)
+    files = [f"{name}.npy" for name in names]
     with ThreadPoolExecutor(_OPENERS) as pool:
-        opened = list(pool.map(lambda n: _open_one(storage.join(url, f"{n}.npy"), found[n]), names))
+        opened = list(pool.map(lambda n: _open_one(storage.join(url, n), found[n]), files))
     counts = tuple(count for count, _ in opened)
     if url.startswith("gs://quickdraw_dataset/"):
         _check_official_counts(url, names, counts)
@@ -111,20 +118,37 @@ def _choose(url: str, found: dict[str, int], wanted: Sequence[str]) -> tuple[str
     """Return the wanted classes, or the official ones that were found, in official order."""
     if wanted:
         for name in wanted:
-            if name not in found:
-                problem, remedy = f"there is no {name}.npy in {url}", nearest(name, found).strip()
+            if f"{name}.npy" not in found:
+                problem = f"there is no {name}.npy in {url}"
+                alike = [f for f in found if f.casefold() == f"{name}.npy".casefold()]
+                near = nearest(name, [file[: -len(".npy")] for file in found]).strip()
+                remedy = f"Rename {alike[0]} to {name}.npy" if alike else near
                 raise RefusedError(f"class {name!r}", None, problem, remedy)
         return tuple(wanted)
-    known = official_names()
-    for name in found:
-        if name not in known:
+    known: tuple[str, ...] = official_names()
+    names: set[str] = set()
+    for file in found:
+        name, suffix = file[: -len(".npy")], file[-len(".npy") :]
+        if _CONFLICT_COPY.search(name):
+            print(f"source: {storage.join(url, file)} is passed over", file=sys.stderr)
+        elif name not in known:
+            alike = [other for other in known if other.casefold() == name.casefold()]
+            near = nearest(alike[0] if alike else name, alike or known)
             raise RefusedError(
-                f"{storage.join(url, name)}.npy",
+                storage.join(url, file),
                 None,
-                f"{name!r} is none of the 345 official classes.{nearest(name, known)}",
-                "List all classes with --shard.classes to shard classes of your own",
+                f"{name!r} is none of the 345 official classes.{near}",
+                "Rename or remove it, or list all classes with --shard.classes to shard classes of "
+                "your own",
             )
-    return tuple(name for name in known if name in found)
+        elif suffix != ".npy":
+            problem = f"its name ends in {suffix}, that of a bitmap file in .npy"
+            raise RefusedError(storage.join(url, file), None, problem, f"Rename it to {name}.npy")
+        else:
+            names.add(name)
+    if not names:
+        raise _no_source(url, "no .npy file in it")
+    return tuple(name for name in known if name in names)
 
 
 def _open_one(url: str, size: int) -> tuple[int, bytes]:

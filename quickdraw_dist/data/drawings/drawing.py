@@ -14,6 +14,11 @@ PIXELS = SIDE * SIDE
 """Pixels, and bytes, of one drawing."""
 
 
+def is_blank(drawings: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which of some drawings, (n, 28, 28), have no ink: (n,)."""
+    return np.logical_not(drawings.reshape(len(drawings), PIXELS).view(np.uint64).any(axis=1))
+
+
 class Source(Protocol):
     """Drawings of some classes, each addressed by (label, row); picklable for worker processes."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,10 +123,10 @@ def find_shards(pattern: str) -> tuple[ExternalShard, ...]:
     found: dict[str, int] = {}
     missing = []
     for url in urls:
-        folder, name = _split(url) if url.endswith(".tar") else (url, "*.tar")
+        folder, name = _split(url) if url.lower().endswith(".tar") else (url, "*.tar")
         if folder not in listings:
-            listings[folder] = _tars(folder)
-        names = [name] if name in listings[folder] else fnmatch.filter(listings[folder], name)
+            listings[folder] = stored_sizes(folder, ".tar")
+        names = [name] if name in listings[folder] else _matching(listings[folder], name)
         if not names:
             missing.append(url)
         found |= {storage.join(folder, name): listings[folder][name] for name in names}
@@ -136,17 +137,17 @@ def find_shards(pattern: str) -> tuple[ExternalShard, ...]:
     return tuple(ExternalShard(url, found[url]) for url in sorted(found))
 
 
+def _matching(names: Iterable[str], pattern: str) -> list[str]:
+    """Return the names that match a pattern in upper or lower case: X.TAR is a tar file, too."""
+    return [name for name in names if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
+
+
 def _split(url: str) -> tuple[str, str]:
     """Return folder and name of an address."""
     if storage.is_remote(url):
         folder, _, name = url.rpartition("/")
         return folder, name
     return str(Path(url).parent), Path(url).name
-
-
-def _tars(folder: str) -> dict[str, int]:
-    found = stored_sizes(folder, ".tar")
-    return {name: size for name, size in found.items() if not name.startswith(".")}
 
 
 def check_fit(settings: Settings, shards: ExternalShards, world_size: int) -> None:

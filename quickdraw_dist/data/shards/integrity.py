@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.errors import CorruptError, RefusedError, flag
 from quickdraw_dist.data.drawings.bitmaps import READINGS, file_url
 from quickdraw_dist.data.drawings.classes import official_file
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
@@ -191,6 +191,31 @@ def summary(files: Sequence[SourceFile]) -> str:
         return "nothing: this source has no checksums"
     counts = [f"{name} of {made[name]:,}" for name in CHECKS]
     return f"of {len(files):,} source files: {', '.join(counts)}"
+
+
+def check_blank(plan: Plan, source: Source, blank: Sequence[int] | Mapping[int, int]) -> None:
+    """Raise RefusedError if a class has more blank drawings than --shard.max_blank allows.
+
+    `blank` has the number of blank drawings by label, of all or of the groups read so far.
+    """
+    for label, (name, count) in enumerate(zip(plan.classes, plan.counts, strict=True)):
+        found = blank[label]  # 0 in a Counter that has none
+        if found > plan.settings.max_blank * count:
+            limit = flag("shard.max_blank", plan.settings.max_blank)
+            problem = (
+                f"{found:,} of its {count:,} drawings are blank (all zero), more than {limit} "
+                "allows; the download of its file may be unfinished"
+            )
+            remedy = "Fetch it again, or raise --shard.max_blank if they are meant to be blank"
+            raise RefusedError(f"{source.url}: class {name!r}", None, problem, remedy, blank=found)
+
+
+def blank_summary(blank: Mapping[str, int], counts: Mapping[str, int]) -> str:
+    """Return in words how many drawings of which classes are blank; empty if none are."""
+    most = sorted((name for name in blank if blank[name]), key=lambda name: -blank[name])
+    named = [f"{name} {blank[name]:,} of {counts[name]:,}" for name in most[:3]]
+    more = [f"{len(most) - 3} more classes"] if len(most) > 3 else []
+    return ", ".join([*named, *more])
 
 
 def _read_suspects_again(plan: Plan, source: Source, crcs: Crcs, suspects: list[int]) -> None:

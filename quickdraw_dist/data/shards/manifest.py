@@ -9,17 +9,30 @@ from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_serializer,
+)
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import RefusedError, one_line
+from quickdraw_dist.base.errors import CorruptError, RefusedError, one_line
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.drawings.drawing import PIXELS
+from quickdraw_dist.data.shards.consistency import find_contradictions
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
+
+_SHOWN = 3
+"""Most contradictions in a message."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -49,10 +62,15 @@ class ShardEntry(_Stored):
 
 
 class RangeRead(_Stored):
-    """Size and checksum of the range that a group read of one class's file."""
+    """Size, checksum and blank drawings of the range that a group read of one class's file."""
 
     bytes: Count
     crc32c: Count
+    blank: Count = 0
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_blank_0(handler(self))
 
 
 class PartFile(_Stored):
@@ -76,6 +94,18 @@ class SourceFile(_Stored):
     crc32c: Count
     checked: tuple[str, ...] = ()
     """The `integrity.CHECKS` that the file passed."""
+    blank: Count = 0
+    """Drawings without ink; datasets made before they were counted have 0."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_blank_0(handler(self))
+
+
+def _without_blank_0(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a file's fields without `blank` where it is 0: releases that do not know the field
+    read the manifest."""
+    return {name: value for name, value in fields.items() if name != "blank" or value}
 
 
 class Manifest(_Stored):
@@ -99,9 +129,20 @@ class Manifest(_Stored):
             raise ValueError(f"has splits {sorted(value)}, not {', '.join(SPLITS)}")
         return value
 
+    @field_serializer("settings")
+    def _settings(self, settings: Shard) -> dict[str, Any]:
+        """Return the settings that the shards follow from: a limit is none, and releases that do
+        not know it read the manifest."""
+        return settings.model_dump(mode="json", exclude={"max_blank"})
+
     def drawings(self, split: str) -> int:
         """Return the number of drawings of a split."""
         return sum(shard.drawings for shard in self.splits[split])
+
+    @property
+    def contents_digest(self) -> str:
+        """The digest computed from the classes and blocks listed here."""
+        return digest(self.classes, self.splits)
 
     @property
     def copy_id(self) -> str:
@@ -132,6 +173,9 @@ def merge(
 ) -> Manifest:
     """Return the manifest of a plan from the part files of all groups: a pure function."""
     splits = shards_of(parts)
+    ranges = zip(*(part.ranges for part in parts.values()), strict=True)
+    blank = [sum(read.blank for read in of_class) for of_class in ranges]
+    files = zip(source_files, blank, strict=True)
     counts = {split: [part.per_class[split] for part in parts.values()] for split in SPLITS}
     per_class = {split: tuple(np.sum(counts[split], axis=0).tolist()) for split in SPLITS}
     mean, std = normalisation(
@@ -143,7 +187,7 @@ def merge(
         format_version=FORMAT_VERSION,
         classes=plan.classes,
         source=source,
-        source_files=source_files,
+        source_files=tuple(file.model_copy(update={"blank": n}) for file, n in files),
         settings=plan.settings,
         splits=splits,
         per_class=per_class,
@@ -174,6 +218,30 @@ def digest(classes: tuple[str, ...], splits: dict[str, tuple[ShardEntry, ...]]) 
 
 def read(folder: str) -> Manifest:
     """Return the manifest of a dataset in any layout.
+
+    Raises:
+        RefusedError: no dataset there, one of a newer format, or a damaged manifest.
+        CorruptError: the manifest contradicts itself; it was changed after it was written.
+    """
+    dataset = read_unchecked(folder)
+    check(dataset, folder)
+    return dataset
+
+
+def check(dataset: Manifest, folder: str) -> None:
+    """Raise CorruptError if the manifest of the dataset in `folder` contradicts itself."""
+    found = list(find_contradictions(dataset))
+    if not found:
+        return
+    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+    problem = f"contradicts itself: {'; '.join([*found[:_SHOWN], *more])}"
+    again = f"run again: make shard SOURCE={shlex.quote(dataset.source)} DEST={folder}"
+    remedy = f"Restore the manifest from a copy of the dataset, or {again} (with the same settings)"
+    raise CorruptError(storage.join(folder, NAME), None, problem, remedy, contradictions=found)
+
+
+def read_unchecked(folder: str) -> Manifest:
+    """Return the manifest of a dataset, though it may contradict itself.
 
     Raises:
         RefusedError: no dataset there, one of a newer format, or a damaged manifest.

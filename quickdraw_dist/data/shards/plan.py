@@ -45,7 +45,12 @@ class PlannedShard:
     @property
     def name(self) -> str:
         """Path of the shard below the dataset's folder."""
-        return f"{self.split}/quickdraw-{self.split}-{self.number:06d}.tar"
+        return shard_name(self.split, self.number)
+
+
+def shard_name(split: str, number: int) -> str:
+    """Return the path of a split's shard below the dataset's folder."""
+    return f"{split}/quickdraw-{split}-{number:06d}.tar"
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Hash that ties part files to this plan: those of another plan are never merged."""
-        settings = self.settings.model_dump(exclude={"classes"})
+        settings = self.settings.model_dump(exclude={"classes", "max_blank"})
         fields = [self.classes, self.counts, settings, *([self.identity] if self.identity else [])]
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -128,6 +133,11 @@ class Plan:
         }
         # Large fractions and 'at least 1' can add up to more than a few rows.
         return sizes | {"val": min(sizes["val"], count - sizes["test"])}
+
+    def split_counts(self, label: int) -> dict[str, int]:
+        """Return a class's drawings in every split."""
+        held_out = self.held_out(label)
+        return {"train": self.counts[label] - sum(held_out.values()), **held_out}
 
     @cached_property
     def split_of_rows(self) -> tuple[NDArray[np.uint8], ...]:

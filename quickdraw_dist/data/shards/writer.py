@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from pydantic import ValidationError
 from quickdraw_dist.base import process, storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.storage import Scratch
-from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source, is_blank
 from quickdraw_dist.data.shards import blocks, integrity, manifest
 from quickdraw_dist.data.shards.manifest import BlockEntry, PartFile, RangeRead, ShardEntry
 from quickdraw_dist.data.shards.plan import SPLITS, Plan, PlannedShard
@@ -87,7 +89,8 @@ def read_rows(
         true_crc = None if true_crcs is None else true_crcs[label]
         rows, crc = integrity.read(source, label, start, stop, true_crc)
         pixels[ends[label] - len(rows) : ends[label]] = rows
-        return RangeRead(bytes=rows.nbytes, crc32c=crc)
+        blank = int(np.count_nonzero(is_blank(rows)))
+        return RangeRead(bytes=rows.nbytes, crc32c=crc, blank=blank)
 
     with ThreadPoolExecutor(integrity.READERS) as pool:
         return pixels, tuple(pool.map(fetch, range(len(ranges))))
@@ -196,6 +199,7 @@ def merge_if_complete(
 
     Raises:
         CorruptError: the source is not what its checksum says, or not the official one.
+        RefusedError: the training drawings are all of one colour, or too many are blank.
         StorageError: the store failed.
     """
     done = dict(finished_groups(plan, dest) if parts is None else parts)
@@ -211,6 +215,10 @@ def merge_if_complete(
     for group in wrong:
         done[group] = build_group(plan, group, source, dest, memory, true_crcs=crcs[group])
     merged = manifest.merge(plan, done, source.url, files)
+    integrity.check_blank(plan, source, [file.blank for file in merged.source_files])
+    if not merged.pixel_std:
+        problem = f"its {merged.drawings('train'):,} training drawings are all of one colour"
+        raise RefusedError(source.url, None, problem, "Give a source of drawings to learn from")
     storage.publish(storage.join(dest, manifest.NAME), manifest.to_json(merged))
     for folder in ("", *SPLITS, "parts"):
         storage.remove_temporary_files(storage.join(dest, folder))
@@ -220,35 +228,54 @@ def merge_if_complete(
 _worker: tuple[Plan, Source, str, Scratch] | None = None
 
 
-def _start_worker(plan: Plan, source: Source, dest: str) -> None:
+def _start_worker(work: Any) -> None:
+    """Keep the plan, source and destination that `build` hands over as a `process.Inherited`."""
     global _worker
     process.survive_lost_output()
     process.die_with_parent()
+    plan, source, dest = work
     _worker = (plan, source, dest, Scratch())
 
 
-def _build_in_worker(group: int) -> int:
+def _build_in_worker(group: int) -> tuple[int, dict[int, int]]:
+    """Return the number of drawings built, and of blank ones by label."""
     assert _worker is not None, "the pool starts every worker with _start_worker"
     plan, source, dest, memory = _worker
     with process.manual_garbage_collection():
-        build_group(plan, group, source, dest, memory)
-    return sum(plan.split_sizes[group])
+        part = build_group(plan, group, source, dest, memory)
+    return int(plan.split_sizes[group].sum()), _blank(part)
+
+
+def _blank(part: PartFile) -> dict[int, int]:
+    """Return the blank drawings of a group by label, where there are any."""
+    return {label: read.blank for label, read in enumerate(part.ranges) if read.blank}
 
 
 def build(
     plan: Plan, groups: list[int], source: Source, dest: str, processes: int, progress: Progress
 ) -> None:
-    """Build groups in a pool of local processes, or in this one where one is enough."""
+    """Build groups in a pool of local processes, or in this one where one is enough.
+
+    Raises:
+        BrokenProcessPool: a process of the pool died, at whatever moment.
+        CorruptError: as `build_group`. StorageError: the store failed.
+        RefusedError: too many of the drawings built so far are blank.
+    """
+    blank: Counter[int] = Counter()
     if processes <= 1 or len(groups) <= 1:
         memory = Scratch()
         with process.manual_garbage_collection():  # an automatic one would traverse every import
             for group in groups:
-                build_group(plan, group, source, dest, memory, progress)
+                blank.update(_blank(build_group(plan, group, source, dest, memory, progress)))
+                integrity.check_blank(plan, source, blank)
                 process.collect_garbage()
         return
+    work = process.Inherited((plan, source, dest))
     # spawn: a forked child of a process with gcsfs threads can hang.
     with ProcessPoolExecutor(
-        min(processes, len(groups)), get_context("spawn"), _start_worker, (plan, source, dest)
+        min(processes, len(groups)), get_context("spawn"), _start_worker, (work,)
     ) as pool:
-        for drawings in pool.map(_build_in_worker, groups):
+        for drawings, of_group in pool.map(_build_in_worker, groups):
             progress(drawings)
+            blank.update(of_group)
+            integrity.check_blank(plan, source, blank)

@@ -55,6 +55,14 @@ def refusal(call: Callable[[], object]) -> RefusedError:
     return refused.value
 
 
+@pytest.mark.parametrize("pattern", ["", "/*.tar", "/x-1.TAR", "/x-{0..1}.tar"])
+def test_a_suffix_in_capitals_is_found(tmp_path: Path, pattern: str) -> None:
+    """A shard was once left out of the dataset without a word."""
+    for name in ("x-0.tar", "x-1.TAR"):
+        (tmp_path / name).write_bytes(b"x")
+    assert str(tmp_path / "x-1.TAR") in [shard.url for shard in find_shards(f"{tmp_path}{pattern}")]
+
+
 def test_shards_that_are_not_there(tmp_path: Path) -> None:
     """A gap in a list, a folder without tars, a malformed list: each is named."""
     write_shards(tmp_path / "a", [3, 3])
