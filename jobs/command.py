@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.process import print_unbuffered, survive_lost_output
+from quickdraw_dist.base.process.output import print_unbuffered, survive_lost_output
 from quickdraw_dist.distributed.exits import report
 
 

@@ -21,8 +21,8 @@ from quickdraw_dist.data.external.feed import batches_in_order
 from quickdraw_dist.data.external.shards import find_shards
 from quickdraw_dist.data.feed import open_dataset
 from quickdraw_dist.data.order.memory import default_threads
-from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.shards.plan import SPLITS
+from quickdraw_dist.data.shards.schema import Manifest
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.reader import SplitReader

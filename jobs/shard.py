@@ -11,12 +11,12 @@ from jobs.command import run, whole_number, worker_share
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.process import processors
+from quickdraw_dist.base.process.cpus import processors
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source, source_address
 from quickdraw_dist.data.shards import integrity, manifest, writer
-from quickdraw_dist.data.shards.manifest import Manifest, PartFile
 from quickdraw_dist.data.shards.plan import Plan, describe
+from quickdraw_dist.data.shards.schema import Manifest, PartFile
 
 OFFICIAL = "gs://quickdraw_dataset/full/numpy_bitmap"
 

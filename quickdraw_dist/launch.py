@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from quickdraw_dist.base.process import PARENT_VARIABLE, survive_lost_output
+from quickdraw_dist.base.process.output import survive_lost_output
+from quickdraw_dist.base.process.parent import PARENT_VARIABLE
 from quickdraw_dist.distributed.exits import EXIT_FILE, SAVED
 from quickdraw_dist.distributed.signals import signals_to_answer
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from quickdraw_dist.base.process import die_with_parent, share_processors, survive_lost_output
+from quickdraw_dist.base.process.cpus import share_processors
+from quickdraw_dist.base.process.output import survive_lost_output
+from quickdraw_dist.base.process.parent import die_with_parent
 from quickdraw_dist.distributed.exits import SAVED, leave, report
 from quickdraw_dist.distributed.signals import StopSignal
 

@@ -18,7 +18,7 @@ from pydantic_settings import EnvSettingsSource, SettingsError
 from yaml.error import MarkedYAMLError
 
 from quickdraw_dist.base.errors import RefusedError, nearest, one_line
-from quickdraw_dist.base.process import PARENT_VARIABLE
+from quickdraw_dist.base.process.parent import PARENT_VARIABLE
 from quickdraw_dist.base.settings import Settings, is_section, setting_fields
 
 EPILOG = """\

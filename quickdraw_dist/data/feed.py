@@ -16,7 +16,7 @@ from quickdraw_dist.data.order.memory import LoaderMemory, default_threads, plan
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards import manifest
-from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.data.shards.schema import Manifest
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.loader import TrainLoader

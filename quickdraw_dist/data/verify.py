@@ -16,8 +16,8 @@ from quickdraw_dist.data.drawings.drawing import SIDE, Source, is_blank
 from quickdraw_dist.data.external import samples
 from quickdraw_dist.data.shards import blocks, integrity, manifest
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.shards.manifest import BlockEntry, Manifest, ShardEntry
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
+from quickdraw_dist.data.shards.schema import BlockEntry, Manifest, ShardEntry
 from quickdraw_dist.data.shards.writer import read_rows
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from quickdraw_dist.base.errors import RefusedError, StorageError, TrainingError
-from quickdraw_dist.base.process import processors
+from quickdraw_dist.base.process.cpus import processors
 from quickdraw_dist.base.settings import Train
 from quickdraw_dist.distributed.environment import check_network, read_numbers
 

@@ -25,7 +25,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from quickdraw_dist.base.process import print_unbuffered
+from quickdraw_dist.base.process.output import print_unbuffered
 from quickdraw_dist.distributed.exits import SAVED, leave
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")

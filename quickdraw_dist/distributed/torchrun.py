@@ -11,7 +11,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-from quickdraw_dist.base.process import PARENT_VARIABLE, die_with_parent, survive_lost_output
+from quickdraw_dist.base.process.output import survive_lost_output
+from quickdraw_dist.base.process.parent import PARENT_VARIABLE, die_with_parent
 from quickdraw_dist.distributed.exits import report
 from quickdraw_dist.distributed.signals import signals_to_answer
 

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.process import print_unbuffered
+from quickdraw_dist.base.process.output import print_unbuffered
 from quickdraw_dist.base.settings import Train
 from quickdraw_dist.base.telemetry.phases import PHASES, Current, Phases, RunPoint
 from quickdraw_dist.distributed.exits import leave

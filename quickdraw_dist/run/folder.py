@@ -14,7 +14,7 @@ from typing import Any
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import BusyError, RefusedError, StorageError, TrainingError
-from quickdraw_dist.base.process import FileLock, UnlockableError
+from quickdraw_dist.base.process.lock import FileLock, UnlockableError
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.distributed import ranks
 from quickdraw_dist.run.lease import (

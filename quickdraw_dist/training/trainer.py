@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from quickdraw_dist import models
-from quickdraw_dist.base import process
+from quickdraw_dist.base.process.garbage import collect_garbage, manual_garbage_collection
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
@@ -127,7 +127,7 @@ class Trainer:
             return 0
         self._begin()
         self._validate_if_due()  # a signal may have stopped the run while it evaluated
-        with process.manual_garbage_collection():
+        with manual_garbage_collection():
             while self.epoch < epochs and not self.agreement.stopped:
                 self._train_epoch()
                 if not self.agreement.stopped:
@@ -242,7 +242,7 @@ class Trainer:
                 self.log.say(line)
             batch = self.settings.train.global_batch
             self.log.log_training(self.position, figures.summary(batch, learner.rate))
-            process.collect_garbage()
+            collect_garbage()
 
     # -- state ---------------------------------------------------------------------------------
 

@@ -16,14 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from quickdraw_dist.base import process
-from quickdraw_dist.base.process import (
-    PARENT_VARIABLE,
-    FileLock,
-    UnlockableError,
-    processors,
-    quota,
-)
+from quickdraw_dist.base.process import cpus
+from quickdraw_dist.base.process.cpus import processors, quota, share_processors
+from quickdraw_dist.base.process.garbage import collect_garbage, manual_garbage_collection
+from quickdraw_dist.base.process.lock import FileLock, UnlockableError
+from quickdraw_dist.base.process.parent import PARENT_VARIABLE
 
 # -- CPUs ------------------------------------------------------------------------------------------
 
@@ -44,7 +41,7 @@ def test_a_container_with_a_limit(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr(process, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cpus, "CGROUPS", tmp_path)
     (tmp_path / "cpu.max").write_text(limit)  # of our own group or of one that contains it
     assert processors() == expected
 
@@ -53,7 +50,7 @@ def test_a_container_with_a_limit(
 def test_bound_to_one_cpu() -> None:
     one = min(os.sched_getaffinity(0))
     code = f"import os; os.sched_setaffinity(0, {{{one}}})\n"
-    code += "from quickdraw_dist.base.process import processors; print(processors())"
+    code += "from quickdraw_dist.base.process.cpus import processors; print(processors())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 
@@ -63,12 +60,12 @@ def test_threads_that_wait_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     for name in names:
         monkeypatch.delenv(name, raising=False)
-    process.share_processors()
+    share_processors()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     for name in names:
         monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
         monkeypatch.setenv(name, "ACTIVE")
-        process.share_processors()
+        share_processors()
         assert os.environ.get("OMP_WAIT_POLICY") == ("ACTIVE" if name == names[0] else None)
         monkeypatch.delenv(name)
 
@@ -82,7 +79,7 @@ def test_train_decides_before_openmp_starts() -> None:
 
 # -- the parent ------------------------------------------------------------------------------------
 
-DIE = "import time; from quickdraw_dist.base.process import die_with_parent; die_with_parent(); "
+DIE = "import time; from quickdraw_dist.base.process import parent; parent.die_with_parent(); "
 
 
 def test_dies_with_its_parent() -> None:
@@ -132,7 +129,7 @@ def test_shard_workers_die_with_their_killed_parent(tmp_path: Path) -> None:
 
 PRINT = """
 import os, sys, time
-from quickdraw_dist.base.process import print_unbuffered, survive_lost_output
+from quickdraw_dist.base.process.output import print_unbuffered, survive_lost_output
 survive_lost_output()
 for _ in range(3):
     print("words é", flush=True)
@@ -213,8 +210,8 @@ def test_output_that_nobody_reads_does_not_block_the_end() -> None:
         while os.write(writer, bytes(4096)):
             pass
     os.set_blocking(writer, True)
-    code = "from quickdraw_dist.base import process; process._PRINT_SECONDS = 0.05; "
-    code += "process.print_unbuffered('stalled')"
+    code = "from quickdraw_dist.base.process import output; output._PRINT_SECONDS = 0.05; "
+    code += "output.print_unbuffered('stalled')"
     assert subprocess.run([sys.executable, "-c", code], stderr=writer, timeout=60).returncode == 0
     os.close(reader)
     os.close(writer)
@@ -225,7 +222,7 @@ def test_non_blocking_output_waits_for_its_reader() -> None:
     raises BlockingIOError."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    code = "from quickdraw_dist.base.process import survive_lost_output; survive_lost_output(); "
+    code = "from quickdraw_dist.base.process import output; output.survive_lost_output(); "
     code += "print('x' * 300_000)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=writer)
     os.close(writer)
@@ -245,18 +242,18 @@ class Cycle:
 
 
 def test_garbage_is_collected_on_request_only() -> None:
-    with process.manual_garbage_collection():
+    with manual_garbage_collection():
         cycle = weakref.ref(Cycle())
         assert len([[] for _ in range(100_000)]) == 100_000  # many times the usual threshold
         assert cycle() is not None
-        process.collect_garbage()
+        collect_garbage()
         assert cycle() is None
 
 
 def test_automatic_collection_is_restored() -> None:
     """Also after an error: a program that uses the trainer as a library keeps its collector."""
     frozen = gc.get_freeze_count()
-    with pytest.raises(ValueError), process.manual_garbage_collection():
+    with pytest.raises(ValueError), manual_garbage_collection():
         assert not gc.isenabled()
         raise ValueError
     assert gc.isenabled()
@@ -268,7 +265,7 @@ def test_automatic_collection_is_restored() -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from quickdraw_dist.base.process import FileLock
+from quickdraw_dist.base.process.lock import FileLock
 with FileLock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

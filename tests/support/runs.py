@@ -21,7 +21,7 @@ import torch.distributed as dist
 from jobs import shard
 from quickdraw_dist import train
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.process import processors
+from quickdraw_dist.base.process.cpus import processors
 from quickdraw_dist.distributed.exits import leave
 from quickdraw_dist.run.checkpoint import files as checkpoint
 from tests.support.gcs.local import use_store

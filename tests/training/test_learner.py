@@ -11,7 +11,7 @@ import torch
 
 from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
 from quickdraw_dist.data.order.share import Share
-from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.data.shards.schema import Manifest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.run.checkpoint.files import Checkpoint
 from quickdraw_dist.training.learner import Learner, compile_mode

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
-from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.data.shards.schema import Manifest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
 from tests.support.data.datasets import Dataset

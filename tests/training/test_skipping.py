@@ -13,7 +13,7 @@ from torch import nn
 
 from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
 from quickdraw_dist.data.order.share import Share
-from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.data.shards.schema import Manifest
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
 from quickdraw_dist.training.objective import Objective

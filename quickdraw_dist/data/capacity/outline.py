@@ -9,8 +9,8 @@ from itertools import pairwise
 from quickdraw_dist.base.errors import RefusedError, flag, nearest
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.classes import official_class, official_names
-from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
+from quickdraw_dist.data.shards.schema import Manifest
 
 Blocks = tuple[tuple[int, ...], ...]
 """For every shard of a split, the drawings of each of its blocks."""

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from quickdraw_dist.base.errors import RefusedError, flag
-from quickdraw_dist.base.process import processors
+from quickdraw_dist.base.process.cpus import processors
 from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import steps_per_window

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.shards.blocks import END_OF_TAR
 from quickdraw_dist.data.shards.plan import SPLITS, Plan, shard_name
-
-if TYPE_CHECKING:
-    from quickdraw_dist.data.shards.manifest import Manifest, ShardEntry
+from quickdraw_dist.data.shards.schema import Manifest, ShardEntry
 
 
 def find_contradictions(dataset: Manifest) -> Iterator[str]:

@@ -23,8 +23,8 @@ from quickdraw_dist.base.errors import CorruptError, RefusedError, flag
 from quickdraw_dist.data.drawings.bitmaps import READINGS, file_url
 from quickdraw_dist.data.drawings.classes import official_file
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
-from quickdraw_dist.data.shards.manifest import PartFile, SourceFile
 from quickdraw_dist.data.shards.plan import Plan
+from quickdraw_dist.data.shards.schema import PartFile, SourceFile
 
 READERS = 8
 """Ranges of the source read in parallel: over a network each one waits for a round trip."""

@@ -2,157 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    field_serializer,
-    field_validator,
-    model_serializer,
 )
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError, one_line
-from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.shards.consistency import find_contradictions
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
+from quickdraw_dist.data.shards.schema import (
+    FORMAT_VERSION,
+    Manifest,
+    PartFile,
+    ShardEntry,
+    SourceFile,
+    digest,
+)
 
-FORMAT_VERSION = 1
 NAME = "manifest.json"
 
 _SHOWN = 3
 """Most contradictions in a message."""
-
-Count = Annotated[int, Field(ge=0)]
-
-
-class BlockEntry(NamedTuple):
-    """Bytes and drawings of one block of a shard."""
-
-    offset: Count  # bytes from the start of the shard
-    size: Count  # bytes
-    drawings: Count
-    crc32c: Count  # of the contents, blocks.Block.crc
-
-
-class _Stored(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ShardEntry(_Stored):
-    """Name, size and blocks of one shard."""
-
-    name: str
-    group: Count
-    drawings: Count
-    bytes: Count
-    crc32c: Count
-    blocks: tuple[BlockEntry, ...]
-
-
-class RangeRead(_Stored):
-    """Size, checksum and blank drawings of the range that a group read of one class's file."""
-
-    bytes: Count
-    crc32c: Count
-    blank: Count = 0
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_blank_0(handler(self))
-
-
-class PartFile(_Stored):
-    """A group's part file, under `parts/`: shards and counts that the merge puts together."""
-
-    fingerprint: str
-    group: Count
-    shards: dict[str, tuple[ShardEntry, ...]]
-    per_class: dict[str, tuple[Count, ...]]
-    pixel_sum: Count
-    pixel_square_sum: Count
-    ranges: tuple[RangeRead, ...]
-
-
-class SourceFile(_Stored):
-    """One class's file of the source; bytes and checksum include the header."""
-
-    name: str
-    drawings: Count
-    bytes: Count
-    crc32c: Count
-    checked: tuple[str, ...] = ()
-    """The `integrity.CHECKS` that the file passed."""
-    blank: Count = 0
-    """Drawings without ink; datasets made before they were counted have 0."""
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_blank_0(handler(self))
-
-
-def _without_blank_0(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a file's fields without `blank` where it is 0: releases that do not know the field
-    read the manifest."""
-    return {name: value for name, value in fields.items() if name != "blank" or value}
-
-
-class Manifest(_Stored):
-    """A dataset: its source, settings, shards and statistics. Labels are indices into `classes`."""
-
-    format_version: int
-    classes: tuple[str, ...]
-    source: str
-    source_files: tuple[SourceFile, ...]
-    settings: Shard
-    splits: dict[str, tuple[ShardEntry, ...]]
-    per_class: dict[str, tuple[Count, ...]]
-    pixel_mean: float
-    pixel_std: float
-    digest: str
-
-    @field_validator("splits", "per_class")
-    @classmethod
-    def _all_splits(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if set(value) != set(SPLITS):
-            raise ValueError(f"has splits {sorted(value)}, not {', '.join(SPLITS)}")
-        return value
-
-    @field_serializer("settings")
-    def _settings(self, settings: Shard) -> dict[str, Any]:
-        """Return the settings that the shards follow from: a limit is none, and releases that do
-        not know it read the manifest."""
-        return settings.model_dump(mode="json", exclude={"max_blank"})
-
-    def drawings(self, split: str) -> int:
-        """Return the number of drawings of a split."""
-        return sum(shard.drawings for shard in self.splits[split])
-
-    @property
-    def contents_digest(self) -> str:
-        """The digest computed from the classes and blocks listed here."""
-        return digest(self.classes, self.splits)
-
-    @property
-    def copy_id(self) -> str:
-        """SHA-256 of this copy's bytes: a recompressed copy has the same digest, other bytes."""
-        crcs = [shard.crc32c for split in SPLITS for shard in self.splits[split]]
-        return hashlib.sha256(json.dumps([self.digest, crcs]).encode()).hexdigest()
-
-    def block_counts(self, split: str) -> tuple[tuple[int, ...], ...]:
-        """Return, for every shard of a split, the number of drawings of each block."""
-        return tuple(tuple(b.drawings for b in shard.blocks) for shard in self.splits[split])
 
 
 def part_file_name(group: int) -> str:
@@ -202,18 +79,6 @@ def normalisation(pixel_sum: int, pixel_square_sum: int, drawings: int) -> tuple
     pixels = max(drawings, 1) * PIXELS
     mean = pixel_sum / pixels
     return mean / 255, (pixel_square_sum / pixels - mean**2) ** 0.5 / 255
-
-
-def digest(classes: tuple[str, ...], splits: dict[str, tuple[ShardEntry, ...]]) -> str:
-    """Return the SHA-256 of the contents: classes, and drawings, labels and rows of every block.
-
-    Compression, offsets and addresses do not count: a recompressed copy is the same dataset.
-    """
-    blocks = {
-        split: [[(b.drawings, b.crc32c) for b in shard.blocks] for shard in splits[split]]
-        for split in SPLITS
-    }
-    return hashlib.sha256(json.dumps([classes, blocks]).encode()).hexdigest()
 
 
 def read(folder: str) -> Manifest:

@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from quickdraw_dist.base import process, storage
+from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.process.garbage import collect_garbage, manual_garbage_collection
+from quickdraw_dist.base.process.output import survive_lost_output
+from quickdraw_dist.base.process.parent import Inherited, die_with_parent
 from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source, is_blank
 from quickdraw_dist.data.shards import blocks, integrity, manifest
-from quickdraw_dist.data.shards.manifest import BlockEntry, PartFile, RangeRead, ShardEntry
 from quickdraw_dist.data.shards.plan import SPLITS, Plan, PlannedShard
+from quickdraw_dist.data.shards.schema import BlockEntry, Manifest, PartFile, RangeRead, ShardEntry
 
 Progress = Callable[[int], object]
 """Called with the number of drawings or files just finished."""
@@ -168,7 +171,7 @@ def finished_groups(plan: Plan, dest: str) -> dict[int, PartFile]:
     return done
 
 
-def finished_dataset(plan: Plan, dest: str, parts: dict[int, PartFile]) -> manifest.Manifest | None:
+def finished_dataset(plan: Plan, dest: str, parts: dict[int, PartFile]) -> Manifest | None:
     """Return the stored manifest if it lists the shards of these part files, one of every group."""
     if len(parts) < plan.groups:
         return None
@@ -185,7 +188,7 @@ def merge_if_complete(
     dest: str,
     parts: dict[int, PartFile] | None = None,
     progress: Progress = lambda _: None,
-) -> manifest.Manifest | None:
+) -> Manifest | None:
     """Publish the manifest when every group is done; return None when some are missing.
 
     Groups that read other bytes than the source's own checksums confirm are built again first.
@@ -229,10 +232,10 @@ _worker: tuple[Plan, Source, str, Scratch] | None = None
 
 
 def _start_worker(work: Any) -> None:
-    """Keep the plan, source and destination that `build` hands over as a `process.Inherited`."""
+    """Keep the plan, source and destination that `build` hands over as a `Inherited`."""
     global _worker
-    process.survive_lost_output()
-    process.die_with_parent()
+    survive_lost_output()
+    die_with_parent()
     plan, source, dest = work
     _worker = (plan, source, dest, Scratch())
 
@@ -241,7 +244,7 @@ def _build_in_worker(group: int) -> tuple[int, dict[int, int]]:
     """Return the number of drawings built, and of blank ones by label."""
     assert _worker is not None, "the pool starts every worker with _start_worker"
     plan, source, dest, memory = _worker
-    with process.manual_garbage_collection():
+    with manual_garbage_collection():
         part = build_group(plan, group, source, dest, memory)
     return int(plan.split_sizes[group].sum()), _blank(part)
 
@@ -264,13 +267,13 @@ def build(
     blank: Counter[int] = Counter()
     if processes <= 1 or len(groups) <= 1:
         memory = Scratch()
-        with process.manual_garbage_collection():  # an automatic one would traverse every import
+        with manual_garbage_collection():  # an automatic one would traverse every import
             for group in groups:
                 blank.update(_blank(build_group(plan, group, source, dest, memory, progress)))
                 integrity.check_blank(plan, source, blank)
-                process.collect_garbage()
+                collect_garbage()
         return
-    work = process.Inherited((plan, source, dest))
+    work = Inherited((plan, source, dest))
     # spawn: a forked child of a process with gcsfs threads can hang.
     with ProcessPoolExecutor(
         min(processes, len(groups)), get_context("spawn"), _start_worker, (work,)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError
-from quickdraw_dist.base.process import FileLock, UnlockableError
+from quickdraw_dist.base.process.lock import FileLock, UnlockableError
 from quickdraw_dist.base.telemetry import metrics
-from quickdraw_dist.data.shards.manifest import ShardEntry
+from quickdraw_dist.data.shards.schema import ShardEntry
 
 
 def fetch_verified(url: str, shard: ShardEntry) -> bytes:

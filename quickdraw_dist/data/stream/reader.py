@@ -10,7 +10,7 @@ from quickdraw_dist.base.settings import Stream
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.order.order import Piece
 from quickdraw_dist.data.shards import blocks
-from quickdraw_dist.data.shards.manifest import Manifest
+from quickdraw_dist.data.shards.schema import Manifest
 from quickdraw_dist.data.stream.cache import ShardCache
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.data.shards import writer
-from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.shards.plan import Plan
+from quickdraw_dist.data.shards.schema import Manifest
 from tests.support.data.datasets import Dataset
 
 

@@ -26,6 +26,7 @@ from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import integrity, manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
+from quickdraw_dist.data.shards.schema import Manifest
 from quickdraw_dist.data.verify import find_problems
 from tests.support.gcs.server import Request, Response
 
@@ -100,7 +101,7 @@ def at_random(key: str, time: int) -> int | None:
     return dice // 5 if dice % 5 == 0 else None
 
 
-def shard(source: Source, made: Dataset, dest: str) -> manifest.Manifest:
+def shard(source: Source, made: Dataset, dest: str) -> Manifest:
     """What `jobs.shard` does, with the settings of that dataset."""
     plan = Plan(source.classes, source.counts, made.manifest.settings)
     writer.build(plan, list(range(plan.groups)), source, dest, 1, lambda _: None)
@@ -219,7 +220,7 @@ def as_official(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
     yield table
 
 
-def checked(made: manifest.Manifest) -> dict[str, tuple[str, ...]]:
+def checked(made: Manifest) -> dict[str, tuple[str, ...]]:
     """What the manifest says every file was compared with."""
     return {file.name: file.checked for file in made.source_files}
 

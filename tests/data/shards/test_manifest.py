@@ -14,7 +14,7 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.feed import open_dataset
 from quickdraw_dist.data.shards import manifest
-from quickdraw_dist.data.shards.manifest import BlockEntry, ShardEntry
+from quickdraw_dist.data.shards.schema import FORMAT_VERSION, BlockEntry, ShardEntry, digest
 
 if TYPE_CHECKING:
     from tests.support.data.datasets import Dataset
@@ -26,13 +26,13 @@ def test_a_manifest_comes_back_as_it_was_written(own: Dataset) -> None:
     assert again == own.manifest
     assert manifest.to_json(again) == (Path(own.folder) / "manifest.json").read_bytes()
     assert isinstance(again.splits["train"][0].blocks[0], BlockEntry)
-    assert manifest.digest(again.classes, again.splits) == again.digest
+    assert digest(again.classes, again.splits) == again.digest
 
 
 def test_a_manifest_says_what_the_shards_hold(own: Dataset) -> None:
     """Readers plan their requests from these numbers alone."""
     found = own.manifest
-    assert found.format_version == manifest.FORMAT_VERSION == 1
+    assert found.format_version == FORMAT_VERSION == 1
     for split, shards in found.splits.items():
         assert found.drawings(split) == sum(found.per_class[split])
         for number, shard in enumerate(shards):
@@ -168,7 +168,7 @@ def _entry(*blocks: BlockEntry, **fields: object) -> ShardEntry:
 
 
 def _digest(train: tuple[ShardEntry, ...], classes: tuple[str, ...] = ("cat", "dog")) -> str:
-    return manifest.digest(classes, {"train": train, "val": (), "test": ()})
+    return digest(classes, {"train": train, "val": (), "test": ()})
 
 
 def test_the_digest_names_contents_only() -> None:
@@ -192,6 +192,6 @@ def test_the_digest_sees_classes_blocks_and_their_order() -> None:
         _digest((_entry(a._replace(drawings=1), b._replace(drawings=2)),)),
         _digest((_entry(a, b),), ("dog", "cat")),
         _digest((_entry(a, b),), ("cat",)),
-        manifest.digest(("cat", "dog"), {"val": (_entry(a, b),), "train": (), "test": ()}),
+        digest(("cat", "dog"), {"val": (_entry(a, b),), "train": (), "test": ()}),
     ]
     assert len(set(digests)) == len(digests)

@@ -15,6 +15,7 @@ import pytest
 from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
+from quickdraw_dist.data.shards.schema import Manifest
 from tests.support.processes.killed import shard
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     PlanOf = Callable[[Dataset], Plan]
     Tree = Callable[[str | Path], dict[str, bytes]]
-    GoOn = Callable[..., tuple[list[int], manifest.Manifest]]
+    GoOn = Callable[..., tuple[list[int], Manifest]]
     Intercept = Callable[[Request], Response | None]
 
 

@@ -16,13 +16,14 @@ from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import blocks, manifest, writer
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
+from quickdraw_dist.data.shards.schema import Manifest
 
 if TYPE_CHECKING:
     from tests.support.data.datasets import Dataset
 
     PlanOf = Callable[[Dataset], Plan]
     Tree = Callable[[str | Path], dict[str, bytes]]
-    GoOn = Callable[..., tuple[list[int], manifest.Manifest]]
+    GoOn = Callable[..., tuple[list[int], Manifest]]
 
 
 def test_shards_hold_the_drawings_of_the_plan(dataset: Dataset, plan_of: PlanOf) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quickdraw_dist.base.telemetry import metrics
-from quickdraw_dist.data.shards.manifest import ShardEntry
+from quickdraw_dist.data.shards.schema import ShardEntry
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.reader import SplitReader
 from tests.support.data.datasets import Dataset

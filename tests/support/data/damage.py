@@ -9,7 +9,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.shards import blocks, manifest
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.shards.manifest import BlockEntry, ShardEntry
+from quickdraw_dist.data.shards.schema import BlockEntry, ShardEntry, digest
 from quickdraw_dist.data.verify import find_problems
 from tests.support.data.datasets import Dataset
 
@@ -38,7 +38,7 @@ def publish(made: Dataset, entries: dict[str, ShardEntry], **changes: object) ->
     }
     fields: dict[str, object] = {
         "splits": splits,
-        "digest": manifest.digest(stored.classes, splits),
+        "digest": digest(stored.classes, splits),
     }
     changed = stored.model_copy(update=fields | changes)
     storage.publish(storage.join(made.folder, manifest.NAME), manifest.to_json(changed))

@@ -17,8 +17,8 @@ from quickdraw_dist.base.hashing import key64, random64
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.drawing import PIXELS, Source
 from quickdraw_dist.data.shards import manifest, writer
-from quickdraw_dist.data.shards.manifest import Manifest
 from quickdraw_dist.data.shards.plan import Plan
+from quickdraw_dist.data.shards.schema import Manifest
 
 COUNTS = {"cat": 601, "dog": 353, "The Eiffel Tower": 89, "sun": 700, "zigzag": 257}
 """Drawings per class of the small dataset: no count divides by a size used anywhere else."""

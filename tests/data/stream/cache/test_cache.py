@@ -16,7 +16,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.settings import Stream
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards import manifest
-from quickdraw_dist.data.shards.manifest import ShardEntry
+from quickdraw_dist.data.shards.schema import ShardEntry
 from quickdraw_dist.data.stream.cache import ShardCache
 from quickdraw_dist.data.stream.reader import SplitReader
 from tests.support.data.caching import (

@@ -17,7 +17,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, StorageError
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.order.order import Order
-from quickdraw_dist.data.shards.manifest import ShardEntry
+from quickdraw_dist.data.shards.schema import ShardEntry
 from quickdraw_dist.data.stream.cache import ShardCache
 from tests.support.data.caching import (
     LARGE,

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from quickdraw_dist.base.process import die_with_parent
+from quickdraw_dist.base.process.parent import die_with_parent
 
 die_with_parent()
 for number in (signal.SIGTERM, signal.SIGINT):

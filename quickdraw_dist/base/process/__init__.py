@@ -1,0 +1,1 @@
+"""This process: its CPUs, parent, locks, output and garbage collector; light to import."""
