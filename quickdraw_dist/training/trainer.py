@@ -235,13 +235,13 @@ class Trainer:
         """
         learner = self.learner
         if self.log.new_steps(self.position):
-            figures = learner.tally.read()
-            for line in self.faults.check(figures, self.total_steps, learner.loss_scale()):
+            steps = learner.tally.read()
+            for line in self.faults.check(steps, self.total_steps, learner.loss_scale()):
                 self.log.say(line)
             for line in self.stragglers.compare_ranks(learner.work.mean_seconds()):
                 self.log.say(line)
             batch = self.settings.train.global_batch
-            self.log.log_training(self.position, figures.summary(batch, learner.rate))
+            self.log.log_training(self.position, steps.summary(batch, learner.rate))
             collect_garbage()
 
     # -- state ---------------------------------------------------------------------------------
