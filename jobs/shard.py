@@ -26,7 +26,7 @@ many workers and processes write them. On a cluster every worker runs the same c
 --of default to JOB_COMPLETION_INDEX (give --of) or to the variables of a Slurm array, which may
 start at any number and have a step.
 The worker that finishes last writes manifest.json.
-Exit codes: 0 done, 2 refused (do not retry), otherwise 1.
+Exit codes: 0 done, 2 refused (do not retry), 130 interrupted, 143 ended by TERM, otherwise 1.
 
 examples:
   python -m jobs.shard --source 'synthetic:?classes=20&per_class=1000' --dest data/try

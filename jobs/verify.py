@@ -20,7 +20,8 @@ EPILOG = """\
 Reads every shard and checks the checksums of shards and blocks, that every (class, row) of the
 source is there exactly once over all splits, and labels and counts. With --source it also compares
 every pixel with the source, and the MD5 of every source file that has an official name and size.
-Exit codes: 0 no problem found, 2 problems found (printed), otherwise 1.
+Exit codes: 0 no problem found, 2 problems found (printed), 130 interrupted, 143
+ended by TERM, otherwise 1.
 
 examples:
   python -m jobs.verify data/shards

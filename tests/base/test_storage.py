@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
-from tests.base.conftest import metric
 from tests.support.gcs.local import Store
+from tests.support.metrics import metric
 
 MIB = 1 << 20
 

@@ -4,8 +4,9 @@ A checkpoint is a folder `checkpoints/step-000012345` of a run:
 
     model.safetensors   weights as `model.*`, their moving average as `ema.*`
     state.pt            optimizer and scaler; loaded with weights_only=True (no pickle)
-    meta.json           everything else, with sizes and checksums of the two; written last, so a
-                        folder without it is not a checkpoint
+    meta.json           position, order digest, validation, dataset, settings and versions
+                        (collected in saver.py and trainer.py), with sizes and checksums of the
+                        two; written last, so a folder without it is not a checkpoint
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ import pytest
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import DeniedError, RefusedError, StorageError
 from quickdraw_dist.base.gcs import request
-from tests.base.conftest import metric, sum_of
 from tests.support.gcs.fault_proxy import STATUSES, FaultProxy
 from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import Request, Response
+from tests.support.metrics import metric, sum_of
 
 URL = "gs://bucket/some/x.tar"
 DATA = bytes(range(256)) * 40

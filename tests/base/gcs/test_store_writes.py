@@ -8,9 +8,9 @@ import pytest
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import ChangedError
-from tests.base.conftest import metric, sum_of
 from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
+from tests.support.metrics import metric, sum_of
 
 URL = "gs://bucket/some/x.tar"
 DATA = bytes(range(256)) * 40

@@ -9,7 +9,7 @@ import pytest
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings, leaves
-from tests.base.settings.conftest import as_variable, as_yaml, resolve, write
+from tests.support.settings import as_variable, as_yaml, resolve, write
 
 
 def refused(*argv: str) -> RefusedError:

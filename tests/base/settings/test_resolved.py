@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.settings import Settings, leaves, setting_fields
-from tests.base.settings.conftest import as_variable, as_yaml, resolve, write
+from tests.support.settings import as_variable, as_yaml, resolve, write
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
