@@ -98,9 +98,9 @@ class Stream(Section):
     """Reading shards into batches."""
 
     reader: Literal["shards", "webdataset"] = "shards"
-    """shards: datasets made by jobs.shard, every drawing at most once per epoch (less than a batch is
-    dropped), resumable with any number of ranks. webdataset: any WebDataset tar files; of the settings of stream, it reads
-    memory_bytes, epoch_drawings, validation_data and class_names."""
+    """shards: datasets made by jobs.shard, every drawing at most once per epoch (less than a batch
+    is dropped), resumable with any number of ranks. webdataset: any WebDataset tar files; of the
+    settings of stream, it reads memory_bytes, epoch_drawings, validation_data and class_names."""
     lanes: Literal["auto"] | Positive = "auto"
     """Parallel sequences that the dataset is divided into; a rank reads one or several. Must divide
     train.global_batch. auto: gcd(train.global_batch, 64); beyond 64 ranks gcd with 512,

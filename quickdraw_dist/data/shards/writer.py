@@ -6,7 +6,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import numpy as np
@@ -232,7 +233,7 @@ _worker: tuple[Plan, Source, str, Scratch] | None = None
 
 
 def _start_worker(work: Any) -> None:
-    """Keep the plan, source and destination that `build` hands over as a `Inherited`."""
+    """Keep the plan, source and destination that `build` hands over as an `Inherited`."""
     global _worker
     survive_lost_output()
     die_with_parent()
@@ -275,10 +276,18 @@ def build(
         return
     work = Inherited((plan, source, dest))
     # spawn: a forked child of a process with gcsfs threads can hang.
-    with ProcessPoolExecutor(
+    pool = ProcessPoolExecutor(
         min(processes, len(groups)), get_context("spawn"), _start_worker, (work,)
-    ) as pool:
+    )
+    try:
         for drawings, of_group in pool.map(_build_in_worker, groups):
             progress(drawings)
             blank.update(of_group)
             integrity.check_blank(plan, source, blank)
+    except BrokenProcessPool:
+        # Python 3.11's pool waits for ever for a worker that was being started when another died.
+        for worker in active_children():
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
