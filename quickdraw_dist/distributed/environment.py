@@ -69,6 +69,8 @@ def check_network(environment: Mapping[str, str]) -> None:
                 f"this machine has no network interface {interface}",
                 f"Unset it, or use one of: {', '.join(there)}",
             )
+    if environment.get("LOCAL_WORLD_SIZE") != environment.get("WORLD_SIZE"):
+        return  # another node's name may be published later, and torch asks for it again
     address = environment.get("MASTER_ADDR", "")
     try:
         socket.getaddrinfo(address, None)
@@ -77,6 +79,5 @@ def check_network(environment: Mapping[str, str]) -> None:
             "MASTER_ADDR",
             address,
             f"this address does not resolve here ({error.strerror or error})",
-            "On one node, add --local-addr=127.0.0.1 to torchrun's arguments; on several, make the "
-            "name resolve on every node",
+            "Add --local-addr=127.0.0.1 to torchrun's arguments",
         ) from None

@@ -63,7 +63,9 @@ def report(error: BaseException) -> int:
 
     match error:
         case SystemExit():  # --help, an unknown argument
-            return int(error.code or 0)
+            if error.code is None or isinstance(error.code, int):
+                return error.code or 0
+            return _tell(error.code, 1)
         case RefusedError():
             return _tell(error, REFUSED, rank_specific=isinstance(error, CorruptError))
         case TrainingError():

@@ -114,12 +114,6 @@ def processor_group(timeout_seconds: float) -> dist.ProcessGroup | None:
     return group
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Sum element-wise over all ranks, in place; int64 wraps modulo 2^64."""
     if dist.is_initialized():

@@ -78,8 +78,13 @@ class RunFolder:
         self._writing = threading.Lock()  # one thread appends lines, another one flushes them
         self._incomplete = False  # the local file lacks lines, or ends in half a line
         self._warned = False
+        self._closed = False
         self._lock = Lease(url) if storage.is_remote(url) else _lock(url)
-        storage.remove_temporary_files(url)  # of a killed writer
+        try:
+            storage.remove_temporary_files(url)  # of a killed writer
+        except BaseException:
+            self._lock.release()
+            raise
 
     def check(self) -> None:
         """Check that this process may still write the run.
@@ -90,6 +95,8 @@ class RunFolder:
         """
         if isinstance(self._lock, Lease):
             self._lock.check()
+        elif Path(lease_url(self.url)).exists():  # of a host on which the folder cannot be locked
+            raise in_use(self.url, "a process with a lease")
 
     def resume_log(self, step: int) -> list[dict[str, Any]]:
         """Keep the log's records up to `step` and return them; later ones will be repeated."""
@@ -152,7 +159,10 @@ class RunFolder:
         storage.publish(self._log_url, text)
 
     def close(self) -> None:
-        """Flush the log if possible, and release the lock or lease."""
+        """Flush the log if possible, and release the lock or lease. Later calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
         with contextlib.suppress(OSError, StorageError, TrainingError):
             self.check()
             self.flush()
@@ -185,12 +195,12 @@ def _lock(url: str) -> FileLock | Lease:
             held = Lease(url)
         holder.write_text(process_name(), encoding="utf-8")
     except OSError as error:
-        lock.release()
+        held.release()
         if error.errno in _TRANSIENT:
             raise
         raise RefusedError("--output", url, str(error), "Use a writable folder") from None
     except BusyError:
-        lock.release()
+        held.release()
         raise
     return held
 

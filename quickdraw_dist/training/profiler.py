@@ -9,6 +9,7 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from quickdraw_dist.base import storage
+from quickdraw_dist.base.errors import StorageError
 from quickdraw_dist.distributed.ranks import World
 
 FOLDER = "profile"
@@ -52,6 +53,13 @@ class StepProfiler:
             self._profile = None
 
     def _write(self, done: profile) -> None:
+        """Publish the trace and the table; a failure is no reason to end a run."""
+        try:
+            self._publish(done)
+        except (OSError, StorageError) as error:
+            self._say(f"profile: not written: {error}")
+
+    def _publish(self, done: profile) -> None:
         url = storage.join(self._output, FOLDER, f"rank-{self._world.rank}")
         with tempfile.TemporaryDirectory() as folder:
             trace = Path(folder, "trace.json.gz")

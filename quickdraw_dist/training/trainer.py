@@ -95,7 +95,8 @@ class Trainer:
         """Write what is left of profile and log, and wait for a checkpoint that is being written;
         to be called however the run ended."""
         with contextlib.closing(self.log), contextlib.closing(self.saver):
-            self.profiler.close()
+            if not self.agreement.stopped:  # a stop has no time for a profile
+                self.profiler.close()
 
     @property
     def position(self) -> Position:
@@ -135,6 +136,8 @@ class Trainer:
                     if self.epoch < epochs:
                         self.save(wait_for_previous=True)
         self.save_final()
+        if self.agreement.stopped and self.folder is not None:
+            self.folder.close()  # now: torchrun may kill this rank once another one has left
         self.agreement.meet()  # a rank that ends makes torchrun end those that still save
         if self.agreement.stopped:
             self.log.say("stopped by a signal and saved. The same command continues from here")

@@ -70,9 +70,12 @@ def test_an_interface_that_is_not_there_is_refused() -> None:
 
 
 def test_an_address_that_does_not_resolve_is_refused() -> None:
-    """torchrun gives its ranks the machine's name, which a laptop may not know itself."""
+    """torchrun gives its ranks the machine's name, which a laptop may not know itself. A name of
+    another node may come later: nothing is refused for it."""
+    one_node = {"MASTER_ADDR": "os-macbook-air.invalid", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     with pytest.raises(RefusedError) as refused:
-        check_network({"MASTER_ADDR": "os-macbook-air.invalid"})
+        check_network(one_node)
+    check_network(one_node | {"WORLD_SIZE": "4"})
     assert refused.value.subject == "MASTER_ADDR"
     assert "--local-addr=127.0.0.1" in refused.value.remedy
 

@@ -318,3 +318,14 @@ def test_data_loss_a_line_of_bytes_that_are_no_text(anywhere: str) -> None:
     log = storage.join(anywhere, "metrics.jsonl")
     storage.publish(log, b'{"step": 1}\n\xff\x00\n{"step": 3}\n')
     assert [record["step"] for _, record in run_folder.read_log(anywhere)] == [1, 3]
+
+
+def test_the_holder_of_the_lock_notices_a_lease(tmp_path: Path) -> None:
+    """A host on which the folder cannot be locked does not see the lock of one on which it can."""
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.check()
+    (tmp_path / "run" / ".lease").touch()
+    with pytest.raises(BusyError):
+        folder.check()
+    (tmp_path / "run" / ".lease").unlink()
+    folder.close()

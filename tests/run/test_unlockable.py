@@ -87,7 +87,7 @@ Holders = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.mark.parametrize(
-    "number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.ESTALE, errno.EIO]
+    "number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EINVAL]
 )
 def test_locks_that_fail(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -110,6 +110,21 @@ def test_locks_that_fail(
         assert str(tmp_path / "run") in said
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert text == '{"step": 1}\n{"step": 2}\n'
+    assert not (tmp_path / "run" / ".lease").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_lock_server_that_is_away_is_no_missing_lock(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may hold the lock that cannot be asked for: exit code 1, and no lease."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        RunFolder(str(tmp_path / "run"))
     assert not (tmp_path / "run" / ".lease").exists()
 
 

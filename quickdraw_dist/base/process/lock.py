@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import math
 import os
@@ -11,6 +12,13 @@ from typing import Self
 
 _LOCK_POLL_SECONDS = 0.05
 """Interval at which a lock that another process holds is tried again."""
+
+
+_UNLOCKABLE = {
+    errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES,
+    errno.EPERM,
+}  # fmt: skip
+"""Errors of a file system without locks. Others, as of a server that is away, may pass."""
 
 
 class UnlockableError(OSError):
@@ -66,4 +74,5 @@ def _lock(handle: int, path: str) -> bool:
         return False
     except OSError as error:
         os.close(handle)
-        raise UnlockableError(error.errno, error.strerror, path) from None
+        kind = UnlockableError if error.errno in _UNLOCKABLE else OSError
+        raise kind(error.errno, error.strerror, path) from None

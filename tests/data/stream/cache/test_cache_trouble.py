@@ -153,9 +153,7 @@ def test_a_folder_deleted_in_the_middle_of_a_write(
     assert deleted
 
 
-@pytest.mark.parametrize(
-    "number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.ESTALE]
-)
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES])
 def test_locks_that_fail(
     remote: Store, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], number: int,
