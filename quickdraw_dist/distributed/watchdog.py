@@ -189,6 +189,8 @@ class Watchdog:
             if self._phases.current == seen:
                 self._publish(seen, quiet, leaving=True)
                 self._tell(own, blamed)
+                if self._rank not in blamed:  # torchrun ends a stalled rank before it has told
+                    self._closed.wait(2 * self._interval)
                 self._end()
 
     def _publish(self, seen: Current, quiet: float, leaving: bool = False) -> Report:
