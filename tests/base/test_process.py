@@ -21,6 +21,7 @@ from quickdraw_dist.base.process.cpus import processors, quota, share_processors
 from quickdraw_dist.base.process.garbage import collect_garbage, manual_garbage_collection
 from quickdraw_dist.base.process.lock import FileLock, UnlockableError
 from quickdraw_dist.base.process.parent import PARENT_VARIABLE
+from tests.support.processes.holder import holding
 
 # -- CPUs ------------------------------------------------------------------------------------------
 
@@ -274,13 +275,7 @@ with FileLock(Path(sys.argv[1])):
 
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     """Another process cannot have it meanwhile, and has it at once after a SIGKILL."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "lock")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with holding(HOLD, str(tmp_path / "lock")) as holder:
         lock = FileLock(tmp_path / "lock")
         assert not lock.acquire(0.1)
         holder.kill()

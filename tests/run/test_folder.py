@@ -20,6 +20,7 @@ from quickdraw_dist.run import folder as run_folder
 from quickdraw_dist.run import lease
 from quickdraw_dist.run.folder import RunFolder
 from tests.support.gcs.local import Store
+from tests.support.processes.holder import holding
 from tests.support.processes.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -42,17 +43,8 @@ def _short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds tmp_path / "run" until its input ends."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
+    with holding(HOLD, str(tmp_path / "run")) as process:
         yield process
-        process.kill()
 
 
 def test_second_writer_is_told_who_holds_it(holder: subprocess.Popen[str], tmp_path: Path) -> None:

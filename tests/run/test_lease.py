@@ -7,10 +7,8 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -27,6 +25,7 @@ from quickdraw_dist.run.lease import Lease
 from tests.support.gcs.fault_proxy import FaultProxy
 from tests.support.gcs.local import Store, use_store
 from tests.support.gcs.server import Request, Response
+from tests.support.processes.holder import holding
 
 RUN = "gs://bucket/run"
 WRITER = f"{RUN}/.writer"
@@ -61,17 +60,8 @@ def held(store: Store) -> Iterator[Lease]:
 @pytest.fixture
 def other(store: Store) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds it."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, store.server.url],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
+    with holding(HOLD, store.server.url) as process:
         yield process
-        process.kill()
 
 
 def holder() -> dict[str, object]:
