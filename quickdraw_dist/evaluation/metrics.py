@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.distributed.ranks import World, sum_over_ranks
 from quickdraw_dist.models.input import Normalisation
 
@@ -195,13 +196,12 @@ def evaluate(
     model.eval()
     counters = _Counters(len(classes), world.device)
     mistakes: list[Mistake] = []
-    for batch in batches:
-        labels = batch.labels.to(world.device)
+    for batch in on_device(batches, world.device):
         with autocast:
-            logits = model(normalisation.apply(batch.drawings.to(world.device))).float()
-        guesses = counters.add(logits, labels)
+            logits = model(normalisation.apply(batch.drawings)).float()
+        guesses = counters.add(logits, batch.labels)
         if keep_mistakes:
-            mistakes += _mistakes(batch, guesses, logits, labels, keep_mistakes)
+            mistakes += _mistakes(batch, guesses, logits, keep_mistakes)
             mistakes = sorted(mistakes, key=lambda m: -m.confidence)[:keep_mistakes]
     model.train(was_training)
     for counter in (counters.confusion, counters.hits, counters.loss):
@@ -220,20 +220,20 @@ def evaluate(
 
 
 def _mistakes(
-    batch: Batch, guesses: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, most: int
+    batch: DeviceBatch, guesses: torch.Tensor, logits: torch.Tensor, most: int
 ) -> list[Mistake]:
     """Return the `most` most confident mistakes of a batch; chosen on the device."""
     confidence = logits.softmax(1).gather(1, guesses[:, None]).flatten()  # (B,)
-    wrong = (guesses != labels).nonzero().flatten()
+    wrong = (guesses != batch.labels).nonzero().flatten()
     surest = confidence[wrong].topk(min(most, len(wrong)))
-    indices = wrong[surest.indices]
+    indices, host = wrong[surest.indices], batch.host
     return [
         Mistake(
-            pixels=batch.drawings[index].cpu().numpy().copy(),
-            label=int(batch.labels[index]),
+            pixels=host.drawings[index].cpu().numpy().copy(),
+            label=int(host.labels[index]),
             predicted=guess,
             confidence=sure,
-            row=int(batch.rows[index]),
+            row=int(host.rows[index]),
         )
         for index, guess, sure in zip(
             indices.tolist(), guesses[indices].tolist(), surest.values.tolist(), strict=True
