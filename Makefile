@@ -10,12 +10,14 @@ DEST   ?= $(or $(QUICKDRAW_DATA),data/shards)
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OLD       := .venv-torch-2.11
+CORE      := $(addprefix tests/,base data distributed evaluation models run training)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling full-size chaos clean
+.PHONY: help install demo test test-slow test-old-torch test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling full-size chaos clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make shard SOURCE=gs://quickdraw_dataset/full/numpy_bitmap DEST=gs://BUCKET/quickdraw"
 	@echo "  make shard SOURCE='synthetic:?classes=20&per_class=1000' DEST=data/try ARGS=--dry-run"
@@ -41,6 +43,17 @@ test: $(INSTALLED) ## the test suite, under six minutes on two cores
 
 test-slow: $(INSTALLED) ## the slow tests: more whole runs that are stopped, killed or meet faults
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
+
+$(OLD)/.installed: pyproject.toml constraints.txt
+	@test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	@echo "installing into $(OLD) (5 GB) ..."
+	@sed -E '/^torch(vision)?==/d' constraints.txt >$(OLD)/constraints.txt
+	@$(OLD)/bin/pip install --quiet --disable-pip-version-check -c $(OLD)/constraints.txt torch==2.11.0 numpy
+	@$(OLD)/bin/pip install --quiet --disable-pip-version-check -c $(OLD)/constraints.txt torch==2.11.0 -e '.[dev]'
+	@touch $@
+
+test-old-torch: $(OLD)/.installed ## the core suites with torch 2.11, a CUDA build that needs no GPU
+	$(OLD)/bin/python -m pytest -n auto --dist worksteal $(CORE) $(ARGS)
 
 test-cluster: $(INSTALLED) ## as root: what is shipped for clusters, run; installs what that needs
 	@PATH="$(abspath $(BIN)):$$PATH" tests/cluster/install.sh
@@ -100,4 +113,4 @@ lock: ## rewrite constraints.txt: the newest versions allowed with the pinned to
 	@mv .lock/new constraints.txt && rm -rf .lock && echo "constraints.txt is rewritten. Now run: make test"
 
 clean: ## remove the virtual environment, caches and the demo
-	rm -rf $(VENV) runs/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis .lock .test.log
+	rm -rf $(VENV) $(OLD) runs/demo .pytest_cache .ruff_cache .mypy_cache .hypothesis .lock .test.log
