@@ -16,9 +16,7 @@ from quickdraw_dist.data.stream.loader import TrainLoader
 from tests.support.data.datasets import Dataset
 from tests.support.data.delivery import make_loader, open_local
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-
-DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def open_loader(dataset: Dataset, device: str, more_batches: int = 9) -> TrainLoader:
@@ -62,7 +60,7 @@ def test_an_error_of_the_loader_comes_through(dataset: Dataset, device: str) -> 
         list(on_device(failing(), torch.device(device)))
 
 
-@cuda
+@pytest.mark.cuda
 def test_copies_are_one_batch_ahead(dataset: Dataset) -> None:
     """Otherwise the device would wait for every copy."""
     loader = open_loader(dataset, "cuda")
