@@ -7,6 +7,7 @@ this project's dependencies.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import resource
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from quickdraw_dist.run.checkpoint.files import Checkpoint
 
 Metrics = dict[str, Any]
-Case = Callable[[], Metrics]
+Case = Callable[[], Metrics | None]
+"""A measurement; None: there is none to report."""
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 345
@@ -45,6 +47,23 @@ def parser(target: str, description: str | None, page: str = "") -> ArgumentPars
     if page:
         made.add_argument("--page", action="store_true", help=f"write benchmarks/results/{page}")
     return made
+
+
+def add_limits(arguments: ArgumentParser) -> None:
+    """Add `--seconds` and `--results`, with which `benchmarks.gpu` runs a benchmark."""
+    arguments.add_argument(
+        "--seconds", type=float, default=math.inf, help="start nothing new after these [no limit]"
+    )
+    arguments.add_argument("--results", type=Path, metavar="FILE",
+                           help="JSON file that is kept up to date with all results")  # fmt: skip
+
+
+def write_json(path: Path | None, metrics: Metrics) -> None:
+    """Create or replace a JSON file, if there is one to write."""
+    if path is not None:
+        from quickdraw_dist.base import storage
+
+        storage.publish(str(path), json.dumps(metrics, indent=1).encode() + b"\n")
 
 
 def publish(
@@ -86,14 +105,18 @@ def run_module(
     return done.stdout or ""
 
 
-def run_case(module: str, *arguments: object, python: str = sys.executable) -> Metrics:
+def run_case(
+    module: str, *arguments: object, python: str = sys.executable, seconds: float = math.inf
+) -> Metrics:
     """Run `python -m module arguments` and return the metrics that it reports.
 
     Raises:
         subprocess.CalledProcessError: it failed.
+        subprocess.TimeoutExpired: it was killed, after these seconds.
     """
     command = [python, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    limit = None if math.isinf(seconds) else seconds
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=limit)
     metrics: Metrics = json.loads(done.stdout.splitlines()[-1])
     return metrics
 
@@ -123,18 +146,33 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def run_rounds(cases: Mapping[str, Case], rounds: int) -> dict[str, Metrics]:
+def run_rounds(
+    cases: Mapping[str, Case],
+    rounds: int,
+    deadline: float = math.inf,
+    keep: Callable[[dict[str, Metrics]], None] = lambda _: None,
+) -> dict[str, Metrics]:
     """Run every case once per round and return each case's `median`. Cases take turns, so that
-    other load on the machine affects all of them alike."""
+    other load on the machine affects all of them alike.
+
+    Args:
+        cases: by name.
+        rounds: runs per case.
+        deadline: of time.monotonic(), after which no other case starts.
+        keep: called with the medians so far after each case.
+    """
     from tqdm import tqdm  # the peers' environment may lack it
 
-    results: dict[str, list[Metrics]] = {name: [] for name in cases}
+    results: dict[str, list[Metrics]] = {}
     with tqdm(total=rounds * len(cases), leave=False) as bar:
-        for _ in range(rounds):
-            for name, case in cases.items():
-                bar.set_description(name)
-                results[name].append(case())
-                bar.update()
+        for name, case in list(cases.items()) * rounds:
+            if time.monotonic() >= deadline:
+                break
+            bar.set_description(name)
+            if (result := case()) is not None:
+                results.setdefault(name, []).append(result)
+            keep({name: median(found) for name, found in results.items()})
+            bar.update()
     return {name: median(found) for name, found in results.items()}
 
 
