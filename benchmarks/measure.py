@@ -225,7 +225,7 @@ def last_checkpoint(run: Path) -> Checkpoint:
 def provenance(command: str, repeats: str, *packages: str) -> str:
     """First line of a page: command, date, number of runs, hardware, and versions of Python and of
     these packages."""
-    hardware = f"{_gpus()}{os.cpu_count()} cores of {_processor()}, {_memory_gib():.0f} GiB"
+    hardware = f"{_gpus()}{os.cpu_count()} cores of {processor_name()}, {memory_gib():.0f} GiB"
     versions = [f"{name} {metadata.version(name)}" for name in packages]
     return (
         f"`{command}`, {time.strftime('%Y-%m-%d')}, {repeats}. {hardware}; shared with other work: "
@@ -242,14 +242,16 @@ def _gpus() -> str:
     return f"{count} x {torch.cuda.get_device_name()}, " if count else ""
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Name of this machine's processor."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _memory_gib() -> float:
+def memory_gib() -> float:
+    """Memory of this machine in GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
