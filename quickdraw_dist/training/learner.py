@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -113,8 +114,8 @@ class Learner:
         return objective
 
     def _wrap(self, objective: Objective) -> DistributedDataParallel | None:
-        """Have several ranks average their gradients; None for a single rank."""
-        if self.world.size == 1:
+        """Have the ranks average their gradients; None for a rank that has joined no group."""
+        if not dist.is_initialized():
             return None
         # In training each rank has batch-norm statistics of its own; the model's are rank 0's.
         return DistributedDataParallel(
