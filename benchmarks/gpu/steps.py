@@ -42,7 +42,6 @@ class Benchmark:
 
     def run(self, step: str, limit: float) -> None:
         """Run a step for at most `limit` seconds, and record how it ended."""
-        print(f"{step}: at most {limit:.0f} s", flush=True)
         path, results = record.file_of(self.out, step), self.folder / f"{step}.json"
         log = path.with_suffix(".log")
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -59,6 +58,7 @@ class Benchmark:
         )
         record.write(path, found)
         began = time.monotonic()
+        print(f"{step}: at most {limit:.0f} s", flush=True)
         try:
             outcome = run_limited(found.command, log, limit, self._variables())
             status = {0: record.PASSED, None: record.TIMED_OUT}.get(

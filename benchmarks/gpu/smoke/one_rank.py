@@ -6,13 +6,15 @@ first, with NCCL on a GPU and gloo elsewhere, and trains as a rank among others 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
 from quickdraw_dist import train
+from quickdraw_dist.base.command_line import read_settings
+from quickdraw_dist.distributed import watchdog
+from quickdraw_dist.distributed.exits import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(0)
+        watchdog.record_collectives(read_settings(argv).output)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1
     )
     code = train.main(argv)
     print(f"one rank with {dist.get_backend()}: exit code {code}", flush=True)
-    dist.destroy_process_group()
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
