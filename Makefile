@@ -14,7 +14,7 @@ OLD       := .venv-torch-2.11
 CORE      := $(addprefix tests/,base data distributed evaluation models run training)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-old-torch test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling full-size chaos clean
+.PHONY: help install demo test test-slow test-old-torch test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling bench-gpu full-size chaos clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ bench-real: $(INSTALLED) ## train on 30 real classes; the last line is JSON
 
 bench-train: $(INSTALLED) ## training speed, the effect of each setting, the limits; the last line is JSON
 	$(BIN)/python -m benchmarks.train_speed $(ARGS)
+
+bench-gpu: $(INSTALLED) ## all that a GPU has to prove, in 8 minutes (ARGS=--cpu: in miniature); the last line is JSON
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 full-size: $(INSTALLED) ## shard, verify and train on 50,426,266 drawings (ARGS='--fraction 0.001'); the last line is JSON
 	$(BIN)/python -m benchmarks.full_size $(ARGS)

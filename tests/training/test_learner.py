@@ -101,6 +101,18 @@ def test_uneven_ranks_take_the_step_of_one(
         torch.testing.assert_close(there, alone, **CLOSE)
 
 
+def uses_ddp(rank: int, size: int, dataset: Manifest) -> bool:
+    return make(dataset, World(rank, size, rank, size, CPU)).ddp is not None
+
+
+def test_one_rank_of_a_group_uses_ddp(
+    processes: multiprocessing.context.ForkServerContext, dataset: Dataset, tmp_path: Path
+) -> None:
+    """So that one GPU can try it; a rank that has joined no group does without."""
+    assert run_ranks(processes, 1, tmp_path, uses_ddp, dataset.manifest) == [True]
+    assert make(dataset.manifest).ddp is None
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_precision_learns(dataset: Dataset, precision: str, name: str) -> None:
