@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,15 @@ _BYTES_PER_DRAWING = {
     ("per_drawing", "none"): 2048,
 }
 """Measured on official drawings, rounded up. Others compress worse or better, to 800 at most."""
+
+
+def stored_settings(settings: Shard) -> dict[str, Any]:
+    """Return the settings that shards follow from: not the limit `max_blank`, and `content` only
+    where it is new, so that bitmaps are described as before there were strokes."""
+    bitmaps = settings.content == "bitmaps"
+    return settings.model_dump(
+        mode="json", exclude={"max_blank", *(["content"] if bitmaps else [])}
+    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +107,8 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Hash that ties part files to this plan: those of another plan are never merged."""
-        settings = self.settings.model_dump(exclude={"classes", "max_blank"})
+        settings = stored_settings(self.settings)
+        del settings["classes"]  # those of the source, if none were chosen
         fields = [self.classes, self.counts, settings, *([self.identity] if self.identity else [])]
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from quickdraw_dist.base.settings import Shard
-from quickdraw_dist.data.shards.plan import SPLITS
+from quickdraw_dist.data.shards.plan import SPLITS, stored_settings
 
 FORMAT_VERSION = 1
 
@@ -118,9 +118,9 @@ class Manifest(_Stored):
 
     @field_serializer("settings")
     def _settings(self, settings: Shard) -> dict[str, Any]:
-        """Return the settings that the shards follow from: a limit is none, and releases that do
-        not know it read the manifest."""
-        return settings.model_dump(mode="json", exclude={"max_blank"})
+        """Return the settings that the shards follow from, as releases that do not know the newer
+        ones read them."""
+        return stored_settings(settings)
 
     def drawings(self, split: str) -> int:
         """Return the number of drawings of a split."""
