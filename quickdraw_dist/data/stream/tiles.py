@@ -42,9 +42,7 @@ def tile_counts(segments: NDArray[np.integer]) -> NDArray[np.int64]:
 def pack(strokes: Strokes) -> Tiles:
     """Return the segments of drawings as tiles."""
     word = strokes.x.astype(np.uint32) | strokes.y.astype(np.uint32) << 8
-    joined = np.ones(len(word), np.bool_)
-    joined[ends(strokes.points)[1:] - 1] = False  # the last point of a stroke begins no segment
-    starts = joined.nonzero()[0]
+    starts = strokes.segment_starts()
     segments = word[starts] | word[starts + 1] << 16
     counts = np.diff(strokes.first_points()) - strokes.strokes
     tiles = tile_counts(counts)
