@@ -117,6 +117,7 @@ class _Original:
         for label in doubted:
             start, stop = self.ranges[label]
             rows, _ = integrity.read_again(self.source, label, start, stop, self.crcs[label])
+            assert isinstance(rows, np.ndarray), "a source of bitmaps"
             first = sum(b - a for a, b in self.ranges[:label])
             self.pixels[first : first + len(rows)] = rows
             self.read_again.add(label)

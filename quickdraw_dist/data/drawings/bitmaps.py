@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError, nearest
 from quickdraw_dist.data.drawings.classes import official_class, official_names
-from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Content, Rows
 
 _FIRST_READ_BYTES = 512
 """Enough for every header seen: 80 bytes in the official files, 128 from numpy.save."""
@@ -44,9 +43,18 @@ class Bitmaps:
     headers: tuple[bytes, ...]
 
     @property
+    def content(self) -> Content:
+        """Bitmaps."""
+        return "bitmaps"
+
+    @property
     def identity(self) -> str:
         """Empty: files have checksums."""
         return ""
+
+    def file_url(self, label: int) -> str:
+        """Return the address of a class's file."""
+        return storage.join(self.url, f"{self.classes[label]}.npy")
 
     def header(self, label: int) -> bytes:
         """Return the bytes of a class's file before its first row."""
@@ -54,24 +62,25 @@ class Bitmaps:
 
     def checksum(self, label: int) -> int | None:
         """Return the CRC-32C that the store has of a class's file; a local file is read for it."""
-        return storage.object_crc32c(file_url(self, label))
+        return storage.object_crc32c(self.file_url(label))
 
-    def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
+    def span(self, label: int, start: int, stop: int) -> tuple[int, int]:
+        """Return the first byte of rows `start` to `stop` of a class, and the byte after them."""
+        first = len(self.headers[label])
+        return first + start * PIXELS, first + stop * PIXELS
+
+    def read(self, label: int, start: int, stop: int) -> Rows:
         """Return rows `start` to `stop` of a class, (stop - start, 28, 28) uint8."""
-        url, length = file_url(self, label), (stop - start) * PIXELS
-        data = storage.read_range(url, len(self.headers[label]) + start * PIXELS, length)
-        if len(data) != length:
+        url, (first, end) = self.file_url(label), self.span(label, start, stop)
+        data = storage.read_range(url, first, end - first) if end > first else b""
+        if len(data) != end - first:
             problem = (
-                f"rows {start} to {stop} are {length:,} bytes, only {len(data):,} could be read; "
-                "the file has changed or is truncated"
+                f"rows {start} to {stop} are {end - first:,} bytes, only {len(data):,} could be "
+                "read; the file has changed or is truncated"
             )
             raise CorruptError(url, None, problem, start=start, stop=stop, read_bytes=len(data))
-        return np.frombuffer(data, np.uint8).reshape(-1, SIDE, SIDE)
-
-
-def file_url(source: Source, label: int) -> str:
-    """Return the address of a class's file."""
-    return storage.join(source.url, f"{source.classes[label]}.npy")
+        pixels = np.frombuffer(data, np.uint8).reshape(-1, SIDE, SIDE)
+        return Rows(pixels, storage.crc32c(data))
 
 
 def open_bitmaps(url: str, classes: Sequence[str] = ()) -> Bitmaps:

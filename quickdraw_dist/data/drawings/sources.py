@@ -10,25 +10,29 @@ from collections.abc import Sequence
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.drawings.bitmaps import open_bitmaps
-from quickdraw_dist.data.drawings.drawing import Source
+from quickdraw_dist.data.drawings.drawing import Content, Source
 from quickdraw_dist.data.drawings.synthetic.source import open_synthetic
 
 
-def open_source(url: str, classes: Sequence[str] = ()) -> Source:
+def open_source(url: str, classes: Sequence[str] = (), content: Content = "bitmaps") -> Source:
     """Open the source at a folder, a `gs://` prefix or a `synthetic:` address.
 
     Args:
         url: what the user typed.
         classes: only these, in this order; empty for all of the source.
+        content: what to read of every drawing.
 
     Raises:
-        RefusedError: there is no source, or an unknown class in it or in `classes`, or one twice.
+        RefusedError: there is no source, or an unknown class in it or in `classes`, or one twice,
+            or it holds no strokes.
         CorruptError: a file is not a bitmap file.
         StorageError: the store failed.
     """
     for name in classes:
         if classes.count(name) > 1:
             raise RefusedError("--shard.classes", name, "named twice", "Name each class once")
+    if content == "strokes":
+        raise RefusedError("source", url, "holds no strokes", "Use --shard.content bitmaps")
     if url.startswith("synthetic:"):
         return open_synthetic(url, classes)
     return open_bitmaps(url, classes)

@@ -91,10 +91,12 @@ def read_rows(
     def fetch(label: int) -> RangeRead:
         start, stop = ranges[label]
         true_crc = None if true_crcs is None else true_crcs[label]
-        rows, crc = integrity.read(source, label, start, stop, true_crc)
-        pixels[ends[label] - len(rows) : ends[label]] = rows
-        blank = int(np.count_nonzero(is_blank(rows)))
-        return RangeRead(bytes=rows.nbytes, crc32c=crc, blank=blank)
+        drawings, crc = integrity.read(source, label, start, stop, true_crc)
+        assert isinstance(drawings, np.ndarray), "a source of bitmaps"
+        pixels[ends[label] - len(drawings) : ends[label]] = drawings
+        blank = int(np.count_nonzero(is_blank(drawings)))
+        first, end = source.span(label, start, stop)
+        return RangeRead(bytes=end - first, crc32c=crc, blank=blank)
 
     with ThreadPoolExecutor(integrity.READERS) as pool:
         return pixels, tuple(pool.map(fetch, range(len(ranges))))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from jobs import verify
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.drawings import classes
-from quickdraw_dist.data.drawings.classes import OfficialClass
+from quickdraw_dist.data.drawings.classes import OfficialClass, OfficialFile
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import integrity, manifest, writer
@@ -191,11 +192,11 @@ def test_a_known_checksum_is_read_for_until_it_comes(dataset: Dataset, store: St
     """The rebuild takes no reading but the right one, and gives up in the end."""
     store.upload(dataset.source.url, BITMAPS)
     source, cat = open_source(BITMAPS), dataset.source.classes.index("cat")
-    true = google_crc32c.value(dataset.source.read(cat, 100, 200).tobytes())
+    true = google_crc32c.value(dataset.source.read(cat, 100, 200).drawings.tobytes())
     store.intercept = flipping(store, lambda key, time: time if time < 7 else None)
     rows, crc = integrity.read(source, cat, 100, 200, true)
     assert crc == true
-    assert rows.tobytes() == dataset.source.read(cat, 100, 200).tobytes()
+    assert rows.tobytes() == dataset.source.read(cat, 100, 200).drawings.tobytes()
     with pytest.raises(CorruptError, match=r"'cat': .*rows 100 to 200\): read 12 times"):
         integrity.read(source, cat, 100, 200, true ^ 1)
 
@@ -213,7 +214,7 @@ def as_official(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
         data = (Path(dataset.source.url) / f"{entry.name}.npy").read_bytes()
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         count = dataset.source.counts[dataset.source.classes.index(entry.name)]
-        return OfficialClass(entry.name, count, len(data), md5)
+        return replace(entry, drawings=count, npy=OfficialFile(len(data), md5))
 
     table = [official(entry) for entry in classes.official()]
     monkeypatch.setattr(classes, "official", lambda: tuple(table))
@@ -265,7 +266,7 @@ def test_an_official_file_with_another_md5_is_refused(
     url = own_source.source.url
     if remote:
         url = request.getfixturevalue("store").upload(url, BITMAPS)
-    official = next(entry for entry in as_official if entry.name == "dog").npy_md5
+    official = next(entry for entry in as_official if entry.name == "dog").npy.md5
     mine = hashlib.md5(data, usedforsecurity=False).hexdigest()
     message = f"{url}/dog.npy: MD5 {mine}, the official file's is {official}. Fetch it again"
     with pytest.raises(CorruptError) as caught:

@@ -56,7 +56,7 @@ def test_pixel_mean_and_deviation_are_those_of_the_training_split(
     plan = plan_of(dataset)
     train = np.concatenate(
         [
-            dataset.source.read(label, 0, count)[plan.split_of_rows[label] == 0]
+            dataset.source.read(label, 0, count).drawings[plan.split_of_rows[label] == 0]
             for label, count in enumerate(dataset.source.counts)
         ]
     )

@@ -37,7 +37,9 @@ class Dataset:
 
     def pixels(self, labels: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Return the source's pixels of these identities, (n, 28, 28)."""
-        whole = [self.source.read(at, 0, count) for at, count in enumerate(self.source.counts)]
+        whole = [
+            self.source.read(at, 0, count).drawings for at, count in enumerate(self.source.counts)
+        ]
         return np.stack([whole[label][row] for label, row in zip(labels, rows, strict=True)])
 
     @cache  # noqa: B019 a dataset lives as long as the tests

@@ -22,10 +22,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError, nearest
 from quickdraw_dist.base.hashing import key64, random64
 from quickdraw_dist.data.drawings.classes import official
-from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Content, Rows
 from quickdraw_dist.data.drawings.synthetic import rendering as draw
 from quickdraw_dist.data.drawings.synthetic.templates import distort, make_template
 
@@ -59,9 +60,18 @@ class SyntheticSource:
     pool: int  # drawings rendered per class; 0: all of them
 
     @property
+    def content(self) -> Content:
+        """Bitmaps."""
+        return "bitmaps"
+
+    @property
     def identity(self) -> str:
         """Seed and pool: another one gives other drawings of the same classes."""
         return f"synthetic, seed {self.seed}" + (f", pool {self.pool}" if self.pool else "")
+
+    def file_url(self, label: int) -> str:
+        """Return the address of the source: there is no file."""
+        return self.url
 
     def header(self, label: int) -> bytes:
         """Return nothing: there is no file."""
@@ -71,7 +81,11 @@ class SyntheticSource:
         """Return None: there is no file."""
         return None
 
-    def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
+    def span(self, label: int, start: int, stop: int) -> tuple[int, int]:
+        """Return the position of rows `start` to `stop` among all pixels of a class."""
+        return start * PIXELS, stop * PIXELS
+
+    def read(self, label: int, start: int, stop: int) -> Rows:
         """Return rows `start` to `stop` of a class, (stop - start, 28, 28) uint8.
 
         Raises:
@@ -80,8 +94,10 @@ class SyntheticSource:
         if not 0 <= start <= stop <= self.counts[label]:
             raise IndexError(f"rows {start} to {stop} of {self.counts[label]} in {self.url}")
         if self.pool:
-            return _pool(self.seed, self.labels[label], self.pool).read(start, stop)
-        return _render(self.seed, self.labels[label], start, stop)
+            pixels = _pool(self.seed, self.labels[label], self.pool).read(start, stop)
+        else:
+            pixels = _render(self.seed, self.labels[label], start, stop)
+        return Rows(pixels, storage.crc32c(pixels.data))
 
 
 def _render(seed: int, label: int, start: int, stop: int) -> NDArray[np.uint8]:
