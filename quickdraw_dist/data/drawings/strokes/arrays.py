@@ -46,6 +46,12 @@ class Strokes:
         """Return the index of every drawing's first point, and P: (n + 1,)."""
         return ends(self.points)[self.first_strokes()]
 
+    def segment_starts(self) -> NDArray[np.int64]:
+        """Return the index of every segment's first point; the next point ends it: (segments,)."""
+        joined = np.ones(len(self.x), np.bool_)
+        joined[ends(self.points)[1:] - 1] = False  # the last point of a stroke begins no segment
+        return joined.nonzero()[0]
+
     def slice(self, start: int, stop: int) -> Strokes:
         """Return drawings `start` to `stop`, without a copy."""
         strokes = slice(*self.first_strokes()[[start, stop]])
