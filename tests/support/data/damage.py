@@ -9,6 +9,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.shards import blocks, manifest
 from quickdraw_dist.data.shards.blocks import Block
+from quickdraw_dist.data.shards.members import END_OF_TAR
 from quickdraw_dist.data.shards.schema import BlockEntry, ShardEntry, digest
 from quickdraw_dist.data.verify import find_problems
 from tests.support.data.datasets import Dataset
@@ -55,7 +56,7 @@ def write_blocks(made: Dataset, shard: ShardEntry, contents: Sequence[Block]) ->
             piece = blocks.encode(block, f"{number:06d}-{at:04d}", compression)
         entries.append(BlockEntry(len(data), len(piece), len(block.rows), block.crc))
         data += piece
-    write_bytes(made, shard, data + blocks.END_OF_TAR, entries)
+    write_bytes(made, shard, data + END_OF_TAR, entries)
 
 
 def write_bytes(
