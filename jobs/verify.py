@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings, arguments = load(parser, argv, ("data",))
     folder = arguments.dataset or settings.data
     dataset = manifest.read(folder)
-    source = open_source(arguments.source, dataset.classes) if arguments.source else None
+    source = None
+    if arguments.source:
+        content, records = dataset.settings.content, storage.join(folder, "parts")
+        source = open_source(arguments.source, dataset.classes, content, records)
     blank: Counter[str] = Counter()
     total = sum(file.drawings for file in dataset.source_files)
     with tqdm(total=total, unit=" drawings", unit_scale=True) as bar:

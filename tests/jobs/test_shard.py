@@ -210,7 +210,7 @@ def test_bad_arguments_are_refused(
 
 
 BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty folder": (lambda folder: None, "no .npy file in it"),
+    "empty folder": (lambda folder: None, "no .npy, .bin or .ndjson file in it"),
     "truncated": (
         lambda folder: (
             np.save(folder / "cat.npy", np.zeros((5, 784), np.uint8)),
