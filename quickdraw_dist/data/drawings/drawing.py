@@ -30,8 +30,10 @@ class Rows(NamedTuple):
     """CRC-32C of the bytes that were read for them, as they lie in the file."""
 
 
-def is_blank(drawings: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return which of some drawings, (n, 28, 28), have no ink: (n,)."""
+def is_blank(drawings: Drawings) -> NDArray[np.bool_]:
+    """Return which of some drawings have no ink, or no strokes: (n,)."""
+    if isinstance(drawings, Strokes):
+        return np.logical_not(drawings.strokes)
     return np.logical_not(drawings.reshape(len(drawings), PIXELS).view(np.uint64).any(axis=1))
 
 

@@ -186,7 +186,7 @@ def check_blank(plan: Plan, source: Source, blank: Sequence[int] | Mapping[int, 
         if found > plan.settings.max_blank * count:
             limit = flag("shard.max_blank", plan.settings.max_blank)
             problem = (
-                f"{found:,} of its {count:,} drawings are blank (all zero), more than {limit} "
+                f"{found:,} of its {count:,} drawings are blank, more than {limit} "
                 "allows; the download of its file may be unfinished"
             )
             remedy = "Fetch it again, or raise --shard.max_blank if they are meant to be blank"

@@ -52,6 +52,21 @@ class Strokes:
         joined[ends(self.points)[1:] - 1] = False  # the last point of a stroke begins no segment
         return joined.nonzero()[0]
 
+    def differs(self, other: Strokes) -> NDArray[np.bool_]:
+        """Return which drawings are others than those of as many other strokes, (n,)."""
+        first, theirs = self.first_points(), other.first_points()
+        wrong: NDArray[np.bool_] = np.diff(first) != np.diff(theirs)
+        wrong |= self.strokes != other.strokes
+        wrong |= self.recognized != other.recognized
+        alike = (~wrong).nonzero()[0]
+        one, two = self.take(alike), other.take(alike)  # equal strokes and points per drawing
+        for unlike, starts in (
+            (one.points != two.points, one.first_strokes()),
+            ((one.x != two.x) | (one.y != two.y), one.first_points()),
+        ):
+            wrong[alike] |= np.diff(ends(unlike.view(np.uint8))[starts]) > 0
+        return wrong
+
     def slice(self, start: int, stop: int) -> Strokes:
         """Return drawings `start` to `stop`, without a copy."""
         strokes = slice(*self.first_strokes()[[start, stop]])

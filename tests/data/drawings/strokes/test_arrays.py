@@ -51,3 +51,24 @@ def test_a_drawing_without_strokes_is_blank_but_there():
     strokes = Strokes.from_lists([[], [([1, 2], [3, 4])], []])
     assert len(strokes) == 3
     assert as_lists(strokes.take(np.array([2, 1]))) == [[], [((1, 2), (3, 4))]]
+
+
+@given(_DRAWINGS, _DRAWINGS, st.data())
+def test_drawings_that_differ_are_found(drawings, others, data):
+    count = min(len(drawings), len(others))
+    flags = st.lists(st.integers(0, 2), min_size=count, max_size=count)
+    one, other = ([*zip(lists, data.draw(flags), strict=False)] for lists in (drawings, others))
+    kept = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    other = [a if same else b for a, b, same in zip(one, other, kept, strict=True)]
+    differs = Strokes.from_lists(*zip(*one, strict=True)).differs(
+        Strokes.from_lists(*zip(*other, strict=True))
+    )
+    assert differs.tolist() == [a != b for a, b in zip(one, other, strict=True)]
+
+
+def test_the_same_points_in_other_strokes_differ():
+    one = [([1, 2], [3, 4]), ([5, 6, 7], [8, 9, 9])]
+    other = [([1, 2, 5], [3, 4, 8]), ([6, 7], [9, 9])]
+    assert Strokes.from_lists([one, [], one]).differs(
+        Strokes.from_lists([one, [], other])
+    ).tolist() == [False, False, True]
