@@ -40,9 +40,7 @@ def open_source(
         if classes.count(name) > 1:
             raise RefusedError("--shard.classes", name, "named twice", "Name each class once")
     if url.startswith("synthetic:"):
-        if content == "strokes":
-            raise RefusedError("source", url, "holds no strokes", "Use --shard.content bitmaps")
-        return open_synthetic(url, classes)
+        return open_synthetic(url, classes, content)
     files = find_class_files(url, classes)
     if files.suffix != ".npy":
         return open_strokes(files, content, records)
