@@ -19,12 +19,12 @@ RUN pip install -c constraints.txt torch numpy
 COPY pyproject.toml README.md LICENSE ./
 COPY quickdraw_dist quickdraw_dist
 COPY jobs jobs
-RUN pip install -c constraints.txt '.[report]'
+RUN pip install -c constraints.txt '.[report,strokes]'
 
 FROM ${BASE_IMAGE}
 # hadolint ignore=DL3008
 RUN apt-get update \
-  && apt-get install -y --no-install-recommends ca-certificates \
+  && apt-get install -y --no-install-recommends ca-certificates libcairo2 \
   && rm -rf /var/lib/apt/lists/* \
   && useradd --uid 10001 --no-create-home --home-dir /scratch quickdraw \
   && install -d -o 10001 -g 10001 /scratch

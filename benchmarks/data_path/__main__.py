@@ -80,7 +80,7 @@ def _bitmaps(folder: Path, drawings: int) -> str:
     times = max(1, round(drawings / sum(source.counts)))
     names = source.classes if real else official_names()
     for label, count in enumerate(source.counts):
-        pixels = source.read(label, 0, count).reshape(-1, 784)
+        pixels = source.read(label, 0, count).drawings.reshape(-1, 784)
         np.save(folder / f"{names[label]}.npy", np.tile(pixels, (times, 1)))
     kind, once = "real" if real else "synthetic", sum(source.counts)
     classes = len(source.classes)

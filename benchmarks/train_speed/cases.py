@@ -122,7 +122,7 @@ def _in_memory(source: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Load about `count` drawings, equally many per class, (n, 28, 28) uint8, and their labels."""
     opened = open_source(source)
     each = -(-count // len(opened.classes))
-    classes = [opened.read(label, 0, each) for label in range(len(opened.classes))]
+    classes = [opened.read(label, 0, each).drawings for label in range(len(opened.classes))]
     labels = np.repeat(np.arange(len(classes)), each)
     return np.concatenate(classes).reshape(-1, SIDE, SIDE), labels
 

@@ -79,6 +79,9 @@ class Shard(Section):
     """Shards per group, the unit of work; a process holds the drawings of one group in memory."""
     compression: Literal["gzip", "none"] = "gzip"
     """gzip: about 280 bytes per drawing. none: 790, but several times as fast to read."""
+    content: Literal["bitmaps", "strokes"] = "bitmaps"
+    """bitmaps: 28x28 pixels. strokes: pen strokes, about 90 bytes per drawing, which the training
+    step renders; the source must have strokes."""
     layout: Literal["blocks", "per_drawing"] = "blocks"
     """blocks: for this trainer. per_drawing: a png and a cls per drawing, for other readers."""
     val_fraction: Fraction = 0.05
@@ -125,6 +128,19 @@ class Stream(Section):
     beside the folder train in data, if it exists."""
     class_names: tuple[str, ...] = ()
     """With reader webdataset: class names of the labels 0, 1, ... Empty: the 345 official ones."""
+
+
+class Strokes(Section):
+    """Rendering of drawings that are stored as strokes, a layer in front of the network."""
+
+    channels: Literal[1, 4] = 1
+    """Channels of the picture. 1: ink. 4: also when a line was drawn, and its direction (cosine and
+    sine), which no bitmap holds."""
+    side: Annotated[int, Field(ge=8, le=256), _Number] = 28
+    """Pixels along one side of the picture; official bitmaps have 28."""
+    unrecognized_weight: Probability = 1.0
+    """Weight in the loss of drawings that Google's recogniser did not recognise, about 7 %. 1: like
+    all others. 0: train on the others only; those without a verdict count in full."""
 
 
 class Model(Section):
@@ -283,6 +299,7 @@ class Settings(BaseSettings):
     """Folder of the run (checkpoints, metrics, reports), visible to all ranks; or gs:// address."""
     shard: Shard = Shard()
     stream: Stream = Stream()
+    strokes: Strokes = Strokes()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
     augment: Augment = Augment()

@@ -1,4 +1,4 @@
-"""Verify a dataset: checksums, identities, labels, and every pixel against its source."""
+"""Verify a dataset: checksums, identities, labels, and every drawing against its source."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError
-from quickdraw_dist.data.drawings.drawing import SIDE, Source, is_blank
+from quickdraw_dist.data.drawings.drawing import SIDE, Drawings, Source, is_blank
+from quickdraw_dist.data.drawings.strokes.arrays import Strokes
+from quickdraw_dist.data.drawings.strokes.totals import Totals
 from quickdraw_dist.data.external import samples
 from quickdraw_dist.data.shards import blocks, integrity, manifest
 from quickdraw_dist.data.shards.blocks import Block
+from quickdraw_dist.data.shards.group import read_rows, replace_rows
+from quickdraw_dist.data.shards.pixels import normalisation, pixel_sums, summed_drawings
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 from quickdraw_dist.data.shards.schema import BlockEntry, Manifest, ShardEntry
-from quickdraw_dist.data.shards.writer import read_rows
 
 
 def find_problems(
@@ -33,8 +36,8 @@ def find_problems(
     Args:
         folder: where the shards are.
         dataset: its manifest, which agrees with itself (`manifest.read` checks that).
-        source: compare every pixel with it, and its official files with Google's MD5.
-            Takes the memory of one group's pixels.
+        source: compare every pixel or point with it, and its official files with Google's MD5.
+            Takes the memory of one group's drawings.
         progress: called with the number of drawings just verified.
         blank: counts the blank drawings of each class.
     """
@@ -90,7 +93,8 @@ def _find_wrong_normalisation(
     total = _sum(sums)
     if total is None:
         return
-    found = manifest.normalisation(int(total[0]), int(total[1]), sum(dataset.per_class["train"]))
+    summed = summed_drawings(dataset.splits["train"], dataset.settings.content)
+    found = normalisation(int(total[0]), int(total[1]), summed)
     stored = dataset.pixel_mean, dataset.pixel_std
     if not np.allclose(found, stored, rtol=1e-9):
         yield (
@@ -99,13 +103,13 @@ def _find_wrong_normalisation(
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Original:
     """A group's drawings as the source has them."""
 
     source: Source
     ranges: list[tuple[int, int]]  # rows of each class
-    pixels: NDArray[np.uint8]  # (n, 28, 28), class after class
+    drawings: Drawings  # class after class
     crcs: list[int]  # of each range
     read_again: set[int] = field(default_factory=set)  # labels
 
@@ -118,12 +122,15 @@ class _Original:
             start, stop = self.ranges[label]
             rows, _ = integrity.read_again(self.source, label, start, stop, self.crcs[label])
             first = sum(b - a for a, b in self.ranges[:label])
-            self.pixels[first : first + len(rows)] = rows
+            self.drawings = replace_rows(self.drawings, first, rows)
             self.read_again.add(label)
         return self._compare(at, block) if doubted else wrong
 
     def _compare(self, at: NDArray[np.int64], block: Block) -> NDArray[np.bool_]:
-        return np.asarray((self.pixels[at] != block.drawings).any(axis=(1, 2)))
+        if isinstance(self.drawings, Strokes):
+            assert isinstance(block.drawings, Strokes)
+            return self.drawings.take(at).differs(block.drawings)
+        return np.asarray((self.drawings[at] != block.pixels).any(axis=(1, 2)))
 
 
 @dataclass(frozen=True)
@@ -140,11 +147,11 @@ class _Group:
 
 
 def _read_group(plan: Plan, number: int, source: Source | None, memory: storage.Scratch) -> _Group:
-    """Return a group; its pixels lie in `memory` and are overwritten by the next group's."""
+    """Return a group; pixels of bitmaps lie in `memory`, where the next group's replace them."""
     ranges, original = plan.ranges(number), None
     if source is not None:
-        pixels, read = read_rows(plan, number, source, memory)
-        original = _Original(source, ranges, pixels, [one.crc32c for one in read])
+        drawings, read = read_rows(plan, number, source, memory)
+        original = _Original(source, ranges, drawings, [one.crc32c for one in read])
     labels, rows = plan.identities(number)
     return _Group(plan, number, np.array(ranges), labels, rows, plan.splits(number), original)
 
@@ -173,7 +180,7 @@ def _verify_shard(folder: str, shard: ShardEntry, split: str, group: _Group) -> 
         members = group.plan.members(group.number, planned)
     labels, rows = [group.labels[:0]], [group.rows[:0]]
     blank = [group.labels[:0]]
-    sums, start = [], 0
+    sums, totals, start = [], [], 0
     contents = repeat(None) if data is None else _decode(url, data, shard, group.plan)
     for number, (entry, block) in enumerate(zip(shard.blocks, contents, strict=False)):
         expected = members[start : start + entry.drawings]
@@ -186,10 +193,18 @@ def _verify_shard(folder: str, shard: ShardEntry, split: str, group: _Group) -> 
         problems += [f"{url}: block {number}: {problem}" for problem in wrong]
         labels.append(block.labels if block else group.labels[expected])
         rows.append(block.rows if block else group.rows[expected])
-        sums.append(block.pixel_sums() if block else None)
+        sums.append(pixel_sums(block.drawings) if block else None)
+        totals += [block.totals] if block else []
         blank += [block.labels[is_blank(block.drawings)]] if block else []
+    if len(totals) == len(shard.blocks) and Totals.add(totals) != shard.totals:
+        found = Totals.add(totals)
+        problems.append(f"{url}: holds {_text(found)}, the manifest says {_text(shard.totals)}")
     blank_labels = np.concatenate(blank)
     return _Shard(problems, np.concatenate(labels), np.concatenate(rows), blank_labels, _sum(sums))
+
+
+def _text(totals: Totals) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in totals._asdict().items())
 
 
 def _sum(sums: list[NDArray[np.int64] | None]) -> NDArray[np.int64] | None:
@@ -235,7 +250,7 @@ def _join(found: list[samples.Sample], classes: int) -> Block:
         label, _, row = key.partition("-")
         if label != f"{block.labels[0]:05d}" or not row.isdecimal() or int(row) >= 2**32:
             raise CorruptError(key, None, f"not the name of a drawing of class {block.labels[0]}")
-        drawings[at], labels[at], rows[at] = block.drawings[0], block.labels[0], int(row)
+        drawings[at], labels[at], rows[at] = block.pixels[0], block.labels[0], int(row)
     return Block(drawings, labels, rows)
 
 
@@ -243,10 +258,13 @@ def _verify_block(
     block: Block, entry: BlockEntry, split: str, group: _Group
 ) -> tuple[Block | None, list[str]]:
     """Return a block, None where it is useless, and what is wrong with it: contents, labels and
-    rows out of range, of another group or split, or other pixels than the source's."""
+    rows out of range, of another group or split, or other drawings than the source's."""
     problems, names = [], group.plan.classes
     if len(block.labels) != entry.drawings:
         return None, [f"{len(block.labels):,} drawings, not {entry.drawings:,}"]
+    content = "strokes" if isinstance(block.drawings, Strokes) else "bitmaps"
+    if content != group.plan.settings.content:
+        return None, [f"{content}, not {group.plan.settings.content}"]
     if block.crc != entry.crc32c:
         problems.append(f"contents crc32c {block.crc:08x}, not {entry.crc32c:08x}")
     if (block.labels >= len(names)).any():
@@ -264,8 +282,9 @@ def _verify_block(
         wrong = group.original.differs(at, block)
         if wrong.any():
             worst = int(wrong.argmax())
+            what = "strokes" if content == "strokes" else "pixels"
             problems.append(
-                f"pixels of class {names[block.labels[worst]]!r} row {block.rows[worst]:,} are "
+                f"{what} of class {names[block.labels[worst]]!r} row {block.rows[worst]:,} are "
                 f"not the source's ({int(wrong.sum()):,} such drawings)"
             )
     return block, problems

@@ -9,23 +9,40 @@ from importlib.resources import files
 
 
 @dataclass(frozen=True)
+class OfficialFile:
+    """Size and hexadecimal MD5 of one file as Google publishes it."""
+
+    bytes: int
+    md5: str
+
+
+@dataclass(frozen=True)
 class OfficialClass:
-    """Name, number of drawings and file of one class as Google publishes it."""
+    """Name, number of drawings and files of one class as Google publishes it. `simplified` and
+    `raw` are both `.ndjson`."""
 
     name: str
     drawings: int
-    npy_bytes: int
-    npy_md5: str
+    npy: OfficialFile
+    bin: OfficialFile
+    simplified: OfficialFile
+    raw: OfficialFile
 
 
 @cache
 def official() -> tuple[OfficialClass, ...]:
     """Return the official classes; a label of the full dataset is an index into this tuple."""
     table = files("quickdraw_dist.data.drawings").joinpath("official_classes.csv")
-    text = table.read_text(encoding="utf-8")
     return tuple(
-        OfficialClass(row["name"], int(row["drawings"]), int(row["npy_bytes"]), row["npy_md5"])
-        for row in csv.DictReader(text.splitlines())
+        OfficialClass(
+            row["name"],
+            int(row["drawings"]),
+            *(
+                OfficialFile(int(row[f"{kind}_bytes"]), row[f"{kind}_md5"])
+                for kind in ("npy", "bin", "simplified", "raw")
+            ),
+        )
+        for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines())
     )
 
 
@@ -34,11 +51,19 @@ def official_class(name: str) -> OfficialClass | None:
     return next((entry for entry in official() if entry.name == name), None)
 
 
-def official_file(name: str, size: int) -> OfficialClass | None:
-    """Return the official class whose file has this name and size; None if there is none: the file
-    is the user's own, or the beginning of an official one."""
-    found = official_class(name)
-    return found if found is not None and found.npy_bytes == size else None
+def official_file(name: str, size: int) -> OfficialFile | None:
+    """Return the official file of this name, such as 'cat.npy', and size; None if there is none:
+    the file is the user's own, or the beginning of an official one."""
+    stem, _, suffix = name.rpartition(".")
+    found = official_class(stem)
+    if found is None:
+        return None
+    published = {
+        "npy": (found.npy,),
+        "bin": (found.bin,),
+        "ndjson": (found.simplified, found.raw),
+    }
+    return next((file for file in published.get(suffix, ()) if file.bytes == size), None)
 
 
 def official_names() -> tuple[str, ...]:

@@ -1,11 +1,13 @@
-"""The size of a drawing (28 x 28 uint8, white ink on black) and the protocol of a source."""
+"""The size of a bitmap (28 x 28 uint8, white ink on black) and the protocol of a source."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from quickdraw_dist.data.drawings.strokes.arrays import Strokes
 
 SIDE = 28
 """Pixels along one side of a drawing."""
@@ -13,9 +15,25 @@ SIDE = 28
 PIXELS = SIDE * SIDE
 """Pixels, and bytes, of one drawing."""
 
+Content = Literal["bitmaps", "strokes"]
+"""What a source or dataset holds of its drawings."""
 
-def is_blank(drawings: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return which of some drawings, (n, 28, 28), have no ink: (n,)."""
+Drawings = NDArray[np.uint8] | Strokes
+"""n drawings: (n, 28, 28) pixels, or their pen strokes."""
+
+
+class Rows(NamedTuple):
+    """Consecutive drawings of a class, as read from a source."""
+
+    drawings: Drawings
+    crc32c: int
+    """CRC-32C of the bytes that were read for them, as they lie in the file."""
+
+
+def is_blank(drawings: Drawings) -> NDArray[np.bool_]:
+    """Return which of some drawings have no ink, or no strokes: (n,)."""
+    if isinstance(drawings, Strokes):
+        return np.logical_not(drawings.strokes)
     return np.logical_not(drawings.reshape(len(drawings), PIXELS).view(np.uint64).any(axis=1))
 
 
@@ -31,6 +49,10 @@ class Source(Protocol):
         """Class names; a label is an index into them."""
 
     @property
+    def content(self) -> Content:
+        """Whether `read` returns bitmaps or strokes."""
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """Number of drawings of every class."""
 
@@ -39,16 +61,25 @@ class Source(Protocol):
         """What distinguishes the source beside classes and counts; empty for files, which have
         checksums."""
 
+    def file_url(self, label: int) -> str:
+        """Return the address of a class's file; the source's own if there are no files."""
+
     def header(self, label: int) -> bytes:
         """Return the bytes of a class's file before its first row; empty if there is no file."""
 
     def checksum(self, label: int) -> int | None:
         """Return the CRC-32C of a class's whole file in its store; None if there is no file."""
 
-    def read(self, label: int, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return rows `start` to `stop` of a class, (stop - start, 28, 28) uint8.
+    def span(self, label: int, start: int, stop: int) -> tuple[int, int]:
+        """Return the first byte of rows `start` to `stop` in a class's file, and the byte after
+        them. The spans of a class's rows follow each other from the end of its header to the end
+        of its file. Without files, they are positions in what its checksums are of."""
+
+    def read(self, label: int, start: int, stop: int) -> Rows:
+        """Return rows `start` to `stop` of a class, none if they are equal.
 
         Raises:
-            CorruptError: the file is shorter than its header says.
+            CorruptError: the file is shorter than it was when it was opened, or holds a record
+                that is not a drawing.
             StorageError: the store did not answer within its retries.
         """

@@ -22,7 +22,7 @@ from webdataset.handlers import reraise_exception
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.base.hashing import key64
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
 from quickdraw_dist.data.shards.blocks import Block
@@ -151,6 +151,10 @@ def _kind(sample: Sample) -> tuple[str, str]:
     for kind in _KINDS:
         if sample.keys() >= set(kind):
             return kind
+    if {"points.npy", "points.npy.gz"} & sample.keys():
+        problem = f"{_name(sample)} holds pen strokes, which that reader does not read"
+        remedy = "Read them with --stream.reader shards, from the folder of their manifest.json"
+        raise RefusedError("--stream.reader", "webdataset", problem, remedy)
     members = ", ".join(f".{name}" for name in sample if not name.startswith("__"))
     kinds = ".png or .npy with .cls, or .drawings.npy with .labels.npy (both .gz or neither)"
     raise CorruptError(_name(sample), None, f"has {members}, not {kinds}")

@@ -26,7 +26,8 @@ from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.external.samples import decode, read_labels, read_samples
-from quickdraw_dist.data.shards.manifest import normalisation, stored_sizes
+from quickdraw_dist.data.shards.manifest import stored_sizes
+from quickdraw_dist.data.shards.pixels import normalisation, pixel_sums
 from quickdraw_dist.distributed import ranks
 from quickdraw_dist.distributed.ranks import World
 
@@ -214,7 +215,7 @@ def estimate_normalisation(shards: ExternalShards) -> tuple[float, float]:
         read = 0
         for sample in read_samples([shard.url]):
             block = decode(sample, len(shards.classes))
-            sums += block.pixel_sums()
+            sums += pixel_sums(block.pixels)
             read += len(block.labels)
             if read >= per_shard:
                 break

@@ -28,7 +28,7 @@ def read_drawings(urls: Sequence[str], classes: int) -> Iterator[Drawing]:
     """
     for sample in read_samples(urls):
         block = decode(sample, classes)
-        pixels = map(bytes, block.drawings.reshape(-1, PIXELS))
+        pixels = map(bytes, block.pixels.reshape(-1, PIXELS))
         yield from zip(pixels, block.labels.tolist(), block.rows.tolist(), strict=True)
 
 

@@ -1,78 +1,88 @@
 """Encode and decode blocks: drawings, labels and rows as members of a tar.
 
-Every member is a ustar header with mtime 0 and its data padded to 512 bytes. So a shard is its
-blocks in order plus the end of the tar, a block can be read by range, and the same drawings are
-the same bytes. (Members are written one by one: a tar writer with its own stream would hide the
-offsets that the manifest needs.)
+Bitmaps are one array. Pen strokes are five: coordinates as differences to the point before, end to
+end over the whole block, because gzip saves a sixth of those and next to nothing of the coordinates
+themselves; points per stroke; strokes per drawing; and `recognized`.
 """
 
 from __future__ import annotations
 
 import io
-import math
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
-import deflate
 import numpy as np
-from isal import igzip
 from numpy.typing import NDArray
 from PIL import Image
 
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.base.storage import crc32c
-from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
+from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Drawings
+from quickdraw_dist.data.drawings.strokes.arrays import UNKNOWN, Strokes
+from quickdraw_dist.data.drawings.strokes.totals import Totals
+from quickdraw_dist.data.shards.members import (
+    UNREADABLE,
+    read_array,
+    read_members,
+    write_array,
+    write_member,
+)
 
-END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
-"""Two empty headers; ends every shard."""
+_IDENTITY_DTYPES: dict[str, np.dtype[Any]] = {"labels": np.dtype("<u2"), "rows": np.dtype("<u4")}
 
-_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)
-_HEADER = _HEADER[:148] + b" " * 8 + _HEADER[156:]
-"""Header of a file without name and contents; the checksum is computed over blanks in its place."""
-
-_GZIP_LEVEL = 2
-"""isal's levels are 0 to 3; 2 was the smallest on the official drawings, and as fast as 1."""
-
-_UNREADABLE = (deflate.DeflateError, KeyError, ValueError, IndexError)
-"""What bytes that are no block raise, from tar headers to the contents of an array."""
-
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "drawings": np.dtype(np.uint8),
-    "labels": np.dtype("<u2"),
-    "rows": np.dtype("<u4"),
+_DTYPES: dict[str, dict[str, np.dtype[Any]]] = {
+    "bitmaps": {"drawings": np.dtype(np.uint8), **_IDENTITY_DTYPES},
+    "strokes": {
+        "dx": np.dtype(np.uint8),
+        "dy": np.dtype(np.uint8),
+        "points": np.dtype("<u2"),
+        "strokes": np.dtype("<u2"),
+        "recognized": np.dtype(np.uint8),
+        **_IDENTITY_DTYPES,
+    },
 }
+"""Type of every array of a block of either content, in the order of its file."""
 
-BYTES_PER_DRAWING = PIXELS + sum(_DTYPES[name].itemsize for name in ("labels", "rows"))
-"""Memory of a decoded block per drawing: pixels, label and row."""
+BYTES_PER_DRAWING = PIXELS + sum(dtype.itemsize for dtype in _IDENTITY_DTYPES.values())
+"""Memory of a decoded block of bitmaps per drawing: pixels, label and row."""
 
 
 @dataclass(frozen=True)
 class Block:
     """Decoded drawings with their identities."""
 
-    drawings: NDArray[np.uint8]  # (n, 28, 28)
+    drawings: Drawings
     labels: NDArray[np.uint16]  # (n,)
     rows: NDArray[np.uint32]  # (n,)
 
     def slice(self, start: int, stop: int) -> Block:
         """Return drawings `start` to `stop` of the block, without a copy."""
         piece = slice(start, stop)
-        return Block(self.drawings[piece], self.labels[piece], self.rows[piece])
+        drawings = self.drawings
+        return Block(
+            drawings.slice(start, stop) if isinstance(drawings, Strokes) else drawings[piece],
+            self.labels[piece],
+            self.rows[piece],
+        )
 
-    def pixel_sums(self) -> NDArray[np.int64]:
-        """Return the sum of the pixels and the sum of their squares, (2,)."""
-        # Even the squares of a quarter of a drawing sum to less than 2^24: exact in float32,
-        # whatever order BLAS adds in. In slices that stay in the processor's cache.
-        quarters, sums = self.drawings.reshape(-1, PIXELS // 4), np.zeros(2)
-        ones = np.ones(PIXELS // 4, np.float32)
-        for at in range(0, len(quarters), 1024):
-            values = quarters[at : at + 1024].astype(np.float32)
-            for n, of_quarters in enumerate((np.vecdot(values, ones), np.vecdot(values, values))):
-                sums[n] += of_quarters.sum(dtype=np.float64)
-        return sums.astype(np.int64)
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The drawings of a block of bitmaps, (n, 28, 28)."""
+        assert isinstance(self.drawings, np.ndarray), "strokes have no pixels"
+        return self.drawings
+
+    @property
+    def strokes(self) -> Strokes:
+        """The drawings of a block of strokes."""
+        assert isinstance(self.drawings, Strokes), "bitmaps have no strokes"
+        return self.drawings
+
+    @property
+    def totals(self) -> Totals:
+        """Numbers of strokes, points and tiles of the block; zeros for bitmaps."""
+        return Totals.of(self.drawings) if isinstance(self.drawings, Strokes) else Totals()
 
     @property
     def crc(self) -> int:
@@ -84,35 +94,45 @@ class Block:
 
     def stored(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Yield the name and values of each array, in the type and order of its file."""
-        for name, dtype in _DTYPES.items():
-            yield name, np.ascontiguousarray(getattr(self, name), dtype)
+        arrays: dict[str, NDArray[Any]] = {"labels": self.labels, "rows": self.rows}
+        if isinstance(self.drawings, Strokes):
+            content, strokes = "strokes", self.drawings
+            arrays |= {
+                "dx": np.diff(strokes.x, prepend=np.uint8(0)),
+                "dy": np.diff(strokes.y, prepend=np.uint8(0)),
+                "points": strokes.points,
+                "strokes": strokes.strokes,
+                "recognized": strokes.recognized,
+            }
+        else:
+            content = "bitmaps"
+            arrays["drawings"] = self.drawings
+        for name, dtype in _DTYPES[content].items():
+            yield name, np.ascontiguousarray(arrays[name], dtype)
 
 
 def encode(block: Block, key: str, compression: str) -> bytes:
-    """Return a block as one WebDataset sample of three members, KEY.drawings.npy[.gz] and so on."""
-    members = []
-    for name, array in block.stored():
-        data = b"".join((_npy(name, len(array)).header, array.data))
-        if compression == "gzip":
-            data = igzip.compress(data, _GZIP_LEVEL, mtime=0)
-        members.append(_member(f"{key}.{name}.npy{'.gz' if compression == 'gzip' else ''}", data))
-    return b"".join(members)
+    """Return a block as one WebDataset sample, a member KEY.drawings.npy[.gz] and so on per
+    array."""
+    return b"".join(
+        write_array(f"{key}.{name}", array, compression) for name, array in block.stored()
+    )
 
 
 def encode_per_drawing(block: Block) -> bytes:
     """Return the drawings as one sample each, `LLLLL-RRRRRRRRRR.png` and `.cls`, for readers of
     other projects; this one reads them back as external data."""
     members = []
-    for pixels, label, row in zip(block.drawings, block.labels, block.rows, strict=True):
+    for pixels, label, row in zip(block.pixels, block.labels, block.rows, strict=True):
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "png")
-        members.append(_member(f"{label:05d}-{row:010d}.png", png.getvalue()))
-        members.append(_member(f"{label:05d}-{row:010d}.cls", str(label).encode()))
+        members.append(write_member(f"{label:05d}-{row:010d}.png", png.getvalue()))
+        members.append(write_member(f"{label:05d}-{row:010d}.cls", str(label).encode()))
     return b"".join(members)
 
 
 def decode(data: bytes | memoryview, count: int) -> Block:
-    """Return the block of `count` drawings in these bytes, compressed or not.
+    """Return the block of `count` drawings in these bytes, compressed or not, of either content.
 
     Args:
         data: the members, from the first header to the end of the last padding.
@@ -122,70 +142,58 @@ def decode(data: bytes | memoryview, count: int) -> Block:
         CorruptError: the bytes are no block of `count` drawings.
     """
     try:
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, payload in _members(memoryview(data)):
-            kind = name.split(".", 2)[1]
-            arrays[kind] = _read_npy(kind, count, payload, gzipped=name.endswith(".gz"))
-        drawings, labels, rows = (arrays[kind] for kind in _DTYPES)
-    except _UNREADABLE as error:
+        stored: dict[str, tuple[memoryview, bool]] = {}
+        for name, payload in read_members(memoryview(data)):
+            stored[name.split(".", 2)[1]] = payload, name.endswith(".gz")
+        content = "strokes" if "dx" in stored else "bitmaps"
+        if stored.keys() != _DTYPES[content].keys():
+            raise ValueError(f"has members {', '.join(stored)}")
+        read = partial(_read, stored, _DTYPES[content])
+        labels, rows = read("labels", count), read("rows", count)
+        drawings = (
+            _read_strokes(read, count)
+            if content == "strokes"
+            else read("drawings", count, SIDE, SIDE)
+        )
+    except UNREADABLE as error:
         raise CorruptError(
             "contents", None, f"not a block of {count:,} drawings: {error}"
         ) from None
     return Block(drawings, labels.astype(np.uint16, copy=False), rows.astype(np.uint32, copy=False))
 
 
-def _member(name: str, data: bytes) -> bytes:
-    """Return a file of a tar as tarfile writes it; tarfile takes 20 us per header."""
-    header, text = bytearray(_HEADER), name.encode("ascii")
-    header[: len(text)] = text
-    header[124:135] = b"%011o" % len(data)
-    header[148:155] = b"%06o\0" % sum(header)
-    return b"".join((header, data, bytes(-len(data) % tarfile.BLOCKSIZE)))
+def _read(
+    stored: dict[str, tuple[memoryview, bool]],
+    dtypes: dict[str, np.dtype[Any]],
+    name: str,
+    *shape: int,
+) -> NDArray[Any]:
+    payload, gzipped = stored[name]
+    try:
+        return read_array(payload, dtypes[name], shape, gzipped=gzipped)
+    except UNREADABLE as error:
+        raise ValueError(f"{name} {error}") from None
 
 
-def _members(view: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Yield the name and payload of every member, without copies. tarfile's parser takes 20 us and
-    holds the interpreter lock: a quarter of a core at 4,000 blocks per second. The rest of a header
-    does not matter here, and the contents have their own checksum."""
-    at = 0
-    while at < len(view):
-        header = bytes(view[at : at + 136])
-        name, size = header[:100].partition(b"\0")[0], int(header[124:].rstrip(b"\0 "), 8)
-        at += tarfile.BLOCKSIZE
-        yield name.decode("ascii"), view[at : at + size]
-        at += size + -size % tarfile.BLOCKSIZE  # padded
+def _read_strokes(read: Callable[..., NDArray[Any]], count: int) -> Strokes:
+    """Return strokes from their arrays: the counts say how long the others are.
 
-
-class _Npy(NamedTuple):
-    """The file of an array whose type and shape are known."""
-
-    header: bytes  # of .npy format version 1
-    shape: tuple[int, ...]
-    size: int  # bytes, header included
-
-
-@lru_cache(maxsize=64)
-def _npy(kind: str, count: int) -> _Npy:
-    shape = (count, SIDE, SIDE) if kind == "drawings" else (count,)
-    kept, header = _DTYPES[kind], io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(kept)
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": descr, "fortran_order": False, "shape": shape}
+    Raises:
+        ValueError: an array has another length, or values that no strokes have.
+    """
+    strokes = read("strokes", count)
+    points = read("points", int(strokes.sum()))
+    if points.min(initial=2) < 2:
+        raise ValueError(f"points has a stroke of {points.min()}, not two or more")
+    total = int(points.sum())
+    x, y = (np.cumsum(read(name, total), dtype=np.uint8) for name in ("dx", "dy"))
+    recognized = read("recognized", count)
+    if recognized.max(initial=0) > UNKNOWN:
+        raise ValueError(f"recognized has {recognized.max()}, not 0, 1 or 2")
+    return Strokes(
+        x,
+        y,
+        points.astype(np.uint16, copy=False),
+        strokes.astype(np.uint16, copy=False),
+        recognized,
     )
-    size = len(header.getvalue()) + math.prod(shape) * kept.itemsize
-    return _Npy(header.getvalue(), shape, size)
-
-
-def _read_npy(kind: str, count: int, payload: memoryview, *, gzipped: bool) -> NDArray[Any]:
-    """Return an array whose header is known: comparing it is check and parser in one."""
-    header, shape, size = _npy(kind, count)
-    data = payload
-    if gzipped:
-        # The last four bytes are the size that the decoder allocates.
-        if int.from_bytes(payload[-4:], "little") != size:
-            raise ValueError(f"{kind} does not decompress to the {size:,} bytes of {shape}")
-        data = memoryview(deflate.gzip_decompress(payload))
-    if len(data) != size or data[: len(header)] != header:
-        raise ValueError(f"{kind} is not an array of shape {shape} and type {_DTYPES[kind]}")
-    array: NDArray[Any] = np.ndarray(shape, _DTYPES[kind], data, len(header))
-    return array

@@ -6,10 +6,15 @@ import itertools
 from collections.abc import Iterator
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.data.drawings.drawing import PIXELS
-from quickdraw_dist.data.shards.blocks import END_OF_TAR
+from quickdraw_dist.data.drawings.strokes.tiles import TILE
+from quickdraw_dist.data.drawings.strokes.totals import Totals
+from quickdraw_dist.data.shards.members import END_OF_TAR
 from quickdraw_dist.data.shards.plan import SPLITS, Plan, shard_name
-from quickdraw_dist.data.shards.schema import Manifest, ShardEntry
+from quickdraw_dist.data.shards.schema import FORMAT_VERSIONS, Manifest, ShardEntry
+
+_LEAST_BYTES = 8
+"""Of a drawing in its source: synthetic strokes, which have no file, count as 8; a `.bin` file has
+17 or more."""
 
 
 def find_contradictions(dataset: Manifest) -> Iterator[str]:
@@ -21,8 +26,12 @@ def find_contradictions(dataset: Manifest) -> Iterator[str]:
     """
     yield from _find_wrong_classes(dataset)
     yield from _find_wrong_counts(dataset)
+    content = dataset.settings.content
+    if dataset.format_version != FORMAT_VERSIONS[content]:
+        yield f"format_version {dataset.format_version}, settings.content {content}"
     for split in SPLITS:
         yield from _find_wrong_shards(split, dataset.splits[split])
+        yield from _find_wrong_totals(content, dataset.splits[split])
     mean, std = dataset.pixel_mean, dataset.pixel_std
     if not 0 < std**2 <= mean * (1 - mean) * (1 + 1e-9):
         yield f"pixel_mean {mean:g} and pixel_std {std:g} are not those of drawings"
@@ -59,7 +68,7 @@ def _find_wrong_counts(dataset: Manifest) -> Iterator[str]:
         yield str(error)
         return
     for file in dataset.source_files:
-        if file.bytes < file.drawings * PIXELS:
+        if file.bytes < file.drawings * _LEAST_BYTES:
             yield f"source_files: {file.name!r}: {file.bytes:,} bytes, {file.drawings:,} drawings"
     for split in SPLITS:
         stored = dataset.per_class[split]
@@ -88,3 +97,23 @@ def _find_wrong_shards(split: str, shards: tuple[ShardEntry, ...]) -> Iterator[s
             end = block.offset + block.size if block.offset == end else -1
         if end + len(END_OF_TAR) != shard.bytes:
             yield f"{shard.name}: its blocks do not fill its {shard.bytes:,} bytes"
+
+
+def _find_wrong_totals(content: str, shards: tuple[ShardEntry, ...]) -> Iterator[str]:
+    """Yield shards whose numbers of strokes, points and tiles no drawings have."""
+    for shard in shards:
+        strokes, points, tiles, squares = shard.totals
+        segments, drawings = points - strokes, shard.drawings
+        possible = (
+            strokes <= segments  # a stroke has a segment or more
+            and segments <= tiles * TILE
+            and tiles <= segments
+            and tiles * TILE < segments + drawings * TILE
+            and tiles**2 <= squares * drawings
+            and tiles <= squares <= tiles**2
+        )
+        if shard.totals != Totals() if content == "bitmaps" else not possible:
+            yield (
+                f"{shard.name}: {strokes:,} strokes, {points:,} points, {tiles:,} tiles and "
+                f"{squares:,} tile_squares are not those of {drawings:,} {content}"
+            )

@@ -14,15 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import PurePath
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError, flag
-from quickdraw_dist.data.drawings.bitmaps import READINGS, file_url
 from quickdraw_dist.data.drawings.classes import official_file
-from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source
+from quickdraw_dist.data.drawings.drawing import Rows, Source
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.shards.schema import PartFile, SourceFile
 
@@ -37,51 +34,38 @@ Crcs = list[list[int]]
 """The CRC-32C of every range: [group][label]."""
 
 
-def read(
-    source: Source, label: int, start: int, stop: int, true_crc: int | None = None
-) -> tuple[NDArray[np.uint8], int]:
+def read(source: Source, label: int, start: int, stop: int, true_crc: int | None = None) -> Rows:
     """Read rows of a class until their CRC-32C is the true one, if that is given.
-
-    Returns:
-        The rows, (stop - start, 28, 28) uint8, and their CRC-32C.
 
     Raises:
         CorruptError: the file is too short, or no reading had the true checksum.
         StorageError: the store failed.
     """
-    if start == stop:
-        return np.empty((0, SIDE, SIDE), np.uint8), 0
-    for _ in range(1 if true_crc is None else READINGS):
+    for _ in range(1 if true_crc is None else storage.READINGS):
         rows = source.read(label, start, stop)
-        crc = storage.crc32c(rows.data)
-        if true_crc is None or crc == true_crc:
-            return rows, crc
+        if true_crc is None or rows.crc32c == true_crc:
+            return rows
     raise CorruptError(
         _range(source, label, start, stop),
         None,
-        f"read {READINGS} times with another crc32c than {true_crc:08x}, the last time with "
-        f"{crc:08x}; the store is damaged",
+        f"read {storage.READINGS} times with another crc32c than {true_crc:08x}, the last time "
+        f"with {rows.crc32c:08x}; the store is damaged",
     )
 
 
-def read_again(
-    source: Source, label: int, start: int, stop: int, crc: int
-) -> tuple[NDArray[np.uint8], int]:
+def read_again(source: Source, label: int, start: int, stop: int, crc: int) -> Rows:
     """Read rows of a class until two readings agree, the one before with this `crc` included.
-
-    Returns:
-        The rows, (stop - start, 28, 28) uint8, and their CRC-32C.
 
     Raises:
         CorruptError: the file is too short, or no two readings agree.
         StorageError: the store failed.
     """
     seen = {crc}
-    for _ in range(READINGS):
-        rows, crc = read(source, label, start, stop)
-        if crc in seen:
-            return rows, crc
-        seen.add(crc)
+    for _ in range(storage.READINGS):
+        rows = read(source, label, start, stop)
+        if rows.crc32c in seen:
+            return rows
+        seen.add(rows.crc32c)
     raise CorruptError(
         _range(source, label, start, stop),
         None,
@@ -100,16 +84,15 @@ def check_official(source: Source, label: int) -> tuple[str, ...]:
     Raises:
         CorruptError: the file has another MD5 than the official one.
     """
-    size = len(source.header(label)) + source.counts[label] * PIXELS
-    official = official_file(source.classes[label], size)
+    url, (_, size) = source.file_url(label), source.span(label, 0, source.counts[label])
+    official = official_file(PurePath(url).name, size)
     if official is None:
         return ()
-    url = file_url(source, label)
     md5 = storage.object_md5(url)
     if md5 is None:
         return (SIZE,)
-    if md5 != official.npy_md5:
-        problem = f"MD5 {md5}, the official file's is {official.npy_md5}"
+    if md5 != official.md5:
+        problem = f"MD5 {md5}, the official file's is {official.md5}"
         raise CorruptError(url, None, problem, "Fetch it again")
     return (SIZE, MD5)
 
@@ -176,7 +159,7 @@ def check_source(
         SourceFile(
             name=plan.classes[label],
             drawings=plan.counts[label],
-            bytes=len(source.header(label)) + plan.counts[label] * PIXELS,
+            bytes=source.span(label, 0, plan.counts[label])[1],
             crc32c=whole[label],
             checked=checked[label][1],
         )
@@ -203,7 +186,7 @@ def check_blank(plan: Plan, source: Source, blank: Sequence[int] | Mapping[int, 
         if found > plan.settings.max_blank * count:
             limit = flag("shard.max_blank", plan.settings.max_blank)
             problem = (
-                f"{found:,} of its {count:,} drawings are blank (all zero), more than {limit} "
+                f"{found:,} of its {count:,} drawings are blank, more than {limit} "
                 "allows; the download of its file may be unfinished"
             )
             remedy = "Fetch it again, or raise --shard.max_blank if they are meant to be blank"
@@ -227,7 +210,7 @@ def _read_suspects_again(plan: Plan, source: Source, crcs: Crcs, suspects: list[
     def settle(group_and_label: tuple[int, int]) -> None:
         group, label = group_and_label
         start, stop = plan.rows(group, label)
-        crcs[group][label] = read_again(source, label, start, stop, crcs[group][label])[1]
+        crcs[group][label] = read_again(source, label, start, stop, crcs[group][label]).crc32c
 
     with ThreadPoolExecutor(READERS) as pool:
         for _ in pool.map(settle, itertools.product(range(plan.groups), suspects)):
@@ -235,10 +218,10 @@ def _read_suspects_again(plan: Plan, source: Source, crcs: Crcs, suspects: list[
 
 
 def _range(source: Source, label: int, start: int, stop: int) -> str:
-    first = len(source.header(label))
+    first, end = source.span(label, start, stop)
     return (
-        f"{source.url}: {source.classes[label]!r}: bytes {first + start * PIXELS:,} to "
-        f"{first + stop * PIXELS:,} (rows {start:,} to {stop:,})"
+        f"{source.url}: {source.classes[label]!r}: bytes {first:,} to {end:,} "
+        f"(rows {start:,} to {stop:,})"
     )
 
 
@@ -246,8 +229,8 @@ def _combined(plan: Plan, source: Source, crcs: Crcs, label: int) -> int:
     """Return the CRC-32C of a class's whole file, from those of its header and its ranges."""
     crc = storage.crc32c(source.header(label))
     for group in range(plan.groups):
-        start, stop = plan.rows(group, label)
-        crc = combine_crc32c(crc, crcs[group][label], (stop - start) * PIXELS)
+        first, end = source.span(label, *plan.rows(group, label))
+        crc = combine_crc32c(crc, crcs[group][label], end - first)
     return crc
 
 

@@ -14,11 +14,11 @@ from pydantic import (
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError, one_line
 from quickdraw_dist.data.drawings.classes import official_names
-from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.shards.consistency import find_contradictions
+from quickdraw_dist.data.shards.pixels import normalisation, summed_drawings
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 from quickdraw_dist.data.shards.schema import (
-    FORMAT_VERSION,
+    FORMAT_VERSIONS,
     Manifest,
     PartFile,
     ShardEntry,
@@ -58,10 +58,10 @@ def merge(
     mean, std = normalisation(
         sum(part.pixel_sum for part in parts.values()),
         sum(part.pixel_square_sum for part in parts.values()),
-        sum(per_class["train"]),
+        summed_drawings(splits["train"], plan.settings.content),
     )
     return Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_VERSIONS[plan.settings.content],
         classes=plan.classes,
         source=source,
         source_files=tuple(file.model_copy(update={"blank": n}) for file, n in files),
@@ -72,13 +72,6 @@ def merge(
         pixel_std=std,
         digest=digest(plan.classes, splits),
     )
-
-
-def normalisation(pixel_sum: int, pixel_square_sum: int, drawings: int) -> tuple[float, float]:
-    """Return mean and standard deviation of pixels on a scale of 0 to 1, from sums of 0 to 255."""
-    pixels = max(drawings, 1) * PIXELS
-    mean = pixel_sum / pixels
-    return mean / 255, (pixel_square_sum / pixels - mean**2) ** 0.5 / 255
 
 
 def read(folder: str) -> Manifest:
@@ -121,8 +114,8 @@ def read_unchecked(folder: str) -> Manifest:
         raise RefusedError(folder, None, problem, remedy) from None
     try:
         version = json.loads(text)["format_version"]
-        if version != FORMAT_VERSION:
-            problem = f"format version {version}; this release reads version {FORMAT_VERSION}"
+        if version not in (known := FORMAT_VERSIONS.values()):
+            problem = f"format version {version}; this release reads {', '.join(map(str, known))}"
             advice = "Update quickdraw-dist, or shard again"
             raise RefusedError(url, None, problem, advice, version=version)
         return Manifest.model_validate_json(text)

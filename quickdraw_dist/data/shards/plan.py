@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +25,27 @@ from quickdraw_dist.data.drawings.drawing import PIXELS
 SPLITS = ("train", "val", "test")
 
 _BYTES_PER_DRAWING = {
-    ("blocks", "gzip"): 290,
-    ("blocks", "none"): 800,
-    ("per_drawing", "gzip"): 2048,
-    ("per_drawing", "none"): 2048,
+    ("bitmaps", "blocks", "gzip"): 290,
+    ("bitmaps", "blocks", "none"): 800,
+    ("bitmaps", "per_drawing", "gzip"): 2048,
+    ("bitmaps", "per_drawing", "none"): 2048,
+    ("strokes", "blocks", "gzip"): 93,
+    ("strokes", "blocks", "none"): 120,
 }
-"""Measured on official drawings, rounded up. Others compress worse or better, to 800 at most."""
+"""Measured on official drawings, rounded up. Other bitmaps compress worse or better, to 800 at
+most; other strokes may have any number of points."""
+
+_MEMORY_PER_DRAWING = {"bitmaps": PIXELS, "strokes": 105}
+"""Bytes of a decoded drawing: of official ones, for strokes."""
+
+
+def stored_settings(settings: Shard) -> dict[str, Any]:
+    """Return the settings that shards follow from: not the limit `max_blank`, and `content` only
+    where it is new, so that bitmaps are described as before there were strokes."""
+    bitmaps = settings.content == "bitmaps"
+    return settings.model_dump(
+        mode="json", exclude={"max_blank", *(["content"] if bitmaps else [])}
+    )
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,11 @@ class Plan:
             problem = f"larger than a shard ({flag('shard.drawings_per_shard', most)})"
             remedy = f"Use {flag('shard.block', most)} at most"
             raise RefusedError("--shard.block", self.settings.block, problem, remedy)
+        if (self.settings.content, self.settings.layout) == ("strokes", "per_drawing"):
+            subject = f"{flag('shard.content', 'strokes')} {flag('shard.layout', 'per_drawing')}"
+            problem = "that layout is a picture per drawing, which strokes are not"
+            remedy = "Leave out --shard.layout to store strokes, or --shard.content for pictures"
+            raise RefusedError(subject, None, problem, remedy)
         for name, count in zip(self.classes, self.counts, strict=True):
             if count == 0:
                 remedy = "List the other classes with --shard.classes"
@@ -97,7 +118,8 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """Hash that ties part files to this plan: those of another plan are never merged."""
-        settings = self.settings.model_dump(exclude={"classes", "max_blank"})
+        settings = stored_settings(self.settings)
+        del settings["classes"]  # those of the source, if none were chosen
         fields = [self.classes, self.counts, settings, *([self.identity] if self.identity else [])]
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -106,13 +128,17 @@ class Plan:
     def estimated_bytes(self) -> int:
         """Estimated bytes of all shards, if the drawings compress as official ones do."""
         settings = self.settings
-        return self.drawings * _BYTES_PER_DRAWING[settings.layout, settings.compression]
+        kind = settings.content, settings.layout, settings.compression
+        return self.drawings * _BYTES_PER_DRAWING[kind]
 
     @property
     def worker_bytes(self) -> int:
-        """Estimated memory of a process that builds groups: the pixels of one group, the split of
+        """Estimated memory of a process that builds groups: the drawings of one group, the split of
         every drawing, and 200 MB for the interpreter, reads in progress and one shard."""
-        return -(-self.drawings // self.groups) * PIXELS + self.drawings + 200_000_000
+        each = _MEMORY_PER_DRAWING[self.settings.content]
+        if self.settings.content == "strokes":
+            each *= 2  # the ranges as read, and joined
+        return -(-self.drawings // self.groups) * each + self.drawings + 200_000_000
 
     def rows(self, group: int, label: int) -> tuple[int, int]:
         """Return the rows [start, stop) of a class that a group reads; the ranges tile the file."""
@@ -212,9 +238,13 @@ def describe(plan: Plan, processes: int = 1) -> str:
     sizes = plan.split_sizes.sum(axis=0)
     shards = [plan.shards(group) for group in range(plan.groups)]
     numbers = {split: sum(p.split == split for g in shards for p in g) for split in SPLITS}
+    decoded = size_text(plan.drawings * _MEMORY_PER_DRAWING[plan.settings.content])
+    bitmaps = plan.settings.content == "bitmaps"
+    condition = "if they compress as official ones" if bitmaps else "if they are as official ones"
     lines = [
         f"classes   {len(plan.classes):,}",
-        f"drawings  {plan.drawings:,} ({size_text(plan.drawings * PIXELS)} of pixels)",
+        f"drawings  {plan.drawings:,} "
+        + (f"({decoded} of pixels)" if bitmaps else f"(about {decoded} of strokes)"),
         *(
             f"{split:8}  {size:,} drawings in {numbers[split]:,} shards"
             for split, size in zip(SPLITS, sizes, strict=True)
@@ -222,7 +252,7 @@ def describe(plan: Plan, processes: int = 1) -> str:
         f"groups    {plan.groups:,} of about {plan.drawings // plan.groups:,} drawings",
         f"memory    about {size_text(plan.worker_bytes)} per process, "
         f"{size_text(processes * plan.worker_bytes)} for {processes}",
-        f"writes    about {size_text(plan.estimated_bytes)}, if they compress as official ones",
+        f"writes    about {size_text(plan.estimated_bytes)}, {condition}",
         f"requests  {plan.groups * len(plan.classes):,} range reads, "
         f"{sum(numbers.values()) + plan.groups + 1:,} writes",
     ]

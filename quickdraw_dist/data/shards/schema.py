@@ -17,9 +17,12 @@ from pydantic import (
 )
 
 from quickdraw_dist.base.settings import Shard
-from quickdraw_dist.data.shards.plan import SPLITS
+from quickdraw_dist.data.drawings.strokes.totals import Totals
+from quickdraw_dist.data.shards.plan import SPLITS, stored_settings
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = {"bitmaps": 1, "strokes": 2}
+"""Of the manifest of either content. A release that knows bitmaps only names the version that it
+does not read, where it would otherwise find fields that it does not know."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -37,6 +40,12 @@ class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _without_zeros(fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return a file's or shard's fields without these where they are 0: releases that do not know
+    them read the manifest."""
+    return {name: value for name, value in fields.items() if name not in names or value}
+
+
 class ShardEntry(_Stored):
     """Name, size and blocks of one shard."""
 
@@ -46,6 +55,20 @@ class ShardEntry(_Stored):
     bytes: Count
     crc32c: Count
     blocks: tuple[BlockEntry, ...]
+    strokes: Count = 0
+    points: Count = 0
+    tiles: Count = 0
+    tile_squares: Count = 0
+    """`Totals` of the drawings; all 0 for bitmaps."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_zeros(handler(self), Totals._fields)
+
+    @property
+    def totals(self) -> Totals:
+        """Numbers of strokes, points and tiles of the drawings."""
+        return Totals(self.strokes, self.points, self.tiles, self.tile_squares)
 
 
 class RangeRead(_Stored):
@@ -57,7 +80,7 @@ class RangeRead(_Stored):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_blank_0(handler(self))
+        return _without_zeros(handler(self), ("blank",))
 
 
 class PartFile(_Stored):
@@ -86,13 +109,7 @@ class SourceFile(_Stored):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_blank_0(handler(self))
-
-
-def _without_blank_0(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return a file's fields without `blank` where it is 0: releases that do not know the field
-    read the manifest."""
-    return {name: value for name, value in fields.items() if name != "blank" or value}
+        return _without_zeros(handler(self), ("blank",))
 
 
 class Manifest(_Stored):
@@ -118,13 +135,17 @@ class Manifest(_Stored):
 
     @field_serializer("settings")
     def _settings(self, settings: Shard) -> dict[str, Any]:
-        """Return the settings that the shards follow from: a limit is none, and releases that do
-        not know it read the manifest."""
-        return settings.model_dump(mode="json", exclude={"max_blank"})
+        """Return the settings that the shards follow from, as releases that do not know the newer
+        ones read them."""
+        return stored_settings(settings)
 
     def drawings(self, split: str) -> int:
         """Return the number of drawings of a split."""
         return sum(shard.drawings for shard in self.splits[split])
+
+    def totals(self, split: str) -> Totals:
+        """Return the numbers of strokes, points and tiles of a split; zeros for bitmaps."""
+        return Totals.add(shard.totals for shard in self.splits[split])
 
     @property
     def contents_digest(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from typing import Any
@@ -20,10 +20,14 @@ from quickdraw_dist.base.process.garbage import collect_garbage, manual_garbage_
 from quickdraw_dist.base.process.output import survive_lost_output
 from quickdraw_dist.base.process.parent import Inherited, die_with_parent
 from quickdraw_dist.base.storage import Scratch
-from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Source, is_blank
+from quickdraw_dist.data.drawings.drawing import Source
+from quickdraw_dist.data.drawings.strokes.totals import Totals
 from quickdraw_dist.data.shards import blocks, integrity, manifest
+from quickdraw_dist.data.shards.group import make_blocks, read_rows
+from quickdraw_dist.data.shards.members import END_OF_TAR
+from quickdraw_dist.data.shards.pixels import pixel_sums
 from quickdraw_dist.data.shards.plan import SPLITS, Plan, PlannedShard
-from quickdraw_dist.data.shards.schema import BlockEntry, Manifest, PartFile, RangeRead, ShardEntry
+from quickdraw_dist.data.shards.schema import BlockEntry, Manifest, PartFile, ShardEntry
 
 Progress = Callable[[int], object]
 """Called with the number of drawings or files just finished."""
@@ -40,27 +44,27 @@ def build_group(
 ) -> PartFile:
     """Read a group's rows, publish its shards, then its part file.
 
-    `memory` holds the pixels. `progress` is called with the drawings of every shard. `true_crcs`
-    are the CRC-32C of the group's ranges, class by class, where they are known: a range that is
-    read with another one is read again.
+    `memory` holds the pixels of bitmaps. `progress` is called with the drawings of every shard.
+    `true_crcs` are the CRC-32C of the group's ranges, class by class, where they are known: a range
+    that is read with another one is read again.
 
     Raises:
         CorruptError: the source is shorter than its header says, or never read as `true_crcs` say.
         StorageError: the store failed.
     """
-    pixels, ranges = read_rows(plan, group, source, memory, true_crcs)
+    drawings, ranges = read_rows(plan, group, source, memory, true_crcs)
     labels, rows = plan.identities(group)
     shards: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
     per_class = {split: np.zeros(len(plan.classes), np.int64) for split in SPLITS}
     sums = np.zeros(2, np.int64)
     for shard in plan.shards(group):
         members = plan.members(group, shard)
-        contents = _blocks(members, plan.settings.block, pixels, labels, rows)
-        entry, pixel_sums = _publish_shard(plan, group, shard, contents, dest)
+        contents = make_blocks(members, plan.settings.block, drawings, labels, rows)
+        entry, of_shard = _publish_shard(plan, group, shard, contents, dest)
         shards[shard.split].append(entry)
         per_class[shard.split] += np.bincount(labels[members], minlength=len(plan.classes))
         if shard.split == "train":
-            sums += pixel_sums
+            sums += of_shard
         progress(len(members))
     part = PartFile(
         fingerprint=plan.fingerprint,
@@ -75,52 +79,11 @@ def build_group(
     return part
 
 
-def read_rows(
-    plan: Plan,
-    group: int,
-    source: Source,
-    memory: Scratch,
-    true_crcs: Sequence[int] | None = None,
-) -> tuple[NDArray[np.uint8], tuple[RangeRead, ...]]:
-    """Return a group's pixels, (n, 28, 28) in `memory`, class after class, and the size and
-    checksum of every range read."""
-    ranges = plan.ranges(group)
-    ends = np.cumsum([stop - start for start, stop in ranges])
-    pixels = np.frombuffer(memory.view(int(ends[-1]) * PIXELS), np.uint8).reshape(-1, SIDE, SIDE)
-
-    def fetch(label: int) -> RangeRead:
-        start, stop = ranges[label]
-        true_crc = None if true_crcs is None else true_crcs[label]
-        rows, crc = integrity.read(source, label, start, stop, true_crc)
-        pixels[ends[label] - len(rows) : ends[label]] = rows
-        blank = int(np.count_nonzero(is_blank(rows)))
-        return RangeRead(bytes=rows.nbytes, crc32c=crc, blank=blank)
-
-    with ThreadPoolExecutor(integrity.READERS) as pool:
-        return pixels, tuple(pool.map(fetch, range(len(ranges))))
-
-
-def _blocks(
-    members: NDArray[np.int64],
-    size: int,
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.uint16],
-    rows: NDArray[np.uint32],
-) -> Iterator[blocks.Block]:
-    """Yield a shard's blocks; each overwrites the pixels of the one before."""
-    buffer = np.empty((size, SIDE, SIDE), np.uint8)
-    for start in range(0, len(members), size):
-        piece = members[start : start + size]
-        # 'clip' spares a copy; there is nothing to clip.
-        drawings = np.take(pixels, piece, axis=0, out=buffer[: len(piece)], mode="clip")
-        yield blocks.Block(drawings, labels[piece], rows[piece])
-
-
 def _publish_shard(
     plan: Plan, group: int, shard: PlannedShard, contents: Iterable[blocks.Block], dest: str
 ) -> tuple[ShardEntry, NDArray[np.int64]]:
     """Encode and publish one shard; return its entry and its pixel sums, (2,)."""
-    chunks, entries, offset = [], [], 0
+    chunks, entries, totals, offset = [], [], [], 0
     sums = np.zeros(2, np.int64)
     for number, block in enumerate(contents):
         if plan.settings.layout == "per_drawing":
@@ -129,10 +92,11 @@ def _publish_shard(
             key = f"{shard.number:06d}-{number:04d}"
             data = blocks.encode(block, key, plan.settings.compression)
         entries.append(BlockEntry(offset, len(data), len(block.labels), block.crc))
+        totals.append(block.totals)
         chunks.append(data)
         offset += len(data)
-        sums += block.pixel_sums()
-    data = b"".join([*chunks, blocks.END_OF_TAR])
+        sums += pixel_sums(block.drawings)
+    data = b"".join([*chunks, END_OF_TAR])
     storage.publish(storage.join(dest, shard.name), data)
     entry = ShardEntry(
         name=shard.name,
@@ -141,6 +105,7 @@ def _publish_shard(
         bytes=len(data),
         crc32c=storage.crc32c(data),
         blocks=tuple(entries),
+        **Totals.add(totals)._asdict(),
     )
     return entry, sums
 

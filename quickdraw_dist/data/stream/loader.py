@@ -88,7 +88,7 @@ class TrainLoader:
             if shards is not None:
                 shards.wait(piece.shard)
             block = self._read(piece, self._scratch)
-            self._ring.put_drawings(indices[at : at + len(piece)], block.drawings)
+            self._ring.put_drawings(indices[at : at + len(piece)], block.pixels)
             labels.append(block.labels.tobytes())  # a copy: the next read reuses the scratch
             rows.append(block.rows.tobytes())
             at += len(piece)

@@ -15,7 +15,6 @@ import pytest
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, DeniedError, RefusedError, StorageError
 from quickdraw_dist.data.drawings import bitmaps
-from quickdraw_dist.data.drawings.bitmaps import open_bitmaps
 from quickdraw_dist.data.drawings.sources import open_source
 from tests.support.gcs.server import Request, Response
 
@@ -63,7 +62,7 @@ def test_rows_are_those_of_the_file(
     assert source.header(0) == path.read_bytes()[:header_bytes]
     expected = pixels(5).reshape(5, 28, 28)
     for start, stop in ((0, 5), (0, 1), (2, 4), (4, 5)):
-        rows = source.read(0, start, stop)
+        rows = source.read(0, start, stop).drawings
         assert rows.dtype == np.uint8
         assert np.array_equal(rows, expected[start:stop])
 
@@ -83,7 +82,7 @@ def test_chosen_classes_come_in_the_order_given(tmp_path: Path) -> None:
         np.save(tmp_path / f"{name}.npy", pixels(number + 1))
     source = open_source(str(tmp_path), ("my own", "cat"))
     assert (source.classes, source.counts) == (("my own", "cat"), (2, 1))
-    assert np.array_equal(source.read(0, 1, 2), pixels(2)[1:].reshape(1, 28, 28))
+    assert np.array_equal(source.read(0, 1, 2).drawings, pixels(2)[1:].reshape(1, 28, 28))
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -155,7 +154,7 @@ def test_a_file_that_shrinks_after_opening_is_corrupt(tmp_path: Path) -> None:
     np.save(path, pixels(5))
     source = open_source(str(tmp_path))
     path.write_bytes(path.read_bytes()[:-784])
-    assert len(source.read(0, 0, 4)) == 4
+    assert len(source.read(0, 0, 4).drawings) == 4
     with pytest.raises(CorruptError) as caught:
         source.read(0, 3, 5)
     error = caught.value
@@ -170,7 +169,7 @@ def test_a_folder_without_bitmaps_is_refused(tmp_path: Path) -> None:
     for name, problem in (
         ("nowhere", "no such folder"),
         ("cat.npy", "no such folder"),
-        ("empty", "no .npy file in it"),
+        ("empty", "no .npy, .bin or .ndjson file in it"),
     ):
         error = refusal(tmp_path / name)
         assert (error.value, error.problem) == (str(tmp_path / name), problem)
@@ -217,10 +216,10 @@ def test_a_bucket_is_read_by_range(store: Store) -> None:
     """39.5 GB: opening reads headers only, and a group reads its rows only."""
     url = "gs://bucket/bitmaps"
     storage.publish(f"{url}/cat.npy", npy(FIELDS % "50, 784", pixels(50).tobytes()))
-    source = open_bitmaps(url)
+    source = open_source(url)
     assert isinstance(source, bitmaps.Bitmaps)
     assert source.counts == (50,)
-    assert np.array_equal(source.read(0, 7, 9), pixels(50)[7:9].reshape(2, 28, 28))
+    assert np.array_equal(source.read(0, 7, 9).drawings, pixels(50)[7:9].reshape(2, 28, 28))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,12 @@ import hashlib
 import re
 from pathlib import Path
 
-from quickdraw_dist.data.drawings.classes import official, official_names
+from quickdraw_dist.data.drawings.classes import (
+    official,
+    official_class,
+    official_file,
+    official_names,
+)
 
 
 def test_names_and_order_are_frozen() -> None:
@@ -29,9 +34,26 @@ def test_counts_and_checksums_are_the_official_ones() -> None:
     assert sum(drawings) == 50_426_266
     assert (drawings[0], drawings[172], drawings[-1]) == (113_613, 130_371, 340_029)
     for entry in official():
-        assert entry.npy_bytes == 80 + 784 * entry.drawings, entry.name
-        assert re.fullmatch("[0-9a-f]{32}", entry.npy_md5), entry.name
-    assert len({entry.npy_md5 for entry in official()}) == 345
+        assert entry.npy.bytes == 80 + 784 * entry.drawings, entry.name
+    published = [file for e in official() for file in (e.npy, e.bin, e.simplified, e.raw)]
+    assert all(re.fullmatch("[0-9a-f]{32}", file.md5) for file in published)
+    assert len({file.md5 for file in published}) == 4 * 345
+    gigabytes = [sum(file.bytes for file in published[kind::4]) / 1e9 for kind in range(4)]
+    assert [round(size, 2) for size in gigabytes] == [39.53, 5.89, 24.01, 194.81]
+
+
+def test_a_file_is_official_by_name_and_size() -> None:
+    """Simplified and raw files have the same name; half a download has the size of neither."""
+    cat = official_class("cat")
+    assert cat is not None
+    for name, file in (
+        ("cat.npy", cat.npy), ("cat.bin", cat.bin),
+        ("cat.ndjson", cat.simplified), ("cat.ndjson", cat.raw),
+    ):  # fmt: skip
+        assert official_file(name, file.bytes) == file
+        assert official_file(name, file.bytes - 1) is None
+    assert official_file("cat.npy", cat.bin.bytes) is None
+    assert official_file("my own.npy", cat.npy.bytes) is None
 
 
 def test_the_table_equals_the_lists_beside_the_real_data(real_data: Path) -> None:
@@ -43,5 +65,9 @@ def test_the_table_equals_the_lists_beside_the_real_data(real_data: Path) -> Non
     for entry in official():
         row = rows[entry.name]
         assert entry.drawings == int(row["drawings"]), entry.name
-        assert entry.npy_bytes == int(row["numpy_bitmap_bytes"]), entry.name
-        assert entry.npy_md5 == row["numpy_bitmap_md5"], entry.name
+        for file, kind in (
+            (entry.npy, "numpy_bitmap"), (entry.bin, "binary"),
+            (entry.simplified, "simplified"), (entry.raw, "raw"),
+        ):  # fmt: skip
+            assert file.bytes == int(row[f"{kind}_bytes"]), entry.name
+            assert file.md5 == row[f"{kind}_md5"], entry.name

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +22,14 @@ from hypothesis import strategies as st
 from jobs import verify
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.drawings import classes
-from quickdraw_dist.data.drawings.classes import OfficialClass
+from quickdraw_dist.data.drawings.classes import OfficialClass, OfficialFile
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import integrity, manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.shards.schema import Manifest
 from quickdraw_dist.data.verify import find_problems
+from tests.support.data.datasets import of_both_contents
 from tests.support.gcs.server import Request, Response
 
 if TYPE_CHECKING:
@@ -110,6 +112,7 @@ def shard(source: Source, made: Dataset, dest: str) -> Manifest:
     return merged
 
 
+@of_both_contents
 def test_one_flipped_range_in_five_makes_the_same_dataset(
     dataset: Dataset, store: Store, tmp_path: Path, tree: Tree, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,7 +126,7 @@ def test_one_flipped_range_in_five_makes_the_same_dataset(
         return bit
 
     store.intercept = flipping(store, hit)
-    merged = shard(open_source(BITMAPS), dataset, str(tmp_path))
+    merged = shard(open_source(BITMAPS, (), dataset.source.content), dataset, str(tmp_path))
     assert len(flips) > 8
     assert "groups again" in capsys.readouterr().err, "no bit was flipped where it matters"
     assert merged.digest == dataset.manifest.digest
@@ -133,6 +136,7 @@ def test_one_flipped_range_in_five_makes_the_same_dataset(
         assert ours == theirs
 
 
+@of_both_contents
 def test_the_proof_blames_no_drawing_for_a_bit_that_flipped_on_the_way(
     dataset: Dataset, own_source: Dataset, store: Store
 ) -> None:
@@ -146,14 +150,18 @@ def test_the_proof_blames_no_drawing_for_a_bit_that_flipped_on_the_way(
         return bit
 
     store.intercept = flipping(store, hit)
-    assert list(find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))) == []
+    content = dataset.source.content
+    source = open_source(BITMAPS, (), content)
+    assert list(find_problems(dataset.folder, dataset.manifest, source)) == []
     assert len(flips) > 2
-    path = Path(own_source.source.url) / "sun.npy"
+    sun = own_source.source.classes.index("sun")
+    path = Path(own_source.source.file_url(sun))
     data = bytearray(path.read_bytes())
-    data[128 + 784 * 300] ^= 1
+    data[own_source.source.span(sun, 300, 301)[1] - 1] ^= 1
     path.write_bytes(data)
     store.upload(own_source.source.url, BITMAPS)
-    (problem,) = find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))
+    source = open_source(BITMAPS, (), content)
+    (problem,) = find_problems(dataset.folder, dataset.manifest, source)
     assert problem.endswith("class 'sun' row 300 are not the source's (1 such drawings)")
 
 
@@ -191,11 +199,11 @@ def test_a_known_checksum_is_read_for_until_it_comes(dataset: Dataset, store: St
     """The rebuild takes no reading but the right one, and gives up in the end."""
     store.upload(dataset.source.url, BITMAPS)
     source, cat = open_source(BITMAPS), dataset.source.classes.index("cat")
-    true = google_crc32c.value(dataset.source.read(cat, 100, 200).tobytes())
+    true = google_crc32c.value(dataset.source.read(cat, 100, 200).drawings.tobytes())
     store.intercept = flipping(store, lambda key, time: time if time < 7 else None)
     rows, crc = integrity.read(source, cat, 100, 200, true)
     assert crc == true
-    assert rows.tobytes() == dataset.source.read(cat, 100, 200).tobytes()
+    assert rows.tobytes() == dataset.source.read(cat, 100, 200).drawings.tobytes()
     with pytest.raises(CorruptError, match=r"'cat': .*rows 100 to 200\): read 12 times"):
         integrity.read(source, cat, 100, 200, true ^ 1)
 
@@ -213,7 +221,7 @@ def as_official(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[l
         data = (Path(dataset.source.url) / f"{entry.name}.npy").read_bytes()
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         count = dataset.source.counts[dataset.source.classes.index(entry.name)]
-        return OfficialClass(entry.name, count, len(data), md5)
+        return replace(entry, drawings=count, npy=OfficialFile(len(data), md5))
 
     table = [official(entry) for entry in classes.official()]
     monkeypatch.setattr(classes, "official", lambda: tuple(table))
@@ -265,7 +273,7 @@ def test_an_official_file_with_another_md5_is_refused(
     url = own_source.source.url
     if remote:
         url = request.getfixturevalue("store").upload(url, BITMAPS)
-    official = next(entry for entry in as_official if entry.name == "dog").npy_md5
+    official = next(entry for entry in as_official if entry.name == "dog").npy.md5
     mine = hashlib.md5(data, usedforsecurity=False).hexdigest()
     message = f"{url}/dog.npy: MD5 {mine}, the official file's is {official}. Fetch it again"
     with pytest.raises(CorruptError) as caught:

@@ -11,17 +11,22 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from quickdraw_dist.base.hashing import key64, random64
 from quickdraw_dist.base.settings import Shard
-from quickdraw_dist.data.drawings.drawing import PIXELS, Source
+from quickdraw_dist.data.drawings.drawing import PIXELS, Drawings, Source
+from quickdraw_dist.data.drawings.strokes.arrays import Strokes
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.shards.schema import Manifest
 
 COUNTS = {"cat": 601, "dog": 353, "The Eiffel Tower": 89, "sun": 700, "zigzag": 257}
 """Drawings per class of the small dataset: no count divides by a size used anywhere else."""
+
+of_both_contents = pytest.mark.parametrize("dataset", ["bitmaps", "strokes"], indirect=True)
+"""Runs a test with the small dataset of bitmaps, and with that of strokes."""
 
 Location = tuple[int, int, int]
 """Shard, block and index in the block: where a drawing is stored."""
@@ -35,10 +40,23 @@ class Dataset:
     manifest: Manifest
     source: Source
 
+    def whole(self) -> Drawings:
+        """Return the source's drawings, class after class."""
+        several = [
+            self.source.read(at, 0, count).drawings for at, count in enumerate(self.source.counts)
+        ]
+        if self.source.content == "strokes":
+            return Strokes.concatenate(several)
+        return np.concatenate(several)
+
+    def drawings(self, labels: NDArray[np.integer], rows: NDArray[np.integer]) -> Drawings:
+        """Return the source's drawings of these identities."""
+        at = np.concatenate([[0], np.cumsum(self.source.counts)])[labels] + rows
+        return take(self.whole(), at)
+
     def pixels(self, labels: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return the source's pixels of these identities, (n, 28, 28)."""
-        whole = [self.source.read(at, 0, count) for at, count in enumerate(self.source.counts)]
-        return np.stack([whole[label][row] for label, row in zip(labels, rows, strict=True)])
+        """Return the source's bitmaps of these identities, (n, 28, 28)."""
+        return self.drawings(labels, rows)
 
     @cache  # noqa: B019 a dataset lives as long as the tests
     def stored(self, split: str) -> dict[Location, tuple[int, int]]:
@@ -77,6 +95,18 @@ class Dataset:
 
 DatasetMaker = Callable[..., Dataset]
 """The fixture `make_dataset`: (dest, source, **settings of Shard) -> Dataset."""
+
+
+def take(drawings: Drawings, at: NDArray[np.integer]) -> Drawings:
+    """Return a copy of some drawings."""
+    return drawings.take(at) if isinstance(drawings, Strokes) else drawings[at]
+
+
+def equal(some: Drawings, others: Drawings) -> bool:
+    """Whether two are the same drawings."""
+    if isinstance(some, Strokes):
+        return len(some) == len(others) and not some.differs(others).any()
+    return np.array_equal(some, others)
 
 
 def write_bitmaps(folder: Path, counts: dict[str, int]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraw_dist.data.drawings.drawing import SIDE
+from quickdraw_dist.data.drawings.raster import FRAME, draw_segments
 
 Line = NDArray[np.float64]
 """One stroke of a template: (points, 2), x to the right, y down."""
@@ -28,17 +29,8 @@ Shape = Callable[[float, float], Line]
 Points = NDArray[np.float32]
 """The points of many drawings: (drawings, points, 2), x to the right, y down."""
 
-LONG_SIDE_PX = 255 * SIDE / 304
+LONG_SIDE_PX = 255 * SIDE / FRAME
 """Distance of the outermost points along the longer side: 23.487 pixels."""
-
-LINE_WIDTH_PX = 16 * SIDE / 304
-"""Width of a line with round caps and joins: 1.4737 pixels."""
-
-# A pixel whose centre is nearer to the line than this has ink in it: half a line and half a pixel.
-_REACH_PX = np.float32(LINE_WIDTH_PX / 2 + 0.5)
-
-# A squared distance at which there is no ink.
-_FAR = np.float32(SIDE * SIDE)
 
 # A turn sharper than 45 degrees is a corner; this is the cosine.
 _CORNER = 0.7071
@@ -199,7 +191,7 @@ def resample(line: Line, spacing_px: float) -> Line:
 
 
 def render(points: Points, segments: Segments) -> NDArray[np.uint8]:
-    """Render white lines on black, antialiased by the distance of a pixel's centre to the line.
+    """Render white lines on black by the plain rule (see `raster`).
 
     Args:
         points: (drawings, points, 2) float32 pixels, as `fit` returns them.
@@ -208,51 +200,6 @@ def render(points: Points, segments: Segments) -> NDArray[np.uint8]:
     Returns:
         (drawings, 28, 28) uint8.
     """
-    nearest = np.full(len(points) * SIDE * SIDE, _FAR, np.float32)
-    for tail, head in zip(segments.tails, segments.heads, strict=True):
-        start, end = points[:, tail], points[:, head]
-        drawn = np.flatnonzero((start != end).any(axis=1))
-        if len(drawn):
-            _lower_distances(nearest, drawn, start[drawn], end[drawn])
-    ink = np.clip(_REACH_PX - np.sqrt(nearest), np.float32(0), np.float32(1))
-    levels = (ink * np.float32(255) + np.float32(0.5)).astype(np.uint8)
-    return levels.reshape(len(points), SIDE, SIDE)
-
-
-def _lower_distances(
-    nearest: NDArray[np.float32], drawn: NDArray[np.intp], start: Points, end: Points
-) -> None:
-    """Lower, in place, the squared distances that one segment per drawing changes.
-
-    A segment is short, so only a patch of pixels around it is computed, as large as the largest
-    that any drawing needs. A drawing is in `drawn` once, so no pixel is written twice.
-
-    Args:
-        nearest: (all drawings * 784,) squared distance of every pixel to the ink drawn so far.
-        drawn: (n,) indices of the drawings that have this segment.
-        start: (n, 2) pixels, where the segments begin.
-        end: (n, 2) pixels, where they end.
-    """
-    half = np.float32(0.5)
-    first = np.floor(np.minimum(start, end) - _REACH_PX + half).astype(np.intp)  # (n, 2) x, y
-    last = np.floor(np.maximum(start, end) + _REACH_PX - half).astype(np.intp)
-    width, height = (last - first).max(axis=0) + 1
-    first = np.minimum(first, (SIDE - width, SIDE - height))
-    columns = first[:, :1] + np.arange(width)  # (n, width)
-    rows = first[:, 1:] + np.arange(height)  # (n, height)
-
-    along = end - start
-    along_x, along_y = along[:, :1, None], along[:, 1:, None]  # (n, 1, 1)
-    squared = along_x * along_x + along_y * along_y
-    from_x = (columns.astype(np.float32) + half - start[:, :1])[:, None, :]  # (n, 1, width)
-    from_y = (rows.astype(np.float32) + half - start[:, 1:])[:, :, None]  # (n, height, 1)
-    nearby = from_x * (along_x / squared) + from_y * (along_y / squared)  # (n, height, width)
-    np.clip(nearby, np.float32(0), np.float32(1), out=nearby)
-    off_x = from_x - nearby * along_x
-    off_y = from_y - nearby * along_y
-    off_x *= off_x
-    off_y *= off_y
-    off_x += off_y
-
-    pixels = ((drawn[:, None] * SIDE + rows) * SIDE)[:, :, None] + columns[:, None, :]
-    nearest[pixels] = np.minimum(nearest[pixels], off_x)
+    lines = np.concatenate([points[:, segments.tails], points[:, segments.heads]], axis=-1)
+    drawn = (lines[..., :2] != lines[..., 2:]).any(axis=-1)  # (drawings, segments)
+    return draw_segments(lines[drawn], np.nonzero(drawn)[0], len(points))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quickdraw_dist.data.drawings import raster
 from quickdraw_dist.data.drawings.drawing import SIDE
 from quickdraw_dist.data.drawings.synthetic import rendering
 from quickdraw_dist.data.drawings.synthetic.rendering import Line, Points, Segments
@@ -34,7 +35,7 @@ def one(*points: tuple[float, float]) -> Points:
 
 
 def test_official_numbers() -> None:
-    long_side_px, line_width_px = rendering.LONG_SIDE_PX, rendering.LINE_WIDTH_PX
+    long_side_px, line_width_px = rendering.LONG_SIDE_PX, raster.LINE_WIDTH_PX
     assert long_side_px == pytest.approx(23.487, abs=5e-4)
     assert line_width_px == pytest.approx(1.4737, abs=5e-5)
 

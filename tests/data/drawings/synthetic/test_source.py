@@ -28,7 +28,7 @@ def test_defaults_and_names() -> None:
     assert source.header(0) == b""
     assert source.url == "synthetic:"
     spelled_out = synthetic.open_synthetic("synthetic:?seed=7&per_class=1000&classes=20")
-    assert np.array_equal(source.read(3, 0, 2), spelled_out.read(3, 0, 2))
+    assert np.array_equal(source.read(3, 0, 2).drawings, spelled_out.read(3, 0, 2).drawings)
 
 
 @settings(max_examples=15, deadline=None)
@@ -38,27 +38,27 @@ def test_defaults_and_names() -> None:
 )
 def test_a_slice_is_its_rows(label: int, cuts: list[int]) -> None:
     source = synthetic.open_synthetic("synthetic:?classes=3&per_class=9")
-    whole = source.read(label, cuts[0], cuts[-1])
+    whole = source.read(label, cuts[0], cuts[-1]).drawings
     assert whole.shape == (cuts[-1] - cuts[0], 28, 28)
     assert whole.dtype == np.uint8
-    pieces = [source.read(label, a, b) for a, b in pairwise(cuts)]
-    rows = [source.read(label, row, row + 1) for row in range(cuts[0], cuts[-1])]
+    pieces = [source.read(label, a, b).drawings for a, b in pairwise(cuts)]
+    rows = [source.read(label, row, row + 1).drawings for row in range(cuts[0], cuts[-1])]
     assert np.array_equal(whole, np.concatenate(pieces))
     assert np.array_equal(whole, np.concatenate([whole[:0], *rows]))
 
 
 def test_a_slice_is_its_rows_across_chunks() -> None:
     source = synthetic.open_synthetic(f"synthetic:?per_class={3 * CHUNK}")
-    whole = source.read(1, 5, 2 * CHUNK + 7)
+    whole = source.read(1, 5, 2 * CHUNK + 7).drawings
     for row in (5, CHUNK - 1, CHUNK, CHUNK + 4, CHUNK + 5, 2 * CHUNK + 6):
-        assert np.array_equal(whole[row - 5], source.read(1, row, row + 1)[0]), row
+        assert np.array_equal(whole[row - 5], source.read(1, row, row + 1).drawings[0]), row
 
 
 def test_a_drawing_does_not_depend_on_the_numbers_of_classes_and_drawings() -> None:
     few = synthetic.open_synthetic("synthetic:?classes=5&per_class=10")
     many = synthetic.open_synthetic("synthetic:?classes=50&per_class=5000000")
-    assert np.array_equal(few.read(4, 3, 9), many.read(4, 3, 9))
-    assert many.read(4, 4_999_998, 5_000_000).any(axis=(1, 2)).all()
+    assert np.array_equal(few.read(4, 3, 9).drawings, many.read(4, 3, 9).drawings)
+    assert many.read(4, 4_999_998, 5_000_000).drawings.any(axis=(1, 2)).all()
 
 
 def test_a_selected_class_is_the_same_class() -> None:
@@ -66,21 +66,21 @@ def test_a_selected_class_is_the_same_class() -> None:
     some = synthetic.open_synthetic("synthetic:?classes=12", ["synthetic-011", "synthetic-002"])
     assert some.classes == ("synthetic-011", "synthetic-002")
     assert some.counts == (1000, 1000)
-    assert np.array_equal(some.read(0, 0, 5), every.read(11, 0, 5))
-    assert np.array_equal(some.read(1, 0, 5), every.read(2, 0, 5))
+    assert np.array_equal(some.read(0, 0, 5).drawings, every.read(11, 0, 5).drawings)
+    assert np.array_equal(some.read(1, 0, 5).drawings, every.read(2, 0, 5).drawings)
 
 
 def test_seeds_give_other_classes_and_other_drawings() -> None:
     one, other = (synthetic.open_synthetic(f"synthetic:?seed={seed}") for seed in (0, 1))
-    assert not np.array_equal(one.read(0, 0, 3), other.read(0, 0, 3))
-    assert len({drawing.tobytes() for drawing in one.read(0, 0, 500)}) == 500
+    assert not np.array_equal(one.read(0, 0, 3).drawings, other.read(0, 0, 3).drawings)
+    assert len({drawing.tobytes() for drawing in one.read(0, 0, 500).drawings}) == 500
 
 
 def test_a_pickled_source_reads_the_same() -> None:
     source = synthetic.open_synthetic("synthetic:?classes=4", ["synthetic-003"])
     copy = pickle.loads(pickle.dumps(source))
     assert copy == source
-    assert np.array_equal(copy.read(0, 10, 20), source.read(0, 10, 20))
+    assert np.array_equal(copy.read(0, 10, 20).drawings, source.read(0, 10, 20).drawings)
 
 
 def test_the_bytes_never_change() -> None:
@@ -92,7 +92,7 @@ def test_the_bytes_never_change() -> None:
     source = synthetic.open_synthetic("synthetic:?classes=345&seed=7")
     crc = 0
     for label in (0, 1, 19, 200, 344):
-        crc = zlib.crc32(source.read(label, 0, 64).tobytes(), crc)
+        crc = zlib.crc32(source.read(label, 0, 64).drawings.tobytes(), crc)
     assert crc == 0x2A8EABA7
 
 
@@ -101,7 +101,7 @@ def test_345_classes_look_like_real_drawings() -> None:
     inks: list[float] = []
     seen: set[bytes] = set()
     for label in range(345):
-        drawings = source.read(label, 0, 8)
+        drawings = source.read(label, 0, 8).drawings
         assert not drawings[:, [0, -1]].any()
         assert not drawings[:, :, [0, -1]].any()
         ink = (drawings > 0).mean(axis=(1, 2))
@@ -118,7 +118,7 @@ def test_345_classes_look_like_real_drawings() -> None:
 
 def test_drawings_are_fitted_and_centred() -> None:
     """Ink reaches the official margin on both ends of the longer side, and only there."""
-    drawings = synthetic.open_synthetic("synthetic:").read(0, 0, 200)
+    drawings = synthetic.open_synthetic("synthetic:").read(0, 0, 200).drawings
     for drawing in drawings:
         rows, columns = (np.flatnonzero(drawing.any(axis=axis)) for axis in (1, 0))
         longer = max(rows, columns, key=np.ptp)
@@ -130,10 +130,8 @@ def test_drawings_are_fitted_and_centred() -> None:
 def test_pixels_give_a_class_away_only_in_part() -> None:
     """The nearest mean drawing is far above chance and far below sure."""
     source = synthetic.open_synthetic("synthetic:?classes=20")
-    train = np.stack([source.read(label, 0, 400).reshape(400, -1) for label in range(20)]) / 255
-    held_out = (
-        np.stack([source.read(label, 400, 500).reshape(100, -1) for label in range(20)]) / 255
-    )
+    rows = np.stack([source.read(label, 0, 500).drawings for label in range(20)])
+    train, held_out = np.split(rows.reshape(20, 500, -1) / 255, [400], axis=1)
     means = train.mean(axis=1)  # (20, 784)
     scores = held_out.reshape(-1, 784) @ means.T - (means**2).sum(axis=1) / 2
     right = (scores.argmax(axis=1) == np.repeat(np.arange(20), 100)).mean()
@@ -150,7 +148,7 @@ def _moved(drawing: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint
 
 @pytest.mark.parametrize("label", [0, 2])
 def test_a_pool_is_the_first_drawings_moved_within_their_margins(label: int) -> None:
-    originals = synthetic.open_synthetic("synthetic:?classes=3").read(label, 0, 16)
+    originals = synthetic.open_synthetic("synthetic:?classes=3").read(label, 0, 16).drawings
     copies = [
         _moved(drawing, down, right)
         for drawing in originals
@@ -158,7 +156,7 @@ def test_a_pool_is_the_first_drawings_moved_within_their_margins(label: int) -> 
         for right in range(-3, 4)
         if _moved(drawing, down, right)[1:-1, 1:-1].sum() == drawing.sum()  # all ink, off the ring
     ]
-    drawings = synthetic.open_synthetic(POOL).read(label, 0, 4000)
+    drawings = synthetic.open_synthetic(POOL).read(label, 0, 4000).drawings
     assert drawings.shape == (4000, 28, 28)
     assert drawings.dtype == np.uint8
     # None other, and with 4,000 rows for about 100 copies all of them.
@@ -173,8 +171,8 @@ def test_a_pool_is_the_first_drawings_moved_within_their_margins(label: int) -> 
 )
 def test_a_slice_of_a_pool_is_its_rows(label: int, cuts: list[int]) -> None:
     source = synthetic.open_synthetic(POOL)
-    pieces = [source.read(label, a, b) for a, b in pairwise(cuts)]
-    assert np.array_equal(source.read(label, cuts[0], cuts[-1]), np.concatenate(pieces))
+    pieces = [source.read(label, a, b).drawings for a, b in pairwise(cuts)]
+    assert np.array_equal(source.read(label, cuts[0], cuts[-1]).drawings, np.concatenate(pieces))
 
 
 def test_a_pool_is_counter_based_as_the_rest() -> None:
@@ -182,13 +180,13 @@ def test_a_pool_is_counter_based_as_the_rest() -> None:
     many = synthetic.open_synthetic(
         "synthetic:?classes=50&per_class=4294967296&pool=16", ["synthetic-049", "synthetic-001"]
     )
-    assert np.array_equal(few.read(1, 3, 90), many.read(1, 3, 90))
-    assert many.read(0, 2**32 - 2, 2**32).any(axis=(1, 2)).all()
+    assert np.array_equal(few.read(1, 3, 90).drawings, many.read(1, 3, 90).drawings)
+    assert many.read(0, 2**32 - 2, 2**32).drawings.any(axis=(1, 2)).all()
     other_seed = synthetic.open_synthetic(POOL + "&seed=8")
     other_pool = synthetic.open_synthetic(POOL.replace("16", "17"))
     sources = (few, other_seed, other_pool, synthetic.open_synthetic("synthetic:"))
     assert len({source.identity for source in sources}) == 4
-    assert len({source.read(1, 0, 9).tobytes() for source in sources}) == 4
+    assert len({source.read(1, 0, 9).drawings.tobytes() for source in sources}) == 4
     assert pickle.loads(pickle.dumps(few)) == few
 
 
@@ -206,7 +204,7 @@ def test_the_bytes_of_a_pool_never_change() -> None:
     source = synthetic.open_synthetic("synthetic:?classes=345&per_class=official&seed=7&pool=64")
     crc = 0
     for label in (0, 19, 344):
-        crc = zlib.crc32(source.read(label, 100_000, 100_064).tobytes(), crc)
+        crc = zlib.crc32(source.read(label, 100_000, 100_064).drawings.tobytes(), crc)
     assert crc == 0x3504704D
 
 
@@ -219,7 +217,7 @@ def test_the_official_counts() -> None:
     some = open_source("synthetic:?per_class=official", ["synthetic-344", "synthetic-002"])
     assert some.counts == (source.counts[344], source.counts[2])
     last = source.counts[344]
-    assert some.read(0, last - 1, last).any()
+    assert some.read(0, last - 1, last).drawings.any()
     with pytest.raises(IndexError, match=f"of {last}"):
         some.read(0, last, last + 1)
 

@@ -1,0 +1,1 @@
+"""Drawings as pen strokes: arrays, official files, and the official simplification."""

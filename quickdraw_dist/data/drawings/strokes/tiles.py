@@ -1,0 +1,120 @@
+"""Cut drawings into tiles of 16 segments: what the ring holds and the device renders.
+
+A segment joins two consecutive points of a stroke: x1, y1, x2, y2, one byte each. A drawing has as
+many tiles as its segments need; the rest of its last tile repeats its last segment, which changes
+no picture. So nothing is cut, and a batch is rows of one size (`models/stroke_raster.py` says how
+they become pictures).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraw_dist.data.drawings.strokes.arrays import Strokes, ends, ragged
+
+TILE = 16
+"""Segments per tile."""
+
+TILE_BYTES = 4 * TILE
+
+_ROUNDED_TO = 64
+_DEVIATIONS = 6
+
+_OWN = np.tri(TILE + 1, TILE, -1, np.bool_)
+"""Row k: which segments of a tile are a drawing's own, if k of them are."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The segments of n drawings in T tiles, drawing after drawing in the order of drawing."""
+
+    segments: NDArray[np.uint8]  # (T, 16, 4): x1, y1, x2, y2
+    first: NDArray[np.int64]  # (n + 1,): where each drawing's tiles begin; the last one is T
+    counts: NDArray[np.int32]  # (n,): segments per drawing, without repetitions
+    recognized: NDArray[np.uint8]  # (n,): as in `Strokes`
+
+    def __len__(self) -> int:
+        """Return the number of drawings."""
+        return len(self.counts)
+
+    def slice(self, start: int, stop: int) -> Tiles:
+        """Return drawings `start` to `stop`, their segments without a copy."""
+        first = self.first[start : stop + 1]
+        own = slice(start, stop)
+        segments = self.segments[first[0] : first[-1]]
+        return Tiles(segments, first - first[0], self.counts[own], self.recognized[own])
+
+    def take(self, drawings: NDArray[np.integer]) -> Tiles:
+        """Return a copy of these drawings, (k,) indices, in their order."""
+        counts = self.counts[drawings]
+        first = self.first[drawings]
+        tiles = self.first[drawings + 1] - first
+        # One element per tile: numpy copies it as a whole, and without the interpreter lock.
+        rows = self.segments.reshape(-1).view(f"V{TILE_BYTES}")
+        segments = rows[ragged(first, tiles)].view(np.uint8).reshape(-1, TILE, 4)
+        return Tiles(segments, ends(tiles), counts, self.recognized[drawings])
+
+    @staticmethod
+    def concatenate(several: Sequence[Tiles]) -> Tiles:
+        """Return the drawings of all, in order."""
+        counts = np.concatenate([tiles.counts for tiles in several])
+        return Tiles(
+            np.concatenate([tiles.segments for tiles in several]),
+            ends(tile_counts(counts)),
+            counts,
+            np.concatenate([tiles.recognized for tiles in several]),
+        )
+
+
+def tile_counts(segments: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the tiles that drawings of these numbers of segments take."""
+    return -(-segments.astype(np.int64) // TILE)
+
+
+def pack(strokes: Strokes) -> Tiles:
+    """Return the segments of drawings as tiles."""
+    points = np.column_stack((strokes.x, strokes.y)).view("<u2").ravel()
+    joined = np.ones(len(points), np.bool_)
+    joined[ends(strokes.points)[1:] - 1] = False  # the last point of a stroke begins no segment
+    pairs = points[:-1].astype("<u4")
+    pairs |= points[1:].astype("<u4") << 16
+    segments = pairs[joined[:-1]]
+    counts = (np.diff(strokes.first_points()) - strokes.strokes).astype(np.int32)
+    tiles = tile_counts(counts)
+    first = ends(tiles)
+    padded = np.empty((first[-1], TILE), "<u4")
+    # Only the last tile of a drawing is not full.
+    inked = counts > 0
+    last_tiles = first[1:][inked] - 1
+    own_in_last = _OWN[(counts[inked] - 1) % TILE + 1]
+    own = np.ones(padded.shape, np.bool_)
+    own[last_tiles] = own_in_last
+    padded[own] = segments
+    last_segments = segments[ends(counts)[1:][inked] - 1]
+    padded[last_tiles] = np.where(own_in_last, padded[last_tiles], last_segments[:, None])
+    return Tiles(padded.view(np.uint8).reshape(-1, TILE, 4), first, counts, strokes.recognized)
+
+
+class TilesPerDrawing(NamedTuple):
+    """Mean and standard deviation over the drawings of a dataset: the size of a batch follows."""
+
+    mean: float
+    sd: float
+
+    def capacity(self, drawings: int, needed: int = 0) -> int:
+        """Return the tiles of a batch: the mean and six standard deviations of the sum, which one
+        batch in a billion exceeds; doubled as often as a batch that needs more needs it.
+
+        Batches of one size have one shape, so that a compiled step serves all of them.
+        """
+        most = drawings * self.mean + _DEVIATIONS * self.sd * math.sqrt(drawings)
+        tiles = math.ceil(most / _ROUNDED_TO) * _ROUNDED_TO
+        while tiles < needed:
+            tiles = max(2 * tiles, _ROUNDED_TO)
+        return tiles
