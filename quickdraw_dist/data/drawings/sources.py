@@ -31,10 +31,10 @@ def open_source(url: str, classes: Sequence[str] = (), content: Content = "bitma
     for name in classes:
         if classes.count(name) > 1:
             raise RefusedError("--shard.classes", name, "named twice", "Name each class once")
+    if url.startswith("synthetic:"):
+        return open_synthetic(url, classes, content)
     if content == "strokes":
         raise RefusedError("source", url, "holds no strokes", "Use --shard.content bitmaps")
-    if url.startswith("synthetic:"):
-        return open_synthetic(url, classes)
     return open_bitmaps(url, classes)
 
 

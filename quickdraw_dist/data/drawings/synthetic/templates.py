@@ -50,8 +50,9 @@ INK_PX = (48.0, 78.0)
 # A stroke smaller than this deviates in proportion to its size: small features stay readable.
 _FULL_DEVIATION_PX = 12.0
 
-# Longer segments mean fewer but larger patches to render: 2.4 was fastest of 1.6, 2.4 and 3.2.
-_SPACING_PX = 2.4
+SPACING_PX = 2.4
+"""Longest segment of a bitmap's lines. Longer ones mean fewer but larger patches to render: 2.4 was
+fastest of 1.6, 2.4 and 3.2."""
 
 _STREAM = "recipe"  # names the random streams of templates; another name is another dataset
 _KNOTS = 4  # of the wobble of a stroke
@@ -132,14 +133,15 @@ class Template:
 
 
 @lru_cache(maxsize=512)
-def make_template(seed: int, label: int) -> Template:
-    """Return the template of a class: the first of its random stream with the right ink."""
+def make_template(seed: int, label: int, spacing_px: float = SPACING_PX) -> Template:
+    """Return the template of a class: the first of its random stream with the right ink. Lines
+    have a point at least every `spacing_px`."""
     trial, ink_px = 0, 0.0
     while not INK_PX[0] <= ink_px <= INK_PX[1]:
         strokes, ink_px = draw.scaled(_compose(_Stream(key64(_STREAM, seed, label, trial))))
         trial += 1
     count = len(strokes)
-    drawn = [draw.resample(stroke, _SPACING_PX) for stroke in strokes] * 2
+    drawn = [draw.resample(stroke, spacing_px) for stroke in strokes] * 2
     sizes = [len(stroke) for stroke in drawn]
     stroke = np.repeat(np.arange(2 * count), sizes)
     low = np.stack([points.min(axis=0) for points in drawn])
@@ -170,14 +172,12 @@ def distort(template: Template, keys: Array64) -> Points:
         stroke lie on the first point of the body, where they change nothing.
     """
     strokes = len(template.centres)
-    bits = mix64(keys[:, None] ^ np.arange(_OF_DRAWING + strokes * _OF_STROKE, dtype=np.uint64))
-    chance = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)  # [0, 1)
+    bits = _random(keys, 0, _OF_DRAWING + strokes * _OF_STROKE)
+    chance = _chance(bits)
     other = (bits & np.uint64(2**24 - 1)).astype(np.float32) * np.float32(2**-24)
     noise = chance + other - np.float32(1)  # triangular in [-1, 1)
     x, y = _deviate(template, noise[:, _OF_DRAWING:].reshape(len(keys), _OF_STROKE, strokes))
-    # `_deviate` leaves the first number of every stroke for this.
-    shown = chance[:, _OF_DRAWING : _OF_DRAWING + strokes] < template.chance
-    shown = shown.take(template.stroke, axis=1)
+    shown = shown_strokes(template, keys).take(template.stroke, axis=1)
     x, y = np.where(shown, x, x[:, :1]), np.where(shown, y, y[:, :1])
 
     x = np.where(chance[:, :1] < np.float32(MIRRORED), -x, x)
@@ -187,6 +187,22 @@ def distort(template: Template, keys: Array64) -> Points:
     x = x * (1 + whole[:, 3] * np.float32(STRETCH)) + y * (whole[:, 4] * np.float32(SHEAR))
     cos, sin = draw.rotation(whole[:, 5] * np.float32(ROTATION_RADIANS))
     return np.stack([x * cos - y * sin, x * sin + y * cos], axis=-1)
+
+
+def shown_strokes(template: Template, keys: Array64) -> NDArray[np.bool_]:
+    """Return which strokes the drawings of these random streams have, (drawings, strokes)."""
+    # `_deviate` leaves the first number of every stroke for this.
+    return _chance(_random(keys, _OF_DRAWING, len(template.centres))) < template.chance
+
+
+def _random(keys: Array64, first: int, count: int) -> Array64:
+    """Return numbers `first` to `first + count` of every random stream, (drawings, count)."""
+    return mix64(keys[:, None] ^ np.arange(first, first + count, dtype=np.uint64))
+
+
+def _chance(bits: Array64) -> Points:
+    """Return random bits as numbers in [0, 1)."""
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
 def _deviate(template: Template, noise: Points) -> tuple[Points, Points]:
