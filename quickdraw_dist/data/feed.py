@@ -6,6 +6,8 @@ from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
+import torch
+
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.settings import Settings
@@ -17,12 +19,13 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.schema import Manifest
-from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.batch import Batch, noise
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.loader import TrainLoader
 from quickdraw_dist.data.stream.prefetch import ShardPrefetch
 from quickdraw_dist.data.stream.reader import SplitReader
 from quickdraw_dist.data.stream.resident import DeviceLoader, HostLoader, ResidentDrawings
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 from quickdraw_dist.distributed.ranks import World
 
 Dataset = Manifest | ExternalShards
@@ -35,6 +38,10 @@ class DatasetInfo(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; a label is an index into them."""
+
+    @property
+    def content(self) -> str:
+        """What drawings are stored as: "bitmaps" or "strokes"."""
 
     @property
     def digest(self) -> str:
@@ -60,6 +67,10 @@ class Feed(Protocol):
     @property
     def dataset(self) -> DatasetInfo:
         """The dataset that the drawings are from."""
+
+    def noise(self) -> torch.Tensor | StrokeBatch:
+        """Return drawings of noise, as many as `share`, in the form of a batch's: for first passes
+        that count for nothing."""
 
     def start_lines(self, first_step: int) -> list[str]:
         """Return lines to print when a run starts at this step of an epoch."""
@@ -227,6 +238,10 @@ class ShardFeed:
             shard_bytes=shard_bytes,
             pin=self._world.device.type == "cuda",
         )
+
+    def noise(self) -> torch.Tensor | StrokeBatch:
+        """Return drawings of noise, as many as `share`, in the form of a batch's."""
+        return noise(self.share.drawings, None)
 
     def start_lines(self, first_step: int) -> list[str]:
         """Return lines to print when a run starts."""

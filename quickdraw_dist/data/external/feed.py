@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import webdataset
 
 from quickdraw_dist.base.errors import RefusedError, flag
@@ -33,7 +34,8 @@ from quickdraw_dist.data.external.shuffle import (
 )
 from quickdraw_dist.data.order.memory import PREFETCHED_BATCHES, batch_bytes
 from quickdraw_dist.data.order.share import Share
-from quickdraw_dist.data.stream.batch import Batch, allocate
+from quickdraw_dist.data.stream.batch import Batch, allocate, noise
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 from quickdraw_dist.distributed import ranks
 from quickdraw_dist.distributed.ranks import World
 
@@ -114,6 +116,10 @@ class ExternalFeed:
                 needed_bytes=needed,
             )
         return (memory_bytes - taken) // DRAWING_BYTES
+
+    def noise(self) -> torch.Tensor | StrokeBatch:
+        """Return drawings of noise, as many as `share`."""
+        return noise(self.share.drawings, None)
 
     def start_lines(self, first_step: int) -> list[str]:
         """Return lines to print when a run starts at this step of an epoch."""

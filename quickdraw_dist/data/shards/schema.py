@@ -139,6 +139,11 @@ class Manifest(_Stored):
         ones read them."""
         return stored_settings(settings)
 
+    @property
+    def content(self) -> str:
+        """What drawings are stored as: "bitmaps" or "strokes"."""
+        return self.settings.content
+
     def drawings(self, split: str) -> int:
         """Return the number of drawings of a split."""
         return sum(shard.drawings for shard in self.splits[split])

@@ -10,6 +10,7 @@ import torch
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
 from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 
 
 @dataclass
@@ -17,7 +18,7 @@ class DeviceBatch:
     """A batch with its tensors on the device."""
 
     host: Batch
-    drawings: torch.Tensor  # (n, 28, 28) uint8
+    drawings: torch.Tensor | StrokeBatch  # of bitmaps (n, 28, 28) uint8
     labels: torch.Tensor  # (n,) int64
 
 
