@@ -271,4 +271,5 @@ class ShardFeed:
             world_size=self._world.size,
             batch=self._settings.evaluation.batch,
             threads=self._threads,
+            pin=self._world.device.type == "cuda",
         )

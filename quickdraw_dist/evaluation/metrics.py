@@ -19,6 +19,7 @@ from torch.nn import functional
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.drawings.strokes.arrays import RECOGNIZED
 from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.distributed.ranks import World, sum_over_ranks
 from quickdraw_dist.models.input import NetworkInput, Stored, stored, thumbnails
 
@@ -216,14 +217,14 @@ def evaluate(
     model.eval()
     counters = _Counters(len(classes), world.device)
     mistakes: list[Mistake] = []
-    for batch in batches:
-        labels, drawings = batch.labels.to(world.device), stored(batch.drawings.to(world.device))
+    for batch in on_device(batches, world.device):
+        drawings = stored(batch.drawings)
         pictures = source(drawings)
         with autocast:
             logits = model(pictures).float()
-        guesses = counters.add(logits, labels, drawings)
+        guesses = counters.add(logits, batch.labels, drawings)
         if keep_mistakes:
-            mistakes += _mistakes(batch, drawings, guesses, logits, labels, keep_mistakes)
+            mistakes += _mistakes(batch, drawings, guesses, logits, keep_mistakes)
             mistakes = sorted(mistakes, key=lambda m: -m.confidence)[:keep_mistakes]
     model.train(was_training)
     for counter in (counters.confusion, counters.hits, counters.loss, counters.recognized):
@@ -245,26 +246,21 @@ def evaluate(
 
 
 def _mistakes(
-    batch: Batch,
-    drawings: Stored,
-    guesses: torch.Tensor,
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    most: int,
+    batch: DeviceBatch, drawings: Stored, guesses: torch.Tensor, logits: torch.Tensor, most: int
 ) -> list[Mistake]:
     """Return the `most` most confident mistakes of a batch; chosen on the device."""
     confidence = logits.softmax(1).gather(1, guesses[:, None]).flatten()  # (B,)
-    wrong = (guesses != labels).nonzero().flatten()
+    wrong = (guesses != batch.labels).nonzero().flatten()
     surest = confidence[wrong].topk(min(most, len(wrong)))
-    indices = wrong[surest.indices]
+    indices, host = wrong[surest.indices], batch.host
     pictures = thumbnails(drawings)[indices].cpu().numpy()  # a copy
     return [
         Mistake(
             pixels=pixels,
-            label=int(batch.labels[index]),
+            label=int(host.labels[index]),
             predicted=guess,
             confidence=sure,
-            row=int(batch.rows[index]),
+            row=int(host.rows[index]),
         )
         for pixels, index, guess, sure in zip(
             pictures,

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from quickdraw_dist import models
 from quickdraw_dist.base.hashing import key64
@@ -18,7 +17,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.data.feed import DatasetInfo
 from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
-from quickdraw_dist.distributed.ranks import World
+from quickdraw_dist.distributed.ranks import World, average_gradients
 from quickdraw_dist.distributed.stragglers import WorkClock
 from quickdraw_dist.models.input import NetworkInput, Normalisation, Raster, stored
 from quickdraw_dist.run.checkpoint.files import Checkpoint
@@ -83,7 +82,7 @@ class Learner:
         if self._keep_gradients:
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-        self.ddp = self._wrap(objective)
+        self.ddp = average_gradients(objective)
         self.forward: Callable[..., tuple[torch.Tensor, torch.Tensor]] = self.ddp or objective
         # Fused optimizers skip a step by a flag on the device; Apple's ignore that flag.
         self._fused = device.type != "mps"
@@ -118,15 +117,6 @@ class Learner:
         if compile_mode is not None:
             objective.compile(mode=compile_mode, dynamic=False)
         return objective
-
-    def _wrap(self, objective: Objective) -> DistributedDataParallel | None:
-        """Have several ranks average their gradients; None for a single rank."""
-        if self.world.size == 1:
-            return None
-        # In training each rank has batch-norm statistics of its own; the model's are rank 0's.
-        return DistributedDataParallel(
-            objective, forward_sync_buffers=False, gradient_as_bucket_view=True, static_graph=True
-        )
 
     def step(self, drawings: torch.Tensor | StrokeBatch, labels: torch.Tensor, number: int) -> None:
         """Take optimizer step `number` on this rank's share of a global batch.

@@ -170,17 +170,21 @@ class ExternalFeed:
         if not self._shards.val:
             return None
         urls = [shard.url for shard in self._shards.val[self._world.rank :: self._world.size]]
-        return batches_in_order(urls, len(self._shards.classes), self._settings.evaluation.batch)
+        batch = self._settings.evaluation.batch
+        return batches_in_order(urls, len(self._shards.classes), batch, pin=self._pin)
 
 
-def batches_in_order(urls: Sequence[str], classes: int, batch: int) -> Iterator[Batch]:
-    """Yield every drawing of the shards once, prefetched by a thread.
+def batches_in_order(
+    urls: Sequence[str], classes: int, batch: int, *, pin: bool = False
+) -> Iterator[Batch]:
+    """Yield every drawing of the shards once, prefetched by a thread into memory that is pinned
+    for CUDA if `pin`.
 
     Raises:
         CorruptError, StorageError, OSError: from the sample or shard that could not be read.
     """
     batches = enumerate(_batched(read_drawings(urls, classes), batch))
-    return _prefetch(_make_batch(number, made, pin=False) for number, made in batches)
+    return _prefetch(_make_batch(number, made, pin) for number, made in batches)
 
 
 def _batched(drawings: Iterator[Drawing], count: int) -> Iterator[list[Drawing]]:

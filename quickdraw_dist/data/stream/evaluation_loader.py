@@ -15,11 +15,11 @@ from quickdraw_dist.data.stream.reader import SplitReader
 
 
 def evaluation_batches(
-    reader: SplitReader, *, rank: int, world_size: int, batch: int, threads: int
+    reader: SplitReader, *, rank: int, world_size: int, batch: int, threads: int, pin: bool = False
 ) -> Iterator[Batch]:
     """Yield a rank's range of a split in batches of `batch` drawings, the last one shorter.
 
-    Every batch has memory of its own.
+    Every batch has memory of its own, pinned for CUDA if `pin`.
 
     Raises:
         CorruptError, StorageError: a block could not be read; none is skipped.
@@ -27,7 +27,7 @@ def evaluation_batches(
     pieces = evaluation_pieces(reader.block_counts, rank, world_size)
     left = sum(len(piece) for piece in pieces)
     number, filled = 0, 0
-    drawings, labels, rows = _allocate(min(batch, left))
+    drawings, labels, rows = _allocate(min(batch, left), pin)
     with decoding_threads(threads, None) as pool:
         for block in map_ahead(pool, reader.piece, pieces, 2 * threads):
             done = 0
@@ -41,8 +41,8 @@ def evaluation_batches(
                 if filled == len(labels):
                     yield Batch(number, drawings, labels, rows)
                     number, filled = number + 1, 0
-                    drawings, labels, rows = _allocate(min(batch, left))
+                    drawings, labels, rows = _allocate(min(batch, left), pin)
 
 
-def _allocate(count: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
-    return *allocate(count, pin=False), np.empty(count, np.uint32)
+def _allocate(count: int, pin: bool) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
+    return *allocate(count, pin), np.empty(count, np.uint32)

@@ -158,9 +158,12 @@ class DeviceLoader:
         indices = self._plan(epoch).result()
         self._plans = {epoch + 1: self._plan(epoch + 1)}
         on_device = torch.from_numpy(indices).to(resident.device)  # one copy per epoch
+        pin = resident.device.type == "cuda"
         for step in range(first_step, self.order.steps):
             drawings = torch.index_select(resident.drawings, 0, on_device[step])
-            labels = torch.from_numpy(resident.labels[indices[step]].astype(np.int64))
+            # Pinned for the copy to the device; torch reuses it only once that copy is done.
+            labels = torch.empty(self.share.drawings, dtype=torch.int64, pin_memory=pin)
+            labels.numpy()[:] = resident.labels[indices[step]]
             yield Batch(step, drawings, labels, resident.rows[indices[step]])
 
     def _plan(self, epoch: int) -> Future[NDArray[np.int64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -11,10 +11,11 @@ import torch
 
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.stream.batch import Batch
-from quickdraw_dist.data.stream.device import on_device
+from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.data.stream.loader import TrainLoader
 from tests.support.data.datasets import Dataset
 from tests.support.data.delivery import make_loader, open_local
+from tests.support.streams import LateDevice
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -60,6 +61,31 @@ def test_an_error_of_the_loader_comes_through(dataset: Dataset, device: str) -> 
 
     with pytest.raises(RuntimeError, match="the shard is gone"):
         list(on_device(failing(), torch.device(device)))
+
+
+@pytest.mark.parametrize("more_batches", [0, 9])
+def test_a_late_device_reads_what_was_delivered(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, more_batches: int
+) -> None:
+    """Copies and steps that run as late as they may: the ring's slot waits for the copy, the step
+    waits for it, too, and the step's memory is not reused under it; the host waits for nothing."""
+    device = LateDevice(monkeypatch)
+    loader = open_loader(dataset, "cpu", more_batches)
+    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def step(batch: DeviceBatch) -> Callable[[], None]:
+        rows, labels, pixels = batch.host.rows.copy(), batch.labels.memory, batch.drawings.memory
+        return lambda: seen.append((labels.copy(), rows, pixels.copy()))
+
+    for epoch in (0, 1):
+        for batch in on_device(loader.epoch(epoch), torch.device("cuda")):
+            device.main.submit(step(batch))
+            del batch  # as the trainer does
+    device.main.run()
+    assert len(seen) == 2 * loader.order.steps
+    for labels, rows, pixels in seen:
+        assert np.array_equal(pixels, dataset.pixels(labels, rows))
+    assert device.waits == 0
 
 
 @cuda
