@@ -23,9 +23,11 @@ import torch
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.settings import Shard
+from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source
 from tests.support.data import datasets
 from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.strokes import RandomStrokes
 from tests.support.gcs.local import Store, serve, use_store
 from tests.support.processes import faults
 
@@ -36,7 +38,8 @@ hypothesis.settings.load_profile("quickdraw")
 
 @pytest.fixture(scope="session")
 def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetMaker:
-    """Shards a folder, a `synthetic:` address or (default) the small bitmaps, with any settings."""
+    """Shards a folder, a `synthetic:` address or (default) the small bitmaps, with any settings;
+    random strokes of the same counts with `content="strokes"`."""
     bitmaps = tmp_path_factory.mktemp("bitmaps") / "numpy_bitmap"
     datasets.write_bitmaps(bitmaps, datasets.COUNTS)
 
@@ -45,7 +48,9 @@ def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetMaker:
     ) -> Dataset:
         small = {"block": 32, "drawings_per_shard": 320, "group_shards": 2}
         shard = Shard.model_validate(small | settings)
-        opened = open_source(source or str(bitmaps), shard.classes)
+        opened: Source = open_source(source or str(bitmaps), shard.classes)
+        if source is None and shard.content == "strokes":
+            opened = RandomStrokes(opened.classes, opened.counts)
         return datasets.shard(opened, str(dest or tmp_path_factory.mktemp("dataset")), shard)
 
     return make

@@ -32,7 +32,8 @@ from quickdraw_dist.data.external.shuffle import (
     read_drawings,
     shuffled_passes,
 )
-from quickdraw_dist.data.order.memory import PREFETCHED_BATCHES, batch_bytes
+from quickdraw_dist.data.order.content_bytes import BitmapBytes
+from quickdraw_dist.data.order.memory import PREFETCHED_BATCHES
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.stream.batch import Batch, allocate, noise
 from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
@@ -104,7 +105,7 @@ class ExternalFeed:
         memory_bytes, shards = self._settings.stream.memory_bytes, self._shards.train
         count = self.share.drawings
         # One more batch, as a list of drawings.
-        taken = PREFETCHED_BATCHES * batch_bytes(count, self._pin) + count * DRAWING_BYTES
+        taken = PREFETCHED_BATCHES * BitmapBytes().batch(count, self._pin) + count * DRAWING_BYTES
         taken += max(shard.bytes for shard in shards) if is_remote(shards[0].url) else 0
         if (needed := taken + count * DRAWING_BYTES) > memory_bytes:
             raise RefusedError(

@@ -17,7 +17,7 @@ from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 class Batch:
     """Drawings, labels and rows of one step, n drawings.
 
-    A training loader reuses the memory: see Ownership in `stream/ring.py`. Valid until two more
+    A training loader reuses the memory: see Ownership in `stream/ring`. Valid until two more
     batches have been requested, as the copy to the device runs one batch ahead of the step.
     """
 

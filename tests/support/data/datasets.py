@@ -5,23 +5,30 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from quickdraw_dist.base.hashing import key64, random64
 from quickdraw_dist.base.settings import Shard
-from quickdraw_dist.data.drawings.drawing import PIXELS, Source
+from quickdraw_dist.data.drawings.drawing import PIXELS, Drawings, Source
+from quickdraw_dist.data.drawings.strokes.arrays import Strokes
+from quickdraw_dist.data.drawings.strokes.tiles import pack
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.shards.schema import Manifest
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 
 COUNTS = {"cat": 601, "dog": 353, "The Eiffel Tower": 89, "sun": 700, "zigzag": 257}
 """Drawings per class of the small dataset: no count divides by a size used anywhere else."""
+
+CONTENTS = ("bitmaps", "strokes")
+"""What a dataset may hold of its drawings."""
 
 Location = tuple[int, int, int]
 """Shard, block and index in the block: where a drawing is stored."""
@@ -41,6 +48,15 @@ class Dataset:
             self.source.read(at, 0, count).drawings for at, count in enumerate(self.source.counts)
         ]
         return np.stack([whole[label][row] for label, row in zip(labels, rows, strict=True)])
+
+    def drawings(self, identities: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Return the source's drawings of these (label, row), as `as_bytes` has them."""
+        return [self._drawings()[label][row] for label, row in identities]
+
+    @cache  # noqa: B019 a dataset lives as long as the tests
+    def _drawings(self) -> list[list[bytes]]:
+        counts = enumerate(self.source.counts)
+        return [as_bytes(self.source.read(label, 0, count).drawings) for label, count in counts]
 
     @cache  # noqa: B019 a dataset lives as long as the tests
     def stored(self, split: str) -> dict[Location, tuple[int, int]]:
@@ -79,6 +95,26 @@ class Dataset:
 
 DatasetMaker = Callable[..., Dataset]
 """The fixture `make_dataset`: (dest, source, **settings of Shard) -> Dataset."""
+
+
+def as_bytes(drawings: Drawings | torch.Tensor | StrokeBatch) -> list[bytes]:
+    """Return what a batch or a source holds of each drawing: the pixels; or the segments, with
+    repetitions, their number, and `recognized`."""
+    if isinstance(drawings, torch.Tensor):
+        drawings = drawings.cpu().numpy()
+    if isinstance(drawings, np.ndarray):
+        return [pixels.tobytes() for pixels in drawings]
+    if isinstance(drawings, Strokes):
+        tiles = pack(drawings)
+        segments, counts, recognized = tiles.segments, tiles.counts, tiles.recognized
+        first = tiles.first
+    else:
+        segments, owners, _, counts, recognized = (it.cpu().numpy() for it in drawings.inputs())
+        first = np.searchsorted(owners, np.arange(len(counts) + 1))
+    return [
+        segments[start:stop].tobytes() + bytes([*count.tobytes(), known])
+        for start, stop, count, known in zip(first, first[1:], counts, recognized, strict=False)
+    ]
 
 
 def write_bitmaps(folder: Path, counts: dict[str, int]) -> None:
