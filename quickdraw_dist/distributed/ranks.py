@@ -1,7 +1,8 @@
-"""Ranks: which one this process is, its device, and collectives over all ranks."""
+"""Ranks: which one this process is, its device, collectives and gradients over all ranks."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from quickdraw_dist.base.errors import RefusedError, StorageError, TrainingError
 from quickdraw_dist.base.process.cpus import processors
@@ -112,6 +115,23 @@ def processor_group(timeout_seconds: float) -> dist.ProcessGroup | None:
         backend="gloo", timeout=timedelta(seconds=timeout_seconds)
     )
     return group
+
+
+def average_gradients(module: nn.Module) -> DistributedDataParallel | None:
+    """Wrap a module so that backward passes average its gradients over all ranks; None without a
+    process group.
+
+    Buffers are not synchronised: in training each rank has batch-norm statistics of its own.
+    """
+    if not dist.is_initialized():
+        return None
+    known = inspect.signature(DistributedDataParallel).parameters
+    # Newer torch warns of the old name; torch 2.11 knows only that.
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    own_buffers: dict[str, Any] = {name: False}
+    return DistributedDataParallel(
+        module, gradient_as_bucket_view=True, static_graph=True, **own_buffers
+    )
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

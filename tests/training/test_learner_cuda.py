@@ -9,9 +9,11 @@ import torch
 
 from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
 from quickdraw_dist.data.shards.schema import Manifest
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
 from tests.support.data.datasets import Dataset
+from tests.support.data.strokes import noise, with_content
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
@@ -33,29 +35,34 @@ def make(
     learner = Learner(settings, World(0, 1, 0, 1, torch.device("cuda:0")), dataset, 100 * BATCH)
     if factor is not None:
         learner.model.register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor,))
-    learner.warm_up(BATCH)
+    learner.warm_up(noise(dataset.content, 0, BATCH).to(torch.device("cuda:0")))
     learner.model.train()
     return learner
 
 
-def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(content: str) -> Iterator[tuple[torch.Tensor | StrokeBatch, torch.Tensor]]:
     """Noise with labels, copied to the device beforehand."""
     for seed in range(6):
-        generator = torch.Generator().manual_seed(seed)
-        drawings = torch.randint(0, 256, (BATCH, 28, 28), dtype=torch.uint8, generator=generator)
-        yield drawings.cuda(), (torch.arange(BATCH) % 5).cuda()
+        drawings = noise(content, 0, BATCH, seed).to(torch.device("cuda:0"))
+        yield drawings, (torch.arange(BATCH) % 5).cuda()
+
+
+@pytest.fixture(params=["bitmaps", "strokes"])
+def manifest(request: pytest.FixtureRequest, dataset: Dataset) -> Manifest:
+    """A dataset of 5 classes of either content."""
+    return with_content(dataset.manifest, request.param)
 
 
 @pytest.mark.parametrize("compile_mode", MODES)
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("micro_batch", [0, 20])
 def test_no_step_waits_for_the_device(
-    dataset: Dataset, compile_mode: str, precision: str, micro_batch: int
+    manifest: Manifest, compile_mode: str, precision: str, micro_batch: int
 ) -> None:
     """After three steps of warm-up, torch raises at every synchronisation."""
-    learner = make(dataset.manifest, random=True, compile=compile_mode, precision=precision,
+    learner = make(manifest, random=True, compile=compile_mode, precision=precision,
                    micro_batch=micro_batch)  # fmt: skip
-    there = list(batches())
+    there = list(batches(manifest.content))
     for number in range(3):
         learner.step(*there[number], number)
     torch.cuda.set_sync_debug_mode("error")
@@ -71,14 +78,14 @@ def test_no_step_waits_for_the_device(
 @pytest.mark.parametrize("compile_mode", MODES[1:])
 @pytest.mark.parametrize("micro_batch", [0, 20])
 def test_compiled_steps_are_the_plain_ones(
-    dataset: Dataset, compile_mode: str, micro_batch: int
+    manifest: Manifest, compile_mode: str, micro_batch: int
 ) -> None:
     """Also if gradients of several micro-batches add up in a replayed graph."""
 
     def weights(mode: str) -> torch.Tensor:
-        learner = make(dataset.manifest, random=False, compile=mode, precision="fp32",
+        learner = make(manifest, random=False, compile=mode, precision="fp32",
                        micro_batch=micro_batch)  # fmt: skip
-        for number, batch in enumerate(batches()):
+        for number, batch in enumerate(batches(manifest.content)):
             learner.step(*batch, number)
         return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
 
@@ -86,12 +93,12 @@ def test_compiled_steps_are_the_plain_ones(
 
 
 @pytest.mark.parametrize("compile_mode", MODES)
-def test_a_skipped_step_leaves_no_trace(dataset: Dataset, compile_mode: str) -> None:
+def test_a_skipped_step_leaves_no_trace(manifest: Manifest, compile_mode: str) -> None:
     """Fused optimizer, batch-norm statistics and average read the skip flag on the device."""
     factor = torch.ones((), device="cuda")  # of every pixel, after normalisation
-    learner = make(dataset.manifest, random=True, factor=factor, compile=compile_mode)
+    learner = make(manifest, random=True, factor=factor, compile=compile_mode)
     assert learner.average is not None
-    there = list(batches())
+    there = list(batches(manifest.content))
     learner.step(*there[0], 0)
     states = (learner.model.state_dict(), learner.average.state)
     before = [value.clone() for state in states for value in state.values()]

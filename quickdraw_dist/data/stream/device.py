@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
 from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 
 
 @dataclass
@@ -17,15 +18,16 @@ class DeviceBatch:
     """A batch with its tensors on the device."""
 
     host: Batch
-    drawings: torch.Tensor  # (n, 28, 28) uint8
+    drawings: torch.Tensor | StrokeBatch  # of bitmaps (n, 28, 28) uint8
     labels: torch.Tensor  # (n,) int64
 
 
-def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[DeviceBatch]:
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[DeviceBatch]:
     """Yield every batch on the device, ready for the current stream.
 
     On CUDA the next batch is requested and its copy started before a batch is yielded, which is one
-    of the two batches in use that Ownership in `stream/ring.py` allows.
+    of the two batches in use that Ownership in `stream/ring` allows. Copies run beside the step
+    only from pinned memory; from other memory they are right, too, but the host waits for each.
     """
     timer = DeviceTimer(device, metrics.HOST_TO_DEVICE_SECONDS.inc)
     if device.type != "cuda":
@@ -55,7 +57,7 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Device
 def _arrived(batch: DeviceBatch) -> DeviceBatch:
     """Make the current stream wait for the copy."""
     assert batch.host.copied is not None, "on_device records the event with every copy"
-    current = torch.cuda.current_stream()
+    current = torch.cuda.current_stream(batch.labels.device)
     current.wait_event(batch.host.copied)
     # The allocator must not reuse this memory while the step still reads it.
     batch.drawings.record_stream(current)
