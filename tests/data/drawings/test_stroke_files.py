@@ -150,15 +150,23 @@ def test_a_stray_class_is_refused(folder: Path, suffix: str, name: str) -> None:
     assert open_source(str(folder), ["dog"], "strokes").counts == (77,)
 
 
+def test_a_folder_in_place_of_a_file_is_refused(folder: Path, suffix: str) -> None:
+    """A folder called sun.bin is the user's mistake: refused, not corrupt."""
+    (folder / f"sun{suffix}").mkdir()
+    with pytest.raises(RefusedError) as caught:
+        open_source(str(folder), content="strokes")
+    assert caught.value.subject == str(folder / f"sun{suffix}")
+    assert not isinstance(caught.value, CorruptError)
+
+
 def test_bitmaps_hold_no_strokes(tmp_path: Path) -> None:
     """The remedy says where strokes are."""
     np.save(tmp_path / "cat.npy", np.ones((3, 784), np.uint8))
-    for url in (str(tmp_path), "synthetic:"):
-        with pytest.raises(RefusedError) as caught:
-            open_source(url, content="strokes")
-        assert "no strokes" in caught.value.problem
-    with pytest.raises(RefusedError, match="gs://quickdraw_dataset/full/binary"):
+    with pytest.raises(RefusedError) as caught:
         open_source(str(tmp_path), content="strokes")
+    error = caught.value
+    assert (error.value, error.problem) == (str(tmp_path), "bitmaps hold no strokes")
+    assert "gs://quickdraw_dataset/full/binary" in error.remedy
 
 
 def test_googles_bucket_must_have_googles_counts(store: Store) -> None:
@@ -211,3 +219,15 @@ def test_official_strokes_by_row(real_data: Path) -> None:
         ]
         flags = [{True: 1, False: 0, None: 2}[record.get("recognized")] for record in known]
         assert rows.recognized.tolist() == flags
+
+
+def test_official_strokes_become_the_official_bitmaps(real_data: Path) -> None:
+    """The first 25 lines with all fields are the first 25 rows of the bitmap file."""
+    classes = ("airplane", "cat", "The Mona Lisa", "zebra")
+    drawn = open_source(str(real_data / "simplified"), classes)
+    stored = open_source(str(real_data / "numpy_bitmap"), classes)
+    for label in range(len(classes)):
+        lines = Path(drawn.file_url(label)).read_text("utf-8").splitlines()
+        rows = [row for row, line in enumerate(lines) if "timestamp" in json.loads(line)][:25]
+        pixels = drawn.read(label, 0, rows[-1] + 1).drawings[rows]
+        assert np.array_equal(pixels, stored.read(label, 0, 25).drawings), classes[label]

@@ -75,7 +75,7 @@ CHANGES: dict[str, tuple[Callable[[Tree], object], str]] = {
     ),
     "counts too many": (lambda t: t["per_class"]["test"].append(0), "per_class.test: 0 of nothing"),
     "count of the source": (lambda t: t["source_files"][0].update(drawings=700), "per_class."),
-    "bytes of the source": (lambda t: t["source_files"][0].update(bytes=9_999), "source_files: "),
+    "bytes of the source": (lambda t: t["source_files"][0].update(bytes=4_807), "source_files: "),
     "no drawings": (lambda t: t["source_files"][1].update(drawings=0), "class 'dog'"),
     "fraction": (lambda t: t["settings"].update(val_fraction=0.2), "per_class.train: "),
     "fractions": (lambda t: t["settings"].update(val_fraction=0.99), "--shard.val_fraction 0.99"),

@@ -1,4 +1,4 @@
-"""Random drawings as strokes for tests, and writers of small files in the official forms."""
+"""Write small files of strokes in the official forms, for tests."""
 
 from __future__ import annotations
 
@@ -12,36 +12,29 @@ from hypothesis import strategies as st
 
 from quickdraw_dist.base.hashing import key64, random64
 from quickdraw_dist.data.drawings.strokes.arrays import UNKNOWN, Strokes
+from tests.support.data import strokes
 
 Lists = list[list[tuple[list[int], list[int]]]]
 """Drawings as lists of strokes, each its x and its y."""
 
-_COORDINATES = st.integers(0, 255)
-
 
 @st.composite
-def drawings(
-    draw: st.DrawFn, min_size: int = 0, max_size: int = 12, least_points: int = 2
-) -> Strokes:
+def drawings(draw: st.DrawFn, least: int = 0) -> Strokes:
     """Draw some drawings, of whose recognition something is known."""
-    point = st.tuples(_COORDINATES, _COORDINATES)
-    stroke = st.lists(point, min_size=least_points, max_size=9)
-    drawing = st.lists(stroke, max_size=5)
-    found = draw(st.lists(drawing, min_size=min_size, max_size=max_size))
-    lists = [[([x for x, _ in s], [y for _, y in s]) for s in strokes] for strokes in found]
+    found = draw(strokes.drawings(least, 12))
     flags = draw(st.lists(st.integers(0, 1), min_size=len(found), max_size=len(found)))
-    return Strokes.from_lists(lists, flags)
+    return Strokes.from_lists(found, flags)
 
 
-def as_lists(strokes: Strokes) -> Lists:
+def as_lists(drawn: Strokes) -> Lists:
     """Return drawings as lists."""
     found: Lists = []
     point = stroke = 0
-    for count in strokes.strokes.tolist():
+    for count in drawn.strokes.tolist():
         found.append([])
-        for points in strokes.points[stroke : stroke + count].tolist():
+        for points in drawn.points[stroke : stroke + count].tolist():
             ends = slice(point, point + points)
-            found[-1].append((strokes.x[ends].tolist(), strokes.y[ends].tolist()))
+            found[-1].append((drawn.x[ends].tolist(), drawn.y[ends].tolist()))
             point += points
         stroke += count
     return found

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.data.drawings.strokes.arrays import ends
 
 _READ_BYTES = 1 << 23
@@ -143,6 +143,7 @@ def make_index(
 
     Raises:
         CorruptError: the file is empty, cut off, or has a record that does not end.
+        RefusedError: it is a folder, or not readable.
         StorageError: the store failed.
     """
     if not size:
@@ -159,6 +160,9 @@ def make_index(
                 raise error.corrupt(url) from None
             seen.add(found)
             continue
+        except (IsADirectoryError, PermissionError) as error:
+            problem = str(error.strerror)
+            raise RefusedError(url, None, problem, "Make it a readable file of strokes") from None
         if known is None or crcs == [known]:
             return RecordIndex.of(lengths)
     raise CorruptError(url, None, f"read {storage.READINGS} times, never with its own crc32c")

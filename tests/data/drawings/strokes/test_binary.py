@@ -55,7 +55,7 @@ def test_any_drawings_come_back_from_any_range(made: Strokes, data: st.DataObjec
     assert (read.x.dtype, read.points.dtype, read.strokes.dtype) == (np.uint8, "u2", "u2")
 
 
-@given(made=support.drawings(min_size=1), data=st.data())
+@given(made=support.drawings(least=1), data=st.data())
 def test_records_are_found_in_pieces(made: Strokes, data: st.DataObject) -> None:
     """A file is read a few megabytes at a time: a piece may end in any field."""
     written = support.to_bin(support.as_lists(made), made.recognized.tolist())
@@ -73,7 +73,7 @@ def test_records_are_found_in_pieces(made: Strokes, data: st.DataObject) -> None
         assert error.problem == f"the file ends within this record, at byte {cut:,}"
 
 
-@given(made=support.drawings(least_points=1))
+@given(made=support.drawings())
 def test_a_dot_of_one_point_becomes_two(made: Strokes) -> None:
     """Segments need two points; hand-made files have strokes of one."""
     lists = [

@@ -24,7 +24,7 @@ def parsed(data: bytes, word: str = "cat") -> Strokes:
     return ndjson.parse(data, edges, word)
 
 
-@given(made=support.drawings(min_size=1, least_points=1), data=st.data())
+@given(made=support.drawings(least=1), data=st.data())
 def test_any_drawings_come_back_from_any_range(made: Strokes, data: st.DataObject) -> None:
     """Whatever ends a line; blank lines belong to the record before them, or to the first."""
     flags = [data.draw(st.sampled_from([int(flag), UNKNOWN])) for flag in made.recognized]
@@ -43,7 +43,7 @@ def test_any_drawings_come_back_from_any_range(made: Strokes, data: st.DataObjec
     assert read.recognized.tolist() == flags[start:stop]
 
 
-@given(made=support.drawings(min_size=1), newline=st.sampled_from(["\n", "\r\n", "\n\n"]),
+@given(made=support.drawings(least=1), newline=st.sampled_from(["\n", "\r\n", "\n\n"]),
        data=st.data())  # fmt: skip
 def test_records_are_found_in_pieces(made: Strokes, newline: str, data: st.DataObject) -> None:
     """A file is read a few megabytes at a time: a piece may end between a record and its end."""
