@@ -29,7 +29,7 @@ from quickdraw_dist.data.stream.reader import SplitReader
 from quickdraw_dist.distributed.ranks import World, choose_device
 from quickdraw_dist.evaluation.metrics import MISTAKES, Evaluation, evaluate
 from quickdraw_dist.evaluation.report import write_report
-from quickdraw_dist.models.input import Normalisation
+from quickdraw_dist.models.input import Raster
 from quickdraw_dist.run.checkpoint import files as checkpoint
 
 EPILOG = """\
@@ -69,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if chosen.classes != trained:
         problem = f"has {len(chosen.classes)} classes, {url} was trained on {len(trained)} others"
         raise RefusedError("--data", settings.data, problem, "Give the checkpoint's dataset")
+    raster = Raster.parse(saved.meta["raster"])
+    if not raster.fits(chosen.content):
+        problem = f"holds {chosen.content}, and {url} was trained on {raster.name}"
+        raise RefusedError("--data", settings.data, problem, "Give a dataset of strokes")
     result = _evaluate(saved, chosen, arguments.split, settings)
     if not result.drawings:
         problem = "no drawings in its .tar files"
@@ -100,6 +104,7 @@ class _Split(NamedTuple):
     """The drawings to evaluate."""
 
     classes: tuple[str, ...]
+    content: str  # bitmaps or strokes
     origin: str  # for the report
     batches: Iterator[Batch]
     drawings: int | None  # where it is known
@@ -118,7 +123,7 @@ def _open_sharded(split: str, settings: Settings) -> _Split:
     threads, batch = settings.stream.threads or default_threads(1), settings.evaluation.batch
     batches = evaluation_batches(reader, rank=0, world_size=1, batch=batch, threads=threads)
     origin = f"{settings.data}, digest {dataset.digest[:16]}"
-    return _Split(dataset.classes, origin, batches, dataset.drawings(split))
+    return _Split(dataset.classes, dataset.content, origin, batches, dataset.drawings(split))
 
 
 def _open_external(split: str, settings: Settings, trained: tuple[str, ...]) -> _Split:
@@ -135,7 +140,7 @@ def _open_external(split: str, settings: Settings, trained: tuple[str, ...]) -> 
     classes = tuple(stream.class_names or trained)
     urls = [shard.url for shard in shards]
     batches = batches_in_order(urls, len(classes), settings.evaluation.batch)
-    return _Split(classes, f"{data}, {counted(len(urls), 'shard')}", batches, None)
+    return _Split(classes, "bitmaps", f"{data}, {counted(len(urls), 'shard')}", batches, None)
 
 
 def _evaluate(
@@ -150,7 +155,7 @@ def _evaluate(
             _counted(chosen.batches, bar),
             split=split,
             classes=chosen.classes,
-            normalisation=Normalisation(**saved.meta["normalisation"]),
+            source=checkpoint.network_input(saved).to(device),
             world=World(0, 1, 0, 1, device),
             autocast=torch.autocast(device.type, enabled=False),
             keep_mistakes=MISTAKES,

@@ -6,23 +6,32 @@ from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
+import torch
+
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.external.feed import ExternalFeed
 from quickdraw_dist.data.external.shards import ExternalShards, check_fit, find_splits, open_shards
+from quickdraw_dist.data.order.content_bytes import content_bytes
 from quickdraw_dist.data.order.lanes import resolve_lanes
 from quickdraw_dist.data.order.memory import LoaderMemory, default_threads, plan_memory
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.schema import Manifest
-from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.batch import Batch, noise
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.loader import TrainLoader
 from quickdraw_dist.data.stream.prefetch import ShardPrefetch
 from quickdraw_dist.data.stream.reader import SplitReader
-from quickdraw_dist.data.stream.resident import DeviceLoader, HostLoader, ResidentDrawings
+from quickdraw_dist.data.stream.resident.drawings import ResidentDrawings
+from quickdraw_dist.data.stream.resident.loaders import (
+    DeviceLoader,
+    HostLoader,
+    resident_loader,
+)
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 from quickdraw_dist.distributed.ranks import World
 
 Dataset = Manifest | ExternalShards
@@ -35,6 +44,10 @@ class DatasetInfo(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; a label is an index into them."""
+
+    @property
+    def content(self) -> str:
+        """What drawings are stored as: "bitmaps" or "strokes"."""
 
     @property
     def digest(self) -> str:
@@ -60,6 +73,10 @@ class Feed(Protocol):
     @property
     def dataset(self) -> DatasetInfo:
         """The dataset that the drawings are from."""
+
+    def noise(self) -> torch.Tensor | StrokeBatch:
+        """Return drawings of noise, as many as `share`, in the form of a batch's: for first passes
+        that count for nothing."""
 
     def start_lines(self, first_step: int) -> list[str]:
         """Return lines to print when a run starts at this step of an epoch."""
@@ -202,6 +219,7 @@ class ShardFeed:
             self.order,
             self.share,
             memory,
+            per_drawing=reader.per_drawing,
             pin=world.device.type == "cuda",
             prefetch=prefetch,
         )
@@ -216,17 +234,22 @@ class ShardFeed:
             local_world_size=world.local_size,
             device=world.device,
         )
-        return HostLoader(resident) if world.device.type == "cpu" else DeviceLoader(resident)
+        return resident_loader(resident)
 
     def _memory(self, shard_bytes: int) -> LoaderMemory:
         return plan_memory(
             self.order,
             self.share,
+            content_bytes(self.dataset.tiles_per_drawing),
             memory_bytes=self._settings.stream.memory_bytes,
             threads=self._threads,
             shard_bytes=shard_bytes,
             pin=self._world.device.type == "cuda",
         )
+
+    def noise(self) -> torch.Tensor | StrokeBatch:
+        """Return drawings of noise, as many as `share`, in the form of a batch's."""
+        return noise(self.share.drawings, self.dataset.tiles_per_drawing)
 
     def start_lines(self, first_step: int) -> list[str]:
         """Return lines to print when a run starts."""

@@ -17,10 +17,11 @@ from torch import nn
 from torch.nn import functional
 
 from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.data.drawings.strokes.arrays import RECOGNIZED
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.distributed.ranks import World, sum_over_ranks
-from quickdraw_dist.models.input import Normalisation
+from quickdraw_dist.models.input import NetworkInput, Stored, stored, thumbnails
 
 RATES = ("top1", "top3", "map3", "mean_class_accuracy", "loss")
 """Metrics of an evaluation that are means over drawings."""
@@ -51,6 +52,8 @@ class Evaluation:
     map3: float  # mean of 1, 1/2, 1/3 or 0 by the rank of the true class among the guesses
     loss: float  # mean cross entropy, nats, without label smoothing
     mistakes: tuple[Mistake, ...] = ()
+    recognized: int = 0  # drawings that are known to have been recognised as they were drawn
+    recognized_hits: int = 0  # those of them whose first guess is right
 
     @cached_property
     def support(self) -> NDArray[np.int64]:
@@ -66,6 +69,11 @@ class Evaluation:
     def top1(self) -> float:
         """Share of drawings whose first guess is right; NaN without drawings."""
         return float(np.trace(self.confusion)) / (self.drawings or math.nan)
+
+    @property
+    def top1_recognized(self) -> float:
+        """`top1` of the recognised drawings; NaN without any, as for bitmaps."""
+        return self.recognized_hits / (self.recognized or math.nan)
 
     @property
     def top3(self) -> float:
@@ -94,6 +102,7 @@ class Evaluation:
     def to_bytes(self) -> bytes:
         """Return the evaluation as an .npz file without pickle."""
         rest = {"split": self.split, "classes": self.classes, "map3": self.map3, "loss": self.loss}
+        rest |= {"recognized": self.recognized, "recognized_hits": self.recognized_hits}
         values = [(m.label, m.predicted, m.row, m.confidence) for m in self.mistakes]
         out = io.BytesIO()
         np.savez_compressed(
@@ -128,12 +137,15 @@ class Evaluation:
                         Mistake(pixels, int(label), int(guess), confidence, int(row))
                         for pixels, (label, guess, row, confidence) in rows
                     ),
+                    rest.get("recognized", 0),
+                    rest.get("recognized_hits", 0),
                 )
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise CorruptError(url, None, f"not a stored evaluation: {error}") from None
 
     def metrics(self) -> dict[str, float | int | str | None]:
-        """Return the overall metrics, ready for JSON; None where there are no drawings."""
+        """Return the overall metrics, ready for JSON; None where there are no drawings. Those of
+        recognised drawings are there if there are any."""
         metrics: dict[str, float | int | str | None] = {
             "split": self.split,
             "drawings": self.drawings,
@@ -144,6 +156,9 @@ class Evaluation:
             "mean_class_accuracy": round(self.mean_class_accuracy, 6),
             "loss": round(self.loss, 6),
         }
+        if self.recognized:
+            metrics["recognized_drawings"] = self.recognized
+            metrics["top1_recognized"] = round(self.top1_recognized, 6)
         undefined = {} if self.drawings else dict.fromkeys(RATES)
         return metrics | undefined
 
@@ -155,8 +170,10 @@ class _Counters:
         self.confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
         self.hits = torch.zeros(3, classes, dtype=torch.int64, device=device)  # by rank, class
         self.loss = torch.zeros(1, dtype=torch.float32, device=device)
+        # Drawings that were recognised as they were drawn, and correct first guesses among them.
+        self.recognized = torch.zeros(2, dtype=torch.int64, device=device)
 
-    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def add(self, logits: torch.Tensor, labels: torch.Tensor, drawings: Stored) -> torch.Tensor:
         """Count (B, C) float32 logits and their (B,) labels; return the first guesses, (B,)."""
         classes = logits.shape[1]
         guesses = logits.topk(min(3, classes), dim=1).indices  # (B, 3)
@@ -165,6 +182,10 @@ class _Counters:
         for rank in range(guesses.shape[1]):
             self.hits[rank].index_add_(0, labels, (guesses[:, rank] == labels).long())
         self.loss += functional.cross_entropy(logits, labels, reduction="sum")
+        if not isinstance(drawings, torch.Tensor):
+            recognized = drawings[4] == RECOGNIZED
+            right = recognized & (guesses[:, 0] == labels)
+            self.recognized += torch.stack([recognized.sum(), right.sum()])
         return guesses[:, 0]
 
 
@@ -175,7 +196,7 @@ def evaluate(
     *,
     split: str,
     classes: tuple[str, ...],
-    normalisation: Normalisation,
+    source: NetworkInput,
     world: World,
     autocast: torch.autocast,
     keep_mistakes: int = 0,
@@ -187,7 +208,7 @@ def evaluate(
         batches: this rank's share of the split; shares may differ in length.
         split: name for the report.
         classes: names of the classes, in the order of the logits.
-        normalisation: the values the model was trained with.
+        source: what the model's input is made of, on the model's device.
         world: the ranks to sum over; every rank gets the same metrics.
         autocast: the context that sets the forward pass's precision.
         keep_mistakes: how many of this rank's most confident mistakes to keep, with pixels.
@@ -197,16 +218,19 @@ def evaluate(
     counters = _Counters(len(classes), world.device)
     mistakes: list[Mistake] = []
     for batch in on_device(batches, world.device):
+        drawings = stored(batch.drawings)
+        pictures = source(drawings)
         with autocast:
-            logits = model(normalisation.apply(batch.drawings)).float()
-        guesses = counters.add(logits, batch.labels)
+            logits = model(pictures).float()
+        guesses = counters.add(logits, batch.labels, drawings)
         if keep_mistakes:
-            mistakes += _mistakes(batch, guesses, logits, keep_mistakes)
+            mistakes += _mistakes(batch, drawings, guesses, logits, keep_mistakes)
             mistakes = sorted(mistakes, key=lambda m: -m.confidence)[:keep_mistakes]
     model.train(was_training)
-    for counter in (counters.confusion, counters.hits, counters.loss):
+    for counter in (counters.confusion, counters.hits, counters.loss, counters.recognized):
         sum_over_ranks(counter)
     hits = counters.hits.cpu().numpy()
+    recognized, recognized_hits = counters.recognized.tolist()
     total = int(counters.confusion.sum()) or math.nan
     return Evaluation(
         split=split,
@@ -216,26 +240,33 @@ def evaluate(
         map3=float((hits.sum(axis=1) / np.array([1, 2, 3])).sum() / total),
         loss=float(counters.loss) / total,
         mistakes=tuple(mistakes),
+        recognized=recognized,
+        recognized_hits=recognized_hits,
     )
 
 
 def _mistakes(
-    batch: DeviceBatch, guesses: torch.Tensor, logits: torch.Tensor, most: int
+    batch: DeviceBatch, drawings: Stored, guesses: torch.Tensor, logits: torch.Tensor, most: int
 ) -> list[Mistake]:
     """Return the `most` most confident mistakes of a batch; chosen on the device."""
     confidence = logits.softmax(1).gather(1, guesses[:, None]).flatten()  # (B,)
     wrong = (guesses != batch.labels).nonzero().flatten()
     surest = confidence[wrong].topk(min(most, len(wrong)))
     indices, host = wrong[surest.indices], batch.host
+    pictures = thumbnails(drawings)[indices].cpu().numpy()  # a copy
     return [
         Mistake(
-            pixels=host.drawings[index].cpu().numpy().copy(),
+            pixels=pixels,
             label=int(host.labels[index]),
             predicted=guess,
             confidence=sure,
             row=int(host.rows[index]),
         )
-        for index, guess, sure in zip(
-            indices.tolist(), guesses[indices].tolist(), surest.values.tolist(), strict=True
+        for pixels, index, guess, sure in zip(
+            pictures,
+            indices.tolist(),
+            guesses[indices].tolist(),
+            surest.values.tolist(),
+            strict=True,
         )
     ]

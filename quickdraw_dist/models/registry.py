@@ -10,7 +10,7 @@ from quickdraw_dist.base.errors import RefusedError, nearest
 from quickdraw_dist.base.settings import Model
 from quickdraw_dist.models.sketch_cnn import SketchCNN
 
-_BUILDERS: dict[str, Callable[[int, Model], nn.Module]] = {
+_BUILDERS: dict[str, Callable[[Model, int, int, int], nn.Module]] = {
     "sketchcnn": SketchCNN.from_settings,
 }
 
@@ -31,11 +31,11 @@ def check(model: Model) -> None:
         raise RefusedError("--model.name", model.name, "unknown network", remedy)
 
 
-def build(model: Model, classes: int) -> nn.Module:
-    """Return a new network from (B, 1, 28, 28) normalised float to (B, classes) logits.
+def build(model: Model, classes: int, channels: int = 1, side: int = 28) -> nn.Module:
+    """Return a new network from (B, channels, side, side) normalised float to (B, classes) logits.
 
     Raises:
         RefusedError: unknown name.
     """
     check(model)
-    return _BUILDERS[model.name](classes, model)
+    return _BUILDERS[model.name](model, classes, channels, side)

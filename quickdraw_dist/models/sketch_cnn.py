@@ -1,4 +1,4 @@
-"""SketchCNN: a plain VGG-style network for 28x28 drawings.
+"""SketchCNN: a plain VGG-style network for pictures of drawings.
 
 After Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"
 (2014), with batch norm (Ioffe and Szegedy, 2015) and leaky ReLU.
@@ -18,13 +18,24 @@ class SketchCNN(nn.Module):
     Block widths are 1, 2 and 4 times `width`; by default 64-128-256, which makes 2.3 M parameters
     with 345 classes and 0.23 GFLOP per drawing and forward pass. Maximum pooling reduces the side
     from 28 to 14 to 7 pixels, average pooling from 7 to 4 (the last window of 2 is cut at the edge,
-    where a drawing is empty). Convolutions are He-initialised for the leaky slope.
+    where a drawing is empty). Pictures of another side, from 8 pixels, are pooled to 4 or fewer, so
+    that the hidden layer grows with none. Convolutions are He-initialised for the leaky slope.
     """
 
-    def __init__(self, classes: int, width: int = 64, dropout: float = 0.3) -> None:
+    def __init__(
+        self,
+        classes: int,
+        width: int = 64,
+        dropout: float = 0.3,
+        *,
+        channels: int = 1,
+        side: int = 28,
+    ) -> None:
         super().__init__()
+        pooled = side // 2 // 2
+        window = -(-pooled // _POOLED_SIDE)
         self.features = nn.Sequential(
-            *_block(1, width),
+            *_block(channels, width),
             nn.MaxPool2d(2),  # (B, width, 14, 14)
             *_block(width, 2 * width),
             nn.MaxPool2d(2),  # (B, 2 width, 7, 7)
@@ -32,11 +43,11 @@ class SketchCNN(nn.Module):
             # A window at the edge is the mean of the pixels inside. Without padding the last option
             # changes no mean, but with its default the compiled gradient is wrong at the edge
             # (github.com/pytorch/pytorch/issues/198119).
-            nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),  # (B, 4 width, 4, 4)
+            nn.AvgPool2d(window, ceil_mode=True, count_include_pad=False),  # (B, 4 width, 4, 4)
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(4 * width * 16, 256),
+            nn.Linear(4 * width * (-(-pooled // window)) ** 2, 256),
             nn.LeakyReLU(_SLOPE),
             nn.Dropout(dropout),
             nn.Linear(256, classes),
@@ -46,17 +57,18 @@ class SketchCNN(nn.Module):
                 nn.init.kaiming_normal_(module.weight, _SLOPE, mode="fan_out")
 
     @classmethod
-    def from_settings(cls, classes: int, settings: Model) -> SketchCNN:
+    def from_settings(cls, settings: Model, classes: int, channels: int, side: int) -> SketchCNN:
         """Build it as --model.width and --model.dropout say."""
-        return cls(classes, settings.width, settings.dropout)
+        return cls(classes, settings.width, settings.dropout, channels=channels, side=side)
 
     def forward(self, drawings: torch.Tensor) -> torch.Tensor:
-        """Return (B, classes) logits of (B, 1, 28, 28) normalised float."""
+        """Return (B, classes) logits of (B, channels, side, side) normalised float."""
         logits: torch.Tensor = self.classifier(self.features(drawings))
         return logits
 
 
 _SLOPE = 0.01
+_POOLED_SIDE = 4
 
 
 def _block(before: int, after: int) -> list[nn.Module]:

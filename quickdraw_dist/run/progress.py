@@ -152,9 +152,10 @@ class ProgressLog:
         for name in ("top1", "top3", "map3", "mean_class_accuracy"):
             metrics.EVALUATION_ACCURACY.labels(result.split, name).set(getattr(result, name))
         self.validation = result
+        recognized = f" ({result.top1_recognized:.2%} of recognised)" if result.recognized else ""
         self.say(
-            f"validation after {position.drawings:,} drawings: top-1 {result.top1:.2%}, top-3 "
-            f"{result.top3:.2%}, MAP@3 {result.map3:.4f}, mean per class "
+            f"validation after {position.drawings:,} drawings: top-1 {result.top1:.2%}{recognized}"
+            f", top-3 {result.top3:.2%}, MAP@3 {result.map3:.4f}, mean per class "
             f"{result.mean_class_accuracy:.2%}, loss {result.loss:.4f}"
         )
         self._record(position, {"kind": "validation", **measured})

@@ -1,8 +1,9 @@
 """Random changes of training drawings, batched on the device.
 
-Every function takes normalised (B, 1, 28, 28) float, leaves it unchanged and returns a tensor of
-the same shape and type. Each drawing has random numbers of its own, from torch's default generator,
-which the learner seeds before every step.
+Every function but those of strokes takes normalised (B, 1, 28, 28) float, leaves it unchanged and
+returns a tensor of the same shape and type. Strokes are changed in the same way as points, before
+they are rendered, so that nothing blurs. Each drawing has random numbers of its own, from torch's
+default generator, which the learner seeds before every step.
 """
 
 from __future__ import annotations
@@ -13,18 +14,35 @@ import torch
 from torch.nn import functional
 
 from quickdraw_dist.base.settings import Augment
+from quickdraw_dist.models.input import NetworkInput, Stored
+from quickdraw_dist.models.stroke_raster import FRAME_UNITS, LINE_UNITS
 
 ROTATION_RADIANS = 0.2
 SCALE = 0.15
 SHEAR = 0.15
 SHIFT_PIXELS = 1.5
 """Largest change of each kind; amounts are uniform in [-largest, largest]. Within the variation of
-people's own drawings, so that the class stays the same."""
+people's own drawings, so that the class stays the same. Pixels are those of a 28x28 drawing."""
+
+_SIDE = 28
 
 ERASED_SHARE = (0.02, 0.2)
 ERASED_ASPECT = 3.0
 """Smallest and largest area of the erased rectangle, as a share of the drawing's, and the largest
 ratio of its longer to its shorter side."""
+
+
+def training_input(drawings: Stored, source: NetworkInput, settings: Augment) -> torch.Tensor:
+    """Return the network's input of stored drawings, (B, C, side, side) float, after all changes
+    that the settings ask for."""
+    if isinstance(drawings, torch.Tensor):
+        return augment(source(drawings), settings, source.normalisation.background)
+    counts = drawings[3]
+    transform, width = random_strokes(len(counts), settings, counts.device)
+    pictures = source.render(*drawings[:4], transform=transform, width=width)
+    if settings.erase:
+        pictures = random_erase(pictures, settings.erase, 0.0)
+    return source.normalisation.apply_rendered(pictures)
 
 
 def augment(drawings: torch.Tensor, settings: Augment, background: float) -> torch.Tensor:
@@ -53,27 +71,65 @@ def random_affine(drawings: torch.Tensor, background: float) -> torch.Tensor:
     Neural Networks Applied to Visual Document Analysis" (2003). Pixels that come in from outside
     are `background`.
     """
-    count, _, _, side = drawings.shape
-    draws = 2 * torch.rand(5, count, device=drawings.device) - 1
-    angle, scale, shear = draws[0] * ROTATION_RADIANS, draws[1] * SCALE, draws[2] * SHEAR  # (B,)
-    right, down = draws[3:] * (2 * SHIFT_PIXELS / side)  # affine_grid's unit is half a side
-    cosine, sine = (1 + scale) * torch.cos(angle), (1 + scale) * torch.sin(angle)
-    rows = [cosine, shear * cosine - sine, right, sine, shear * sine + cosine, down]
-    grid = functional.affine_grid(
-        torch.stack(rows, 1).view(count, 2, 3), list(drawings.shape), align_corners=False
-    )
+    matrices = affine_matrices(len(drawings), drawings.device)
+    grid = functional.affine_grid(matrices, list(drawings.shape), align_corners=False)
     moved = functional.grid_sample(drawings - background, grid, align_corners=False)
     return moved + background
 
 
-def _chosen(drawings: torch.Tensor, probability: float) -> torch.Tensor:
-    """Choose drawings with this probability: (B, 1, 1, 1) bool."""
-    return torch.rand(len(drawings), 1, 1, 1, device=drawings.device) < probability
+def affine_matrices(count: int, device: torch.device) -> torch.Tensor:
+    """Return random maps from a place in the changed drawing to the one it comes from, (count, 2,
+    3); x and y are -1 at the left and top edge, 1 at the others."""
+    draws = 2 * torch.rand(5, count, device=device) - 1
+    angle, scale, shear = draws[0] * ROTATION_RADIANS, draws[1] * SCALE, draws[2] * SHEAR  # (B,)
+    right, down = draws[3:] * (2 * SHIFT_PIXELS / _SIDE)
+    cosine, sine = (1 + scale) * torch.cos(angle), (1 + scale) * torch.sin(angle)
+    rows = [cosine, shear * cosine - sine, right, sine, shear * sine + cosine, down]
+    return torch.stack(rows, 1).view(count, 2, 3)
+
+
+def random_strokes(
+    count: int, settings: Augment, device: torch.device
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return what `StrokeRaster` takes to change drawings as `augment` does: a map of the points of
+    each, (count, 2, 3), and the width of its lines in units, (count,). None: as they are."""
+    transform = _inverted(affine_matrices(count, device)) if settings.affine else None
+    width = None
+    if settings.thickness:
+        share = _shares(count, settings.thickness, device).flatten()
+        width = LINE_UNITS + share * (2 * FRAME_UNITS / _SIDE)
+    if settings.flip:
+        if transform is None:
+            transform = torch.eye(2, 3, device=device).expand(count, 2, 3)
+        mirror = torch.tensor([[-1.0], [1.0]], device=device)
+        flipped = _chosen(count, settings.flip, device)[:, :, :, 0]
+        transform = torch.where(flipped, mirror * transform, transform)
+    return transform, width
+
+
+def _inverted(matrices: torch.Tensor) -> torch.Tensor:
+    """Invert affine maps, (B, 2, 3), whose determinants are not 0."""
+    (a, b, c), (d, e, f) = matrices.permute(1, 2, 0)
+    rows: torch.Tensor = torch.stack([e, -b, b * f - c * e, -d, a, c * d - a * f], 1)
+    return rows.div((a * e - b * d)[:, None]).view(-1, 2, 3)
+
+
+def _chosen(count: int, probability: float, device: torch.device) -> torch.Tensor:
+    """Choose drawings with this probability: (count, 1, 1, 1) bool."""
+    return torch.rand(count, 1, 1, 1, device=device) < probability
+
+
+def _shares(count: int, probability: float, device: torch.device) -> torch.Tensor:
+    """Return numbers uniform in [0, 1] for drawings chosen with this probability, 0 for the others:
+    (count, 1, 1, 1)."""
+    share = torch.rand(count, 1, 1, 1, device=device)
+    return torch.where(_chosen(count, probability, device), share, 0.0)
 
 
 def random_flip(drawings: torch.Tensor, probability: float) -> torch.Tensor:
     """Mirror drawings left to right, each with this probability."""
-    return torch.where(_chosen(drawings, probability), drawings.flip(-1), drawings)
+    flipped = _chosen(len(drawings), probability, drawings.device)
+    return torch.where(flipped, drawings.flip(-1), drawings)
 
 
 def random_thickness(drawings: torch.Tensor, probability: float) -> torch.Tensor:
@@ -82,8 +138,7 @@ def random_thickness(drawings: torch.Tensor, probability: float) -> torch.Tensor
     The result is a mix of the drawing and its dilation by 3x3 pixels; the dilation's share is
     uniform in [0, 1].
     """
-    share = torch.rand(len(drawings), 1, 1, 1, device=drawings.device)
-    share = torch.where(_chosen(drawings, probability), share, 0.0)
+    share = _shares(len(drawings), probability, drawings.device)
     dilated = functional.max_pool2d(drawings, 3, stride=1, padding=1)
     return torch.lerp(drawings, dilated, share)
 
@@ -107,4 +162,5 @@ def random_erase(drawings: torch.Tensor, probability: float, background: float) 
 
     rows, columns = span((area * aspect).sqrt(), draws[2]), span((area / aspect).sqrt(), draws[3])
     erased = rows.view(count, 1, side, 1) & columns.view(count, 1, 1, side)
-    return torch.where(erased & _chosen(drawings, probability), background, drawings)
+    chosen = _chosen(count, probability, drawings.device)
+    return torch.where(erased & chosen, background, drawings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from quickdraw_dist.base.hashing import key64
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.data.feed import DatasetInfo
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 from quickdraw_dist.distributed.ranks import World, average_gradients
 from quickdraw_dist.distributed.stragglers import WorkClock
-from quickdraw_dist.models.input import Normalisation
+from quickdraw_dist.models.input import NetworkInput, Normalisation, Raster, stored
 from quickdraw_dist.run.checkpoint.files import Checkpoint
 from quickdraw_dist.training.objective import Objective
 from quickdraw_dist.training.optimization import (
@@ -59,8 +60,10 @@ class Learner:
         self.phases = phases or Phases()
         self.total_drawings = total_drawings
         self.rate = 0.0
-        self.normalisation = Normalisation(dataset.pixel_mean, dataset.pixel_std)
         device = world.device
+        raster = Raster.of(dataset.content, settings.strokes)
+        normalisation = Normalisation(dataset.pixel_mean, dataset.pixel_std)
+        self.source = NetworkInput(raster, normalisation).to(device)
         self.precision = settings.train.precision
         if self.precision == "auto":
             self.precision = "bf16" if device.type == "cuda" else "fp32"
@@ -95,7 +98,10 @@ class Learner:
         train = self.settings.train
         torch.manual_seed(key64(train.seed, "weights"))
         memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
-        model = models.build(self.settings.model, len(self.dataset.classes)).to(self.world.device)
+        raster = self.source.raster
+        model = models.build(
+            self.settings.model, len(self.dataset.classes), raster.channels, raster.side
+        ).to(self.world.device)
         return model.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
 
     def _build_objective(self, autocast: torch.dtype | None, compile_mode: str | None) -> Objective:
@@ -103,15 +109,16 @@ class Learner:
         objective = Objective(
             self.model,
             self.settings.augment,
-            normalisation=self.normalisation,
+            source=self.source,
             label_smoothing=self.settings.optimizer.label_smoothing,
             autocast=autocast,
+            unrecognized_weight=self.settings.strokes.unrecognized_weight,
         )
         if compile_mode is not None:
             objective.compile(mode=compile_mode, dynamic=False)
         return objective
 
-    def step(self, drawings: torch.Tensor, labels: torch.Tensor, number: int) -> None:
+    def step(self, drawings: torch.Tensor | StrokeBatch, labels: torch.Tensor, number: int) -> None:
         """Take optimizer step `number` on this rank's share of a global batch.
 
         Never waits for the device: the step's metrics are in `tally`. If the gradient is not
@@ -119,7 +126,7 @@ class Learner:
         as they were.
 
         Args:
-            drawings: (n, 28, 28) uint8.
+            drawings: n drawings; of bitmaps (n, 28, 28) uint8.
             labels: (n,) int64.
             number: of the step in the run, from 0; seed, number and rank decide augmentation and
                 dropout.
@@ -130,7 +137,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         count = self._micro_batch_count(len(labels))
-        micro_batches = zip(drawings.tensor_split(count), labels.tensor_split(count), strict=True)
+        parts: Sequence[torch.Tensor | StrokeBatch] = drawings.tensor_split(count)
+        micro_batches = zip(parts, labels.tensor_split(count), strict=True)
         self.buffer_backup.save()
         self.work.begin()
         loss_and_correct = torch.zeros(2, device=self.world.device)
@@ -138,7 +146,7 @@ class Learner:
             # One all-reduce per step, with the gradients of the last micro-batch.
             with self._all_reduce(index == count - 1):
                 with self.phases("forward", number, index):
-                    loss, correct = self.forward(some_drawings, some_labels)
+                    loss, correct = self.forward(stored(some_drawings), some_labels)
                 with self.phases("backward", number, index):
                     self._backward(loss)
             loss_and_correct += torch.stack([loss.detach(), correct])
@@ -185,28 +193,28 @@ class Learner:
     def _clear_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=not self._keep_gradients)
 
-    def warm_up(self, batch_drawings: int) -> None:
-        """Run forward and backward passes on noise and discard them; call before `load`.
+    def warm_up(self, drawings: torch.Tensor | StrokeBatch) -> None:
+        """Run forward and backward passes on any drawings and discard them; call before `load`.
 
         DDP rebuilds its gradient buckets in the first passes. After them a resumed run adds up
         gradients in the same order as one that was never stopped, so their bits are equal.
         Compilation happens here, too.
 
         Args:
-            batch_drawings: size of this rank's share of a global batch.
+            drawings: as many as this rank's share of a global batch, on the device.
         """
         weights = copy.deepcopy(self.model.state_dict())
         self.model.train()
-        device = self.world.device
-        noise = torch.randint(256, (batch_drawings, 28, 28), dtype=torch.uint8, device=device)
-        labels = torch.zeros(batch_drawings, dtype=torch.int64, device=device)
-        micro_batches = noise.tensor_split(self._micro_batch_count(batch_drawings))
+        labels = torch.zeros(len(drawings), dtype=torch.int64, device=self.world.device)
+        micro_batches = drawings.tensor_split(self._micro_batch_count(len(drawings)))
         # The last micro-batch may be shorter, and the compiler makes a program per size. Its pass
         # has no all-reduce: another rank may have no micro-batch of that size.
         first, last = micro_batches[0], micro_batches[-1]
-        for drawings, all_reduce in ((first, True), (first, True), (last, False)):
+        passes: list[tuple[torch.Tensor | StrokeBatch, bool]]
+        passes = [(first, True), (first, True), (last, False)]
+        for some, all_reduce in passes:
             with self._all_reduce(all_reduce):
-                self._backward(self.forward(drawings, labels[: len(drawings)])[0])
+                self._backward(self.forward(stored(some), labels[: len(some)])[0])
             self._clear_gradients()
         self.model.load_state_dict(weights)
 

@@ -152,7 +152,7 @@ class Trainer:
     def _begin(self) -> None:
         """Warm up, load what is resumed, and say what is about to happen."""
         with self.phases("compile", 0):
-            self.learner.warm_up(self.feed.share.drawings)
+            self.learner.warm_up(self.feed.noise().to(self.world.device))
         if self.resumed is not None:
             self._load(self.resumed)
         meta = self.resumed.meta if self.resumed is not None else None
@@ -287,7 +287,10 @@ class Trainer:
             return
         with self.phases("evaluation", self.total_steps):
             world, settings, dataset = self.world, self.settings, self.dataset
-            model = models.build(settings.model, len(dataset.classes)).to(world.device)
+            raster = self.learner.source.raster
+            model = models.build(
+                settings.model, len(dataset.classes), raster.channels, raster.side
+            ).to(world.device)
             model.load_state_dict(self.learner.averaged_weights())
             ranks.broadcast_tensors(model.state_dict().values())
             tracked = self.phases.track("evaluation", self.total_steps, batches)
@@ -296,7 +299,7 @@ class Trainer:
                 self.agreement.until_stopped(tracked),
                 split="val",
                 classes=dataset.classes,
-                normalisation=self.learner.normalisation,
+                source=self.learner.source,
                 world=world,
                 autocast=self.learner.autocast,
                 # For the page at the end, which is rank 0's.

@@ -15,7 +15,7 @@ import pytest
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards.plan import Plan
 from tests.support.data.caching import URL
-from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.datasets import CONTENTS, Dataset, DatasetMaker
 from tests.support.data.tars import LAYOUTS
 from tests.support.gcs.local import Store
 
@@ -29,6 +29,12 @@ def no_thread_left() -> Iterator[None]:
     yield
     gc.collect()
     assert [t.name for t in threading.enumerate() if t.name.startswith(OURS)] == []
+
+
+@pytest.fixture(scope="session", params=CONTENTS)
+def either(request: pytest.FixtureRequest, of_content: Callable[[str], Dataset]) -> Dataset:
+    """The small dataset, of bitmaps and of strokes, stored in the same order. Shared."""
+    return of_content(request.param)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from quickdraw_dist.data.feed import ShardFeed
 from quickdraw_dist.data.order.digest import OrderDigest
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.distributed.ranks import processor_group
-from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.datasets import CONTENTS, Dataset, DatasetMaker
 from tests.support.data.delivery import (
     SHAPES,
     WORLDS,
@@ -52,10 +52,12 @@ class Cut:
     source: str = "local"
     compression: str = "gzip"
     resident: bool = False
+    content: str = "bitmaps"
     least: bool = False  # the least memory that is accepted
 
     def __str__(self) -> str:
-        return f"{self.before}-{self.after}-{self.shape}-{self.source}-{self.stop}"
+        cut = f"{self.before}-{self.after}-{self.shape}-{self.source}-{self.stop}"
+        return cut if self.content == "bitmaps" else f"{cut}-{self.content}"
 
     def position(self, order: Order) -> tuple[int, int]:
         """Epoch and step at which the first world stops."""
@@ -86,25 +88,28 @@ cuts = st.builds(
     source=st.sampled_from(SOURCES),
     compression=st.sampled_from(COMPRESSIONS),
     resident=st.booleans(),
+    content=st.sampled_from(CONTENTS),
     least=st.booleans(),
 )
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """The small dataset in every compression, on disk and in a store, and caches of it."""
+    """The small dataset in every content and compression, on disk and in a store, and caches of
+    it."""
 
-    compressions: dict[str, Dataset]
+    of: dict[str, Dataset]
     server: GcsServer
     caches: Path
 
     def settings(self, cut: Cut, shape: Shape) -> Settings:
         """What a user would set for this cut."""
-        remote, cache = f"gs://bucket/{cut.compression}", self.caches / cut.compression
+        name = f"{cut.content}-{cut.compression}"
+        remote, cache = f"gs://bucket/{name}", self.caches / name
         if cut.source == "cold cache":
             shutil.rmtree(cache, ignore_errors=True)
         return make_settings(
-            self.compressions[cut.compression].folder if cut.source == "local" else remote,
+            self.of[name].folder if cut.source == "local" else remote,
             cache, shape, threads=cut.threads, resident=cut.resident,
             cache_bytes=0 if cut.source == "ranges" else 10**9,
         )  # fmt: skip
@@ -114,13 +119,17 @@ class Datasets:
 def datasets(
     make_dataset: DatasetMaker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Datasets]:
-    compressions = {name: make_dataset(compression=name) for name in COMPRESSIONS}
+    made = {
+        f"{content}-{compression}": make_dataset(content=content, compression=compression)
+        for content in CONTENTS
+        for compression in COMPRESSIONS
+    }
     with GcsServer() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", server.url)
         server.gcs.store.create_bucket("bucket")
-        for name, dataset in compressions.items():
+        for name, dataset in made.items():
             Store(server).upload(dataset.folder, f"gs://bucket/{name}")
-        yield Datasets(compressions, server, tmp_path_factory.mktemp("caches"))
+        yield Datasets(made, server, tmp_path_factory.mktemp("caches"))
 
 
 def open_least(settings: Settings, rank: int, world_size: int, least: bool = True) -> ShardFeed:
@@ -152,7 +161,7 @@ def run(
 
 
 def check(datasets: Datasets, cut: Cut) -> None:
-    shape, dataset = SHAPES[cut.shape], datasets.compressions["gzip"]
+    shape, dataset = SHAPES[cut.shape], datasets.of["bitmaps-gzip"]
     order = shape.order(dataset.manifest.block_counts("train"))
     chosen = datasets.settings(cut, shape)
     want = line(dataset, shape, 0), line(dataset, shape, 1)
@@ -175,6 +184,9 @@ CORNERS = [
     Cut(1, 3, "in a window", 6, "uneven", "cold cache", "none", resident=True),
     Cut(8, 7, "last step", 2, "long", "ranges", "gzip", resident=True),
     Cut(2, 1, "epoch boundary", 1, "usual", "local", "gzip", resident=True),
+    Cut(7, 3, "in a window", 3, "uneven", "cold cache", "gzip", content="strokes", least=True),
+    Cut(2, 4, "last step", 2, "long", "ranges", "none", content="strokes"),
+    Cut(1, 3, "second epoch", 2, "uneven", "local", "gzip", True, content="strokes"),
 ]
 
 
@@ -217,6 +229,7 @@ def stream_one_rank(
         Cut(1, 4, "in a window", 2, "usual", "local", "none"),
         Cut(2, 3, "last step", 2, "uneven", "cold cache", "gzip"),
         Cut(3, 2, "epoch boundary", 1, "long", "ranges", "gzip", resident=True),
+        Cut(2, 3, "in a window", 2, "uneven", "cold cache", "gzip", content="strokes"),
     ],
     ids=str,
 )
@@ -225,7 +238,7 @@ def test_real_processes_agree_on_the_digest(
 ) -> None:
     """Ranks that are processes, with a process group and one cache, stopped and resumed in another
     number."""
-    shape, dataset = SHAPES[cut.shape], datasets.compressions["gzip"]
+    shape, dataset = SHAPES[cut.shape], datasets.of["bitmaps-gzip"]
     order = shape.order(dataset.manifest.block_counts("train"))
     chosen, stop, digest = datasets.settings(cut, shape), cut.position(order), 0
     legs = (cut.before, (0, 0), stop), (cut.after, stop, (1, order.steps))

@@ -19,7 +19,7 @@ from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.evaluation.metrics import RATES, Evaluation, evaluate
-from quickdraw_dist.models.input import Normalisation
+from quickdraw_dist.models.input import NetworkInput, Normalisation, Raster
 from tests.support.processes.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def measure(
         batches,
         split="test",
         classes=tuple(f"class {n}" for n in range(drawings.classes)),
-        normalisation=Normalisation(0.0, 1 / (255 * SCALE)),
+        source=NetworkInput(Raster(), Normalisation(0.0, 1 / (255 * SCALE))),
         world=world,
         autocast=torch.autocast("cpu", enabled=False),
         keep_mistakes=keep_mistakes,
@@ -186,7 +186,7 @@ def test_the_model_is_left_as_it_was() -> None:
         model = ReadsItsPixels(3).train(training)
         evaluate(
             model, drawings.batches((3,)), split="val", classes=("a", "b", "c"),
-            normalisation=Normalisation(0.0, 1.0), world=ALONE,
+            source=NetworkInput(Raster(), Normalisation(0.0, 1.0)), world=ALONE,
             autocast=torch.autocast("cpu", enabled=False),
         )  # fmt: skip
         assert model.training is training

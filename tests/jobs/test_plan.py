@@ -45,6 +45,20 @@ def test_the_official_drawings_on_two_nodes(capsys: pytest.CaptureFixture[str]) 
     assert sharding["hours"] * 3600 == pytest.approx(4 * 519_858 / 200_000, rel=1e-3)
 
 
+def test_the_official_strokes_fit_on_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the tiles that were measured: a quarter of what bitmaps take, which need one, too."""
+    strokes = ["--shard.content", "strokes", "--stream.resident", "true"]
+    needs = numbers(capsys, "--official", *strokes, "--gpu-bytes", "80e9")
+    assert needs["drawings"]["train"] == 45_383_650
+    assert (needs["resident_fits"], needs["resident_gpus"]) == (True, 1)
+    assert 10e9 < needs["rank"]["resident_bytes"] < 11e9
+    assert needs["sharding"]["source"]["bytes"] == 50_426_266 * 117
+    needs = numbers(capsys, "--official", "--shard.content", "strokes", "--gpu-bytes", "8e9")
+    assert (needs["resident_fits"], needs["resident_gpus"]) == (False, 2)
+    plan.main(["--official", "--shard.content", "strokes", "--gpu-bytes", "80e9"])
+    assert "drawings; fits; 1 GPU would do" in capsys.readouterr().out
+
+
 def test_a_manifest(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--data", dataset.folder, "--world-size", "4", "--train.global_batch", "100"]
     needs = numbers(capsys, *argv)

@@ -10,13 +10,14 @@ from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Model
 
 
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (4, 28), (1, 8), (4, 56), (1, 61)])
 @pytest.mark.parametrize("name", models.names())
-def test_every_network_learns_from_drawings(name: str) -> None:
-    """The trainer needs of any network: (B, 1, 28, 28) to (B, classes), a gradient for every
-    parameter (DDP hangs without one), and autocast to bf16."""
+def test_every_network_learns_from_drawings(name: str, channels: int, side: int) -> None:
+    """The trainer needs of any network: (B, channels, side, side) to (B, classes), a gradient for
+    every parameter (DDP hangs without one), and autocast to bf16."""
     torch.set_num_threads(1)
-    network = models.build(Model(name=name, width=4, dropout=0.0), 7)
-    drawings = torch.randn(3, 1, 28, 28)
+    network = models.build(Model(name=name, width=4, dropout=0.0), 7, channels, side)
+    drawings = torch.randn(3, channels, side, side)
     logits = network(drawings)
     assert logits.shape == (3, 7)
     assert logits.dtype == torch.float32

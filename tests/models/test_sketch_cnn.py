@@ -39,6 +39,16 @@ def test_blocks_are_as_stated() -> None:
     assert sides == [14, 7, 4]
 
 
+@pytest.mark.parametrize("side", range(8, 65))
+def test_sides(side: int) -> None:
+    """Of any side, at most 4x4 values per channel reach the hidden layer."""
+    network = SketchCNN(3, width=1, channels=4, side=side).eval()
+    inputs = torch.zeros(1, 4, side, side)
+    pooled = network.features(inputs).shape[-1]
+    assert 2 <= pooled <= 4
+    assert network(inputs).shape == (1, 3)
+
+
 def stated(unit: str) -> str:
     """The number before a unit in the class's docstring."""
     found = re.search(rf"([\d.]+)\s+{unit}", SketchCNN.__doc__ or "")

@@ -22,6 +22,8 @@ def meta(config: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
         "classes": list(CLASSES),
         "dataset_digest": DIGEST,
         "lanes": 64,
+        "normalisation": {"mean": 0.17, "std": 0.31},
+        "raster": "quickdraw-28x28",
         "validation": None,
     } | more
 

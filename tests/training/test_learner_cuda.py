@@ -10,9 +10,11 @@ import torch.distributed as dist
 
 from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
 from quickdraw_dist.data.shards.schema import Manifest
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
 from tests.support.data.datasets import Dataset
+from tests.support.data.strokes import noise, with_content
 
 pytestmark = pytest.mark.cuda
 
@@ -35,29 +37,34 @@ def make(
     learner = Learner(settings, World(0, 1, 0, 1, torch.device("cuda:0")), dataset, 100 * BATCH)
     if factor is not None:
         learner.model.register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor,))
-    learner.warm_up(BATCH)
+    learner.warm_up(noise(dataset.content, 0, BATCH).to(torch.device("cuda:0")))
     learner.model.train()
     return learner
 
 
-def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(content: str) -> Iterator[tuple[torch.Tensor | StrokeBatch, torch.Tensor]]:
     """Noise with labels, copied to the device beforehand."""
     for seed in range(6):
-        generator = torch.Generator().manual_seed(seed)
-        drawings = torch.randint(0, 256, (BATCH, 28, 28), dtype=torch.uint8, generator=generator)
-        yield drawings.cuda(), (torch.arange(BATCH) % 5).cuda()
+        drawings = noise(content, 0, BATCH, seed).to(torch.device("cuda:0"))
+        yield drawings, (torch.arange(BATCH) % 5).cuda()
+
+
+@pytest.fixture(params=["bitmaps", "strokes"])
+def manifest(request: pytest.FixtureRequest, dataset: Dataset) -> Manifest:
+    """A dataset of 5 classes of either content."""
+    return with_content(dataset.manifest, request.param)
 
 
 @pytest.mark.parametrize("compile_mode", MODES)
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("micro_batch", [0, 20])
 def test_no_step_waits_for_the_device(
-    dataset: Dataset, compile_mode: str, precision: str, micro_batch: int
+    manifest: Manifest, compile_mode: str, precision: str, micro_batch: int
 ) -> None:
     """After three steps of warm-up, torch raises at every synchronisation."""
-    learner = make(dataset.manifest, random=True, compile=compile_mode, precision=precision,
+    learner = make(manifest, random=True, compile=compile_mode, precision=precision,
                    micro_batch=micro_batch)  # fmt: skip
-    there = list(batches())
+    there = list(batches(manifest.content))
     for number in range(3):
         learner.step(*there[number], number)
     torch.cuda.set_sync_debug_mode("error")
@@ -73,11 +80,11 @@ def test_no_step_waits_for_the_device(
 @pytest.mark.parametrize("compile_mode", MODES[1:])
 @pytest.mark.parametrize("micro_batch", [0, 20])
 def test_compiled_steps_are_the_plain_ones(
-    dataset: Dataset, compile_mode: str, micro_batch: int
+    manifest: Manifest, compile_mode: str, micro_batch: int
 ) -> None:
     """Also if gradients of several micro-batches add up in a replayed graph."""
-    plain = movement(dataset.manifest, "off", micro_batch)
-    assert_close(movement(dataset.manifest, compile_mode, micro_batch), plain)
+    plain = movement(manifest, "off", micro_batch)
+    assert_close(movement(manifest, compile_mode, micro_batch), plain)
 
 
 def movement(dataset: Manifest, mode: str, micro_batch: int) -> torch.Tensor:
@@ -91,7 +98,7 @@ def movement(dataset: Manifest, mode: str, micro_batch: int) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
 
     before = weights()
-    for number, batch in enumerate(batches()):
+    for number, batch in enumerate(batches(dataset.content)):
         learner.step(*batch, number)
     return weights() - before
 
@@ -105,13 +112,13 @@ def assert_close(some: torch.Tensor, others: torch.Tensor) -> None:
 @pytest.mark.parametrize("compile_mode", MODES)
 @pytest.mark.parametrize("micro_batch", [0, 20])
 def test_ddp_of_one_rank_takes_the_plain_step(
-    dataset: Dataset, compile_mode: str, micro_batch: int
+    manifest: Manifest, compile_mode: str, micro_batch: int
 ) -> None:
     """DDP's buckets, hooks and NCCL beside replayed graphs and gradients that are kept."""
-    plain = movement(dataset.manifest, "off", micro_batch)
+    plain = movement(manifest, "off", micro_batch)
     dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        averaged = movement(dataset.manifest, compile_mode, micro_batch)
+        averaged = movement(manifest, compile_mode, micro_batch)
     finally:
         dist.destroy_process_group()
     assert_close(averaged, plain)
@@ -120,16 +127,16 @@ def test_ddp_of_one_rank_takes_the_plain_step(
 @pytest.mark.parametrize("compile_mode", MODES)
 @pytest.mark.parametrize("micro_batch", [0, 20])
 def test_step_number_decides_the_randomness(
-    dataset: Dataset, compile_mode: str, micro_batch: int
+    manifest: Manifest, compile_mode: str, micro_batch: int
 ) -> None:
     """Every step changes the same drawings in another way, a replayed graph's, too; and a resumed
     run's steps do as the first run's. The weights stay, so that the losses show it."""
 
     def losses(first: int) -> torch.Tensor:
         still = Optimizer(warmup_drawings=0, learning_rate=1e-30)
-        learner = make(dataset.manifest, random=True, optimizer=still, compile=compile_mode,
+        learner = make(manifest, random=True, optimizer=still, compile=compile_mode,
                        precision="fp32", micro_batch=micro_batch)  # fmt: skip
-        drawings, labels = next(batches())
+        drawings, labels = next(batches(manifest.content))
         for number in range(first, 8):
             learner.step(drawings, labels, number)
         return torch.tensor(learner.tally.read().losses)
@@ -141,12 +148,12 @@ def test_step_number_decides_the_randomness(
 
 
 @pytest.mark.parametrize("compile_mode", MODES)
-def test_a_skipped_step_leaves_no_trace(dataset: Dataset, compile_mode: str) -> None:
+def test_a_skipped_step_leaves_no_trace(manifest: Manifest, compile_mode: str) -> None:
     """Fused optimizer, batch-norm statistics and average read the skip flag on the device."""
     factor = torch.ones((), device="cuda")  # of every pixel, after normalisation
-    learner = make(dataset.manifest, random=True, factor=factor, compile=compile_mode)
+    learner = make(manifest, random=True, factor=factor, compile=compile_mode)
     assert learner.average is not None
-    there = list(batches())
+    there = list(batches(manifest.content))
     learner.step(*there[0], 0)
     states = (learner.model.state_dict(), learner.average.state)
     before = [value.clone() for state in states for value in state.values()]

@@ -18,9 +18,11 @@ from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
 from quickdraw_dist.training.objective import Objective
 from tests.support.data.datasets import Dataset
+from tests.support.data.strokes import noise, with_content
 from tests.support.processes.ranks import run_ranks
 
 BATCH = 12
+CONTENTS = ["bitmaps", "strokes"]
 CPU = torch.device("cpu")
 Snapshot = dict[str, torch.Tensor]
 
@@ -36,7 +38,7 @@ def make(dataset: Manifest, world: World, random: bool = True, **train: object) 
     )
     learner = Learner(settings, world, dataset, 1000 * BATCH)
     share = Share.of_rank(BATCH, world.rank, world.size)
-    learner.warm_up(share.drawings)
+    learner.warm_up(noise(dataset.content, share.start, share.stop))
     learner.model.train()
     return learner
 
@@ -94,10 +96,10 @@ def take_steps(learner: Learner, numbers: list[int], spoil: Callable[[int], None
     share = Share.of_rank(BATCH, learner.world.rank, learner.world.size)
     for number in numbers:
         generator = torch.Generator().manual_seed(number)
-        drawings = torch.randint(0, 256, (BATCH, 28, 28), dtype=torch.uint8, generator=generator)
+        drawings = noise(learner.dataset.content, share.start, share.stop, seed=number)
         labels = torch.randint(0, 5, (BATCH,), generator=generator)
         spoil(number)
-        learner.step(drawings[share.start : share.stop], labels[share.start : share.stop], number)
+        learner.step(drawings, labels[share.start : share.stop], number)
 
 
 def check_skip(learner: Learner, fresh: Learner, kind: str, bad_rank: int, passes: int) -> None:
@@ -128,11 +130,15 @@ def check_skip(learner: Learner, fresh: Learner, kind: str, bad_rank: int, passe
     ("train", "passes"),
     [({}, 0), ({"micro_batch": 5}, 1), ({"precision": "bf16"}, 0), ({"precision": "fp16"}, 0)],
 )
-def test_one_rank(dataset: Dataset, kind: str, train: dict[str, object], passes: int) -> None:
+@pytest.mark.parametrize("content", CONTENTS)
+def test_one_rank(
+    dataset: Dataset, content: str, kind: str, train: dict[str, object], passes: int
+) -> None:
     """Also with the NaN in the second of three micro-batches, after the first has changed the
     batch-norm statistics."""
     world = World(0, 1, 0, 1, CPU)
-    one, fresh = (make(dataset.manifest, world, **train) for _ in range(2))
+    manifest = with_content(dataset.manifest, content)
+    one, fresh = (make(manifest, world, **train) for _ in range(2))
     check_skip(one, fresh, kind, bad_rank=0, passes=passes)
     scale = one.loss_scale()
     if scale is not None:
@@ -140,7 +146,10 @@ def test_one_rank(dataset: Dataset, kind: str, train: dict[str, object], passes:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled(dataset: Dataset, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("content", CONTENTS)
+def test_compiled(
+    dataset: Dataset, content: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A compiled objective takes the steps of the eager one (without randomness, for which the
     compiler has its own generator) and skips the same step. aot_eager rewrites batch norm's updates
     as the default backend does, but needs seconds, not a minute of C++."""
@@ -149,8 +158,9 @@ def test_compiled(dataset: Dataset, backend: str, monkeypatch: pytest.MonkeyPatc
         Objective, "compile", lambda self, **given: compile_module(self, backend=backend, **given)
     )
     world = World(0, 1, 0, 1, CPU)
-    plain = make(dataset.manifest, world, random=False)
-    learner = make(dataset.manifest, world, random=False, compile="reduce-overhead")
+    manifest = with_content(dataset.manifest, content)
+    plain = make(manifest, world, random=False)
+    learner = make(manifest, world, random=False, compile="reduce-overhead")
     for one in (plain, learner):
         take_steps(one, [0, 5], lambda _: None)
     torch.testing.assert_close(snapshot(learner), snapshot(plain), rtol=1e-3, atol=2e-5)

@@ -19,11 +19,10 @@ from quickdraw_dist.data.capacity.requests import (
     node_reads,
     sharding,
 )
-from quickdraw_dist.data.drawings.drawing import PIXELS
+from quickdraw_dist.data.order.content_bytes import ContentBytes, content_bytes
 from quickdraw_dist.data.order.lanes import resolve_lanes
 from quickdraw_dist.data.order.memory import (
     MOST_THREADS,
-    RESIDENT_BYTES,
     check_resident,
     plan_memory,
     resident_drawings,
@@ -130,6 +129,7 @@ class Capacity:
     rank: Rank
     resident: bool  # as set
     resident_fits: bool | None  # None: a GPU's memory is unknown
+    resident_gpus: int | None  # the fewest that hold the training split
     rates: Rates | None  # None: no drawings/s given
 
 
@@ -153,7 +153,8 @@ def capacity(dataset: Outline, cluster: Cluster, settings: Settings) -> Capacity
     least = _shards_at_once(order, cluster, stream) * shard_bytes
     cache_bytes = _cache_bytes(cluster, stream, least)
     fetched = shard_bytes if cache_bytes else 0
-    ranks = [_rank(order, cluster, stream, fetched, rank) for rank in range(world)]
+    content = content_bytes(dataset.per_drawing)
+    ranks = [_rank(order, content, cluster, stream, fetched, rank) for rank in range(world)]
     nodes = []
     for first in range(0, world, cluster.ranks_per_node):
         here = range(first, first + cluster.ranks_per_node)
@@ -178,6 +179,7 @@ def capacity(dataset: Outline, cluster: Cluster, settings: Settings) -> Capacity
         rank=rank,
         resident=stream.resident,
         resident_fits=None if limit is None else rank.resident_bytes <= limit,
+        resident_gpus=None if limit is None else -(-content.resident(order.drawings) // limit),
         rates=_rates(cluster, epoch, node, rank),
     )
 
@@ -257,13 +259,17 @@ def _cache_bytes(cluster: Cluster, stream: Stream, least_bytes: int) -> int:
     return stream.cache_bytes if cluster.remote else 0
 
 
-def _rank(order: Order, cluster: Cluster, stream: Stream, shard_bytes: int, rank: int) -> Rank:
+def _rank(
+    order: Order, content: ContentBytes, cluster: Cluster, stream: Stream, shard_bytes: int,
+    rank: int,
+) -> Rank:  # fmt: skip
     """Return one rank's needs; `shard_bytes` are held while a shard is fetched into the cache."""
     share = order.share(rank, cluster.world_size)
     count = resident_drawings(order, share)
     loader_bytes = plan_memory(
         order,
         share,
+        content,
         memory_bytes=stream.memory_bytes,
         threads=stream.threads or MOST_THREADS,
         shard_bytes=0 if stream.resident else shard_bytes,
@@ -273,6 +279,6 @@ def _rank(order: Order, cluster: Cluster, stream: Stream, shard_bytes: int, rank
         if cluster.gpu_bytes is not None:
             limit = resident_limit(cluster.gpu_bytes)
             memory = f"--gpu-bytes {cluster.gpu_bytes}"
-            check_resident(order, share, limit_bytes=limit, memory=memory)
-        loader_bytes = count * (RESIDENT_BYTES - PIXELS)  # pixels are on the GPU
-    return Rank(share.drawings, len(share.lanes), loader_bytes, count, count * RESIDENT_BYTES)
+            check_resident(order, share, content, limit_bytes=limit, memory=memory)
+        loader_bytes = content.resident_on_host(count)  # the drawings are on the GPU
+    return Rank(share.drawings, len(share.lanes), loader_bytes, count, content.resident(count))

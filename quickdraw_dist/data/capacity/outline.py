@@ -9,8 +9,13 @@ from itertools import pairwise
 from quickdraw_dist.base.errors import RefusedError, flag, nearest
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.classes import official_class, official_names
+from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 from quickdraw_dist.data.shards.schema import Manifest
+
+OFFICIAL_TILES = TilesPerDrawing(2.87 * 1.044, 1.41 * 1.044)
+"""Tiles per drawing of the official drawings: measured on 182,532 of all 345 classes, with the
+points of all 50,426,266 (that many bytes their binary files have), 4.4 % more per drawing."""
 
 Blocks = tuple[tuple[int, ...], ...]
 """For every shard of a split, the drawings of each of its blocks."""
@@ -24,6 +29,7 @@ class Outline:
     source: str
     blocks: Mapping[str, Blocks]  # by split
     shard_bytes: Mapping[str, tuple[int, ...]]  # by split
+    per_drawing: TilesPerDrawing | None = None  # of strokes; None for bitmaps
 
     def bytes_of(self, split: str, shard: int, drawings: int) -> int:
         """Return about how many bytes of a shard this many of its drawings take."""
@@ -38,12 +44,13 @@ def of_manifest(dataset: Manifest) -> Outline:
         dataset.source,
         {split: dataset.block_counts(split) for split in SPLITS},
         {split: tuple(shard.bytes for shard in dataset.splits[split]) for split in SPLITS},
+        dataset.tiles_per_drawing,
     )
 
 
 def of_plan(plan: Plan, source: str) -> Outline:
-    """Return the outline that sharding will make of a plan: exact but for the bytes, which are
-    those of as many official drawings."""
+    """Return the outline that sharding will make of a plan: exact but for the bytes and tiles,
+    which are those of as many official drawings."""
     each = plan.estimated_bytes // plan.drawings
     blocks: dict[str, list[tuple[int, ...]]] = {split: [] for split in SPLITS}
     for group in range(plan.groups):
@@ -57,6 +64,7 @@ def of_plan(plan: Plan, source: str) -> Outline:
         source,
         {split: tuple(shards) for split, shards in blocks.items()},
         {split: tuple(sum(shard) * each for shard in shards) for split, shards in blocks.items()},
+        None if plan.settings.content == "bitmaps" else OFFICIAL_TILES,
     )
 
 

@@ -7,12 +7,17 @@ from dataclasses import dataclass, fields
 from quickdraw_dist.base import storage
 from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.drawings.drawing import PIXELS
+from quickdraw_dist.data.order.content_bytes import content_bytes
 from quickdraw_dist.data.order.order import Order, Piece, evaluation_pieces
-from quickdraw_dist.data.shards.blocks import BYTES_PER_DRAWING
 from quickdraw_dist.data.shards.plan import SPLITS
 
 LIST_PAGE = 1000
 """Objects per page of a listing; each page is a request."""
+
+
+SOURCE_BYTES_PER_DRAWING = {"bitmaps": PIXELS, "strokes": 117}
+"""Of official files: strokes are 5.89 GB in binary files. Simplified .ndjson takes 476 bytes per
+drawing, raw .ndjson 3,863."""
 
 
 @dataclass(frozen=True, order=True)
@@ -68,7 +73,8 @@ def sharding(dataset: Outline, workers: int, drawings_per_second: float) -> Shar
     # Every worker lists the classes and reads each header twice, as a range has no checksum; the
     # merge reads two checksums of each file.
     reads += (2 * workers + 2) * len(labels)
-    source = Requests(workers * _pages(len(labels)), reads, bytes=plan.drawings * PIXELS)
+    each = SOURCE_BYTES_PER_DRAWING[plan.settings.content]
+    source = Requests(workers * _pages(len(labels)), reads, bytes=plan.drawings * each)
     # Every worker looks for finished groups before its work and after it: it lists shards and part
     # files, and reads the part files.
     shards, looks = [len(dataset.blocks[split]) for split in SPLITS], 2 * workers
@@ -126,6 +132,7 @@ def node_reads(dataset: Outline, order: Order, ranks: range, world_size: int) ->
         "val": [piece for rank in ranks for piece in evaluation_pieces(val, rank, world_size)],
     }
     by_block, by_shard, decoded = {}, {}, {}
+    each = content_bytes(dataset.per_drawing).decoded
     for split, of_split in pieces.items():
         blocks = [(p.shard, dataset.blocks[split][p.shard][p.block]) for p in of_split]
         sizes = [dataset.bytes_of(split, shard, count) for shard, count in blocks]
@@ -133,7 +140,7 @@ def node_reads(dataset: Outline, order: Order, ranks: range, world_size: int) ->
         whole = [dataset.shard_bytes[split][shard] for shard in shards]
         by_block[split] = Requests(reads=len(blocks), bytes=sum(sizes))
         by_shard[split] = Requests(reads=len(shards), bytes=sum(whole))
-        decoded[split] = sum(count for _, count in blocks) * BYTES_PER_DRAWING
+        decoded[split] = sum(count for _, count in blocks) * each
     return NodeReads(by_block, by_shard, decoded["train"])
 
 

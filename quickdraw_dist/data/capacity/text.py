@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quickdraw_dist.base.units import duration
+from quickdraw_dist.base.units import counted, duration
 from quickdraw_dist.base.units import size_text as _size
 from quickdraw_dist.data.capacity.estimate import Capacity
 from quickdraw_dist.data.capacity.requests import Requests
@@ -54,10 +54,11 @@ def _training(needs: Capacity) -> Iterator[tuple[str, str]]:
         "in the host's memory, in addition to the processes themselves",
     )
     fits = {None: "", True: "; fits", False: "; does not fit"}[needs.resident_fits]
+    enough = f"; {counted(needs.resident_gpus, 'GPU')} would do" if needs.resident_gpus else ""
     yield (
         "resident",
         f"{_size(rank.resident_bytes)} per GPU with --stream.resident true, for "
-        f"{rank.resident_drawings:,} drawings{fits}",
+        f"{rank.resident_drawings:,} drawings{fits}{enough}",
     )
     if (rates := needs.rates) is not None:
         yield (

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import webdataset
 
 from quickdraw_dist.base.errors import RefusedError, flag
@@ -31,9 +32,11 @@ from quickdraw_dist.data.external.shuffle import (
     read_drawings,
     shuffled_passes,
 )
-from quickdraw_dist.data.order.memory import PREFETCHED_BATCHES, batch_bytes
+from quickdraw_dist.data.order.content_bytes import BitmapBytes
+from quickdraw_dist.data.order.memory import PREFETCHED_BATCHES
 from quickdraw_dist.data.order.share import Share
-from quickdraw_dist.data.stream.batch import Batch, allocate
+from quickdraw_dist.data.stream.batch import Batch, allocate, noise
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 from quickdraw_dist.distributed import ranks
 from quickdraw_dist.distributed.ranks import World
 
@@ -102,7 +105,7 @@ class ExternalFeed:
         memory_bytes, shards = self._settings.stream.memory_bytes, self._shards.train
         count = self.share.drawings
         # One more batch, as a list of drawings.
-        taken = PREFETCHED_BATCHES * batch_bytes(count, self._pin) + count * DRAWING_BYTES
+        taken = PREFETCHED_BATCHES * BitmapBytes().batch(count, self._pin) + count * DRAWING_BYTES
         taken += max(shard.bytes for shard in shards) if is_remote(shards[0].url) else 0
         if (needed := taken + count * DRAWING_BYTES) > memory_bytes:
             raise RefusedError(
@@ -114,6 +117,10 @@ class ExternalFeed:
                 needed_bytes=needed,
             )
         return (memory_bytes - taken) // DRAWING_BYTES
+
+    def noise(self) -> torch.Tensor | StrokeBatch:
+        """Return drawings of noise, as many as `share`."""
+        return noise(self.share.drawings, None)
 
     def start_lines(self, first_step: int) -> list[str]:
         """Return lines to print when a run starts at this step of an epoch."""

@@ -71,6 +71,7 @@ class ExternalInfo:
     digest: str
     pixel_mean: float
     pixel_std: float
+    content: str = "bitmaps"
 
 
 def open_shards(settings: Settings) -> ExternalShards:

@@ -11,20 +11,13 @@ from dataclasses import dataclass
 
 from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.process.cpus import processors
-from quickdraw_dist.data.drawings.drawing import PIXELS
+from quickdraw_dist.data.order.content_bytes import BATCHES_IN_USE, ContentBytes
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import steps_per_window
 from quickdraw_dist.data.order.share import Share
-from quickdraw_dist.data.shards.blocks import BYTES_PER_DRAWING
-
-BATCHES_IN_USE = 2
-"""Batches that the consumer of a loader holds at once: see Ownership in `data/stream/ring.py`."""
 
 PREFETCHED_BATCHES = 4
 """Batches that external data is read ahead, the one in use included."""
-
-RESIDENT_BYTES = BYTES_PER_DRAWING + 2 * 8
-"""Bytes per resident drawing: pixels, label, row, and its int64 index in two epochs."""
 
 RESIDENT_FRACTION = 0.8
 """Fraction of the memory that resident drawings may take; the model and the step need the rest."""
@@ -33,12 +26,6 @@ MOST_THREADS = 8
 """Most decoding threads per rank where `stream.threads` is not set."""
 
 _MOST_FETCHERS = 8
-
-_SCRATCH_BLOCKS = 2
-"""Blocks' worth of bytes per decoding thread: one as read, one decoded."""
-
-_INDEX_BYTES = 40
-"""Bytes per drawing while a window's ring indices are computed: five integers."""
 
 _JOINED_SHARDS = 1
 """Shards in flight that are held twice: the client joins the chunks of one response at a time."""
@@ -62,20 +49,6 @@ def default_threads(local_world_size: int) -> int:
 # -- streamed --------------------------------------------------------------------------------------
 
 
-def batch_bytes(drawings: int, pin: bool) -> int:
-    """Return the bytes of a batch: pixels, int64 labels and uint32 rows. torch rounds pinned
-    memory, of pixels and labels, up to a power of two."""
-    sizes = [drawings * PIXELS, drawings * 8]
-    if pin:
-        sizes = [1 << (size - 1).bit_length() for size in sizes]
-    return sum(sizes) + drawings * 4
-
-
-def ring_bytes(steps: int, drawings: int, pin: bool) -> int:
-    """Return the bytes of a ring of `steps` batches of `drawings` each, and its spare element."""
-    return batch_bytes(steps * drawings + 1, pin)
-
-
 def least_batches(order: Order) -> int:
     """Return the fewest slots a ring works with: the batches that one window is spread over, the
     first of which may be in use, and the other batches in use."""
@@ -83,8 +56,9 @@ def least_batches(order: Order) -> int:
 
 
 def plan_memory(
-    order: Order, share: Share, *, memory_bytes: int, threads: int, shard_bytes: int, pin: bool
-) -> LoaderMemory:
+    order: Order, share: Share, content: ContentBytes, *, memory_bytes: int, threads: int,
+    shard_bytes: int, pin: bool,
+) -> LoaderMemory:  # fmt: skip
     """Return the ring's slots, threads and fetchers of a loader that fits `memory_bytes`.
 
     The least is one window's batches, one thread and one fetcher. Then come threads, then fetchers
@@ -101,12 +75,11 @@ def plan_memory(
         RefusedError: not even the least fits; fact `needed_bytes` is the least.
     """
     window, least = steps_per_window(order), least_batches(order)
-    thread_bytes = _SCRATCH_BLOCKS * order.longest_block * BYTES_PER_DRAWING
-    thread_bytes += _INDEX_BYTES * order.longest_window
+    thread_bytes = content.thread(order)
 
     def taken(batches: int, threads: int, fetchers: int) -> int:
         shards = fetchers + _JOINED_SHARDS if fetchers else 0
-        ring = ring_bytes(batches, share.drawings, pin)
+        ring = content.ring(order, share, batches, pin)
         return ring + threads * thread_bytes + shards * shard_bytes
 
     fetchers = 1 if shard_bytes else 0
@@ -147,8 +120,9 @@ def resident_limit(memory_bytes: int) -> int:
 
 
 def check_resident(
-    order: Order, share: Share, *, limit_bytes: int, memory: str, batches_bytes: int = 0
-) -> None:
+    order: Order, share: Share, content: ContentBytes, *, limit_bytes: int, memory: str,
+    batches_bytes: int = 0,
+) -> None:  # fmt: skip
     """Check that a rank's resident drawings, and `batches_bytes` of batches made in the same
     memory, stay within `limit_bytes`; `memory` names it in the message.
 
@@ -157,10 +131,10 @@ def check_resident(
             many would be enough.
     """
     count = resident_drawings(order, share)
-    needed = count * RESIDENT_BYTES + batches_bytes
+    needed = content.resident(count) + batches_bytes
     if needed <= limit_bytes:
         return
-    ranks = -(-order.drawings * RESIDENT_BYTES // max(limit_bytes - batches_bytes, 1))
+    ranks = -(-content.resident(order.drawings) // max(limit_bytes - batches_bytes, 1))
     more = f"about {ranks:,} ranks or more, or " if ranks <= order.global_batch else ""
     beside = f" with {batches_bytes:,} for batches (--stream.memory_bytes)" if batches_bytes else ""
     raise RefusedError(

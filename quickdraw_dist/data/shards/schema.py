@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from quickdraw_dist.base.settings import Shard
+from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing
 from quickdraw_dist.data.drawings.strokes.totals import Totals
 from quickdraw_dist.data.shards.plan import SPLITS, stored_settings
 
@@ -139,6 +140,11 @@ class Manifest(_Stored):
         ones read them."""
         return stored_settings(settings)
 
+    @property
+    def content(self) -> str:
+        """What drawings are stored as: "bitmaps" or "strokes"."""
+        return self.settings.content
+
     def drawings(self, split: str) -> int:
         """Return the number of drawings of a split."""
         return sum(shard.drawings for shard in self.splits[split])
@@ -146,6 +152,14 @@ class Manifest(_Stored):
     def totals(self, split: str) -> Totals:
         """Return the numbers of strokes, points and tiles of a split; zeros for bitmaps."""
         return Totals.add(shard.totals for shard in self.splits[split])
+
+    @property
+    def tiles_per_drawing(self) -> TilesPerDrawing | None:
+        """Tiles per drawing of the training split; None for bitmaps."""
+        if self.settings.content == "bitmaps":
+            return None
+        totals, drawings = self.totals("train"), self.drawings("train")
+        return TilesPerDrawing.of_sums(totals.tiles, totals.tile_squares, drawings)
 
     @property
     def contents_digest(self) -> str:

@@ -10,6 +10,7 @@ import torch
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
 from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 
 
 @dataclass
@@ -17,7 +18,7 @@ class DeviceBatch:
     """A batch with its tensors on the device."""
 
     host: Batch
-    drawings: torch.Tensor  # (n, 28, 28) uint8
+    drawings: torch.Tensor | StrokeBatch  # of bitmaps (n, 28, 28) uint8
     labels: torch.Tensor  # (n,) int64
 
 
@@ -25,7 +26,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Device
     """Yield every batch on the device, ready for the current stream.
 
     On CUDA the next batch is requested and its copy started before a batch is yielded, which is one
-    of the two batches in use that Ownership in `stream/ring.py` allows. Copies run beside the step
+    of the two batches in use that Ownership in `stream/ring` allows. Copies run beside the step
     only from pinned memory; from other memory they are right, too, but the host waits for each.
     """
     timer = DeviceTimer(device, metrics.HOST_TO_DEVICE_SECONDS.inc)
@@ -56,7 +57,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Device
 def _arrived(batch: DeviceBatch) -> DeviceBatch:
     """Make the current stream wait for the copy."""
     assert batch.host.copied is not None, "on_device records the event with every copy"
-    current = torch.cuda.current_stream(batch.drawings.device)
+    current = torch.cuda.current_stream(batch.labels.device)
     current.wait_event(batch.host.copied)
     # The allocator must not reuse this memory while the step still reads it.
     batch.drawings.record_stream(current)

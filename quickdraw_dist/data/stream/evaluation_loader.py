@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing, pack
 from quickdraw_dist.data.order.order import evaluation_pieces
+from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.batch import Batch, allocate
 from quickdraw_dist.data.stream.prefetch import decoding_threads, map_ahead
 from quickdraw_dist.data.stream.reader import SplitReader
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 
 
 def evaluation_batches(
@@ -25,24 +27,34 @@ def evaluation_batches(
         CorruptError, StorageError: a block could not be read; none is skipped.
     """
     pieces = evaluation_pieces(reader.block_counts, rank, world_size)
-    left = sum(len(piece) for piece in pieces)
-    number, filled = 0, 0
-    drawings, labels, rows = _allocate(min(batch, left), pin)
+    number, count, parts = 0, 0, list[Block]()  # of the batch being put together
     with decoding_threads(threads, None) as pool:
         for block in map_ahead(pool, reader.piece, pieces, 2 * threads):
             done = 0
             while done < len(block.labels):
-                count = min(len(labels) - filled, len(block.labels) - done)
-                target, source = slice(filled, filled + count), block.slice(done, done + count)
-                drawings.numpy()[target] = source.drawings
-                labels.numpy()[target] = source.labels
-                rows[target] = source.rows
-                done, filled, left = done + count, filled + count, left - count
-                if filled == len(labels):
-                    yield Batch(number, drawings, labels, rows)
-                    number, filled = number + 1, 0
-                    drawings, labels, rows = _allocate(min(batch, left), pin)
+                taken = min(batch - count, len(block.labels) - done)
+                parts.append(block.slice(done, done + taken))
+                done, count = done + taken, count + taken
+                if count == batch:
+                    yield collate(number, parts, reader.per_drawing, pin)
+                    number, count, parts = number + 1, 0, []
+    if parts:
+        yield collate(number, parts, reader.per_drawing, pin)
 
 
-def _allocate(count: int, pin: bool) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
-    return *allocate(count, pin), np.empty(count, np.uint32)
+def collate(
+    number: int, parts: Sequence[Block], per_drawing: TilesPerDrawing | None, pin: bool
+) -> Batch:
+    """Return batch `number`, of the drawings in `parts`, end to end. `per_drawing` is of a dataset
+    of strokes; None for bitmaps."""
+    rows = np.concatenate([part.rows for part in parts])
+    drawings: torch.Tensor | StrokeBatch
+    if per_drawing is None:
+        drawings, labels = allocate(len(rows), pin)
+        np.concatenate([part.pixels for part in parts], out=drawings.numpy())
+    else:
+        memory = StrokeBatch.allocate(len(rows), per_drawing, pin)
+        drawings = memory.filled([pack(part.strokes) for part in parts])
+        labels = torch.empty(len(rows), dtype=torch.int64, pin_memory=pin)
+    np.concatenate([part.labels for part in parts], out=labels.numpy())
+    return Batch(number, drawings, labels, rows)

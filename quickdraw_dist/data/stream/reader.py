@@ -25,6 +25,7 @@ class SplitReader:
         for every block."""
         self.shards = dataset.splits[split]
         self.block_counts = dataset.block_counts(split)
+        self.per_drawing = dataset.tiles_per_drawing  # None for bitmaps
         self.remote = storage.is_remote(folder)
         self._urls = [storage.join(folder, shard.name) for shard in self.shards]
         self.cache: ShardCache | None = None

@@ -117,7 +117,7 @@ def owners_and_numbers(counts: torch.Tensor, capacity: int) -> tuple[torch.Tenso
     rows = torch.arange(capacity, device=counts.device)
     owners = torch.searchsorted(begins[1:], rows, right=True)
     within = torch.where(owners < len(counts), rows - begins[owners], 0)
-    return owners, (within * TILE).to(torch.int32)
+    return owners, (within * TILE).int()
 
 
 def _allocate_tiles(count: int, pin: bool) -> torch.Tensor:

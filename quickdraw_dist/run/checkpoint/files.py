@@ -32,10 +32,9 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.base.settings import Checkpoint as CheckpointSettings
 from quickdraw_dist.base.settings import Model
+from quickdraw_dist.models.input import NetworkInput, Normalisation, Raster
 
 FORMAT_VERSION = 1
-RASTER = "quickdraw-28x28"
-"""How drawings become pixels: the geometry of the official 28x28 bitmaps."""
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -282,6 +281,18 @@ def _rank(metas: Mapping[str, dict[str, Any]]) -> Callable[[str], tuple[float, i
 def build_model(checkpoint: Checkpoint) -> nn.Module:
     """Return a checkpoint's network in evaluation mode, with the averaged weights if it has any."""
     settings = Model.model_validate(checkpoint.meta["config"]["model"])
-    model = models.build(settings, len(checkpoint.meta["classes"]))
+    raster = Raster.parse(checkpoint.meta["raster"])
+    classes = len(checkpoint.meta["classes"])
+    model = models.build(settings, classes, raster.channels, raster.side)
     model.load_state_dict(checkpoint.average or checkpoint.weights)
     return model.eval()
+
+
+def network_input(checkpoint: Checkpoint) -> NetworkInput:
+    """Return what makes the input of a checkpoint's network from stored drawings.
+
+    Raises:
+        RefusedError: this release cannot make these pictures.
+    """
+    normalisation = Normalisation(**checkpoint.meta["normalisation"])
+    return NetworkInput(Raster.parse(checkpoint.meta["raster"]), normalisation)

@@ -17,6 +17,7 @@ from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.data.feed import Feed
 from quickdraw_dist.data.order.digest import OrderDigest
 from quickdraw_dist.distributed import ranks
+from quickdraw_dist.models.input import Raster
 from quickdraw_dist.run.checkpoint import files
 from quickdraw_dist.run.checkpoint.snapshot import Snapshot
 from quickdraw_dist.run.folder import RunFolder
@@ -191,7 +192,7 @@ class Saver:
             "dataset_digest": dataset.digest,
             "classes": list(dataset.classes),
             "normalisation": {"mean": dataset.pixel_mean, "std": dataset.pixel_std},
-            "raster": files.RASTER,
+            "raster": Raster.of(dataset.content, self._settings.strokes).name,
             "config": self._settings.model_dump(mode="json"),
             "versions": files.versions(),
         }

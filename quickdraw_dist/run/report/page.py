@@ -137,6 +137,7 @@ def _details(run: str, records: History, meta: Mapping[str, Any] | None) -> dict
         "hardware": ", then ".join(hardware for hardware, _ in groupby(map(_hardware, starts))),
     }
     if meta is not None:
+        details["pictures"] = meta["raster"]
         details["dataset"] = f"{meta['config']['data']}, digest {meta['dataset_digest'][:16]}"
         details["versions"] = ", ".join(f"{name} {v}" for name, v in meta["versions"].items())
     return details

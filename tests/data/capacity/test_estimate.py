@@ -17,12 +17,16 @@ from quickdraw_dist.data.capacity.estimate import Capacity, Cluster, capacity
 from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.capacity.requests import Requests
 from quickdraw_dist.data.capacity.text import format_capacity
-from quickdraw_dist.data.order.memory import RESIDENT_BYTES, plan_memory
+from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing
+from quickdraw_dist.data.order.content_bytes import BitmapBytes, StrokeBytes
+from quickdraw_dist.data.order.memory import plan_memory
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.stream.reader import SplitReader
 from tests.support.data.datasets import Dataset
 from tests.support.gcs.local import Store
+
+RESIDENT_BYTES = BitmapBytes().resident(1)
 
 FOUR = (4, 4, 2)
 
@@ -95,6 +99,7 @@ def test_memory_is_that_of_the_loader() -> None:
             plan_memory(
                 order,
                 order.share(rank, 2),
+                BitmapBytes(),
                 memory_bytes=10**8,
                 threads=threads or 8,
                 shard_bytes=shard_bytes,
@@ -141,6 +146,21 @@ def test_resident() -> None:
     assert refused.value.needed_bytes == 20 * RESIDENT_BYTES
     assert refused.value.ranks == 3
     assert capacity(by_hand(), Cluster(2), settings(resident=True)).resident_fits is None
+
+
+def test_strokes_by_hand() -> None:
+    """Three tiles of 64 bytes per drawing: a fifth as much to decode to, a quarter to hold."""
+    sizes = TilesPerDrawing(3.0, 0.0)
+    outline, order = replace(by_hand(), per_drawing=sizes), Order((FOUR,) * 4, 6, 2, 4, seed=1)
+    needs = capacity(outline, Cluster(2, 2, gpu_bytes=10**6), settings())
+    assert needs.node.decoded_bytes == 20 * (3 * 64 + 19)
+    tiles = 64 * 64  # 60 of 20 drawings, rounded up
+    assert needs.rank.resident_bytes == tiles + 20 * (13 + 10 + 16)
+    assert StrokeBytes(sizes).resident_on_host(20) == 20 * (10 + 16)
+    batch = 64 * 64 + 3 * (13 + 8 + 4) + 8  # 9 tiles, rounded up; where the last drawing ends
+    ring = StrokeBytes(sizes).ring(order, order.share(0, 2), 5, pin=False)
+    assert ring == 128 * 64 + (3 + 6) * 3 * 19 + 2 * batch  # 81 tiles, rounded up
+    assert needs.rank.loader_bytes < 10**6
 
 
 @pytest.mark.parametrize(

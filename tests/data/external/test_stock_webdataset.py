@@ -76,7 +76,7 @@ def test_blocks_of_strokes(of_layout: OfLayout, layout: str, suffix: str) -> Non
     assert found.keys() == made.identities("train")
     labels, rows = np.array(list(found)).T
     drawings, flags = zip(*found.values(), strict=True)
-    assert equal(made.drawings(labels, rows), Strokes.from_lists(drawings, flags))
+    assert equal(made.select(labels, rows), Strokes.from_lists(drawings, flags))
 
 
 def test_all_splits_at_once(of_layout: OfLayout) -> None:

@@ -15,38 +15,46 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.base.settings import Settings, Shard
+from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing
 from quickdraw_dist.data.feed import ShardFeed
 from quickdraw_dist.data.order import memory
+from quickdraw_dist.data.order.content_bytes import (
+    BitmapBytes,
+    ContentBytes,
+    StrokeBytes,
+    content_bytes,
+)
 from quickdraw_dist.data.order.memory import (
-    RESIDENT_BYTES,
     LoaderMemory,
-    batch_bytes,
     default_threads,
     least_batches,
     plan_memory,
     resident_drawings,
-    ring_bytes,
 )
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import steps_per_window
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.distributed.ranks import World
-from tests.support.data.datasets import Dataset, DatasetMaker
+from tests.support.data.datasets import Dataset, DatasetMaker, shard
 from tests.support.data.delivery import least_bytes
 from tests.support.data.orders import orders
+from tests.support.data.strokes import RandomStrokes
 from tests.support.gcs.local import Store, use_store
+
+CONTENTS = (BitmapBytes(), StrokeBytes(TilesPerDrawing(2.87, 1.41)))
 
 # -- by arithmetic ---------------------------------------------------------------------------------
 
 
 @given(
     orders(), st.data(), st.integers(1, 20), st.sampled_from([0, 1, 5_000, 300_000, 10**8]),
-    st.booleans(),
+    st.booleans(), st.sampled_from(CONTENTS),
 )  # fmt: skip
 def test_what_is_granted_stays_within_the_setting(
-    order: Order, data: st.DataObject, threads: int, shard_bytes: int, pin: bool
-) -> None:
+    order: Order, data: st.DataObject, threads: int, shard_bytes: int, pin: bool,
+    content: ContentBytes,
+) -> None:  # fmt: skip
     """For any share, threads and shards: never more than allowed, never less than the loader needs
     to make progress; and what a refusal calls enough is, to the byte."""
     world_size = data.draw(st.integers(1, min(8, order.global_batch)))
@@ -55,7 +63,7 @@ def test_what_is_granted_stays_within_the_setting(
 
     def plan(memory_bytes: int) -> LoaderMemory:
         return plan_memory(
-            order, share, memory_bytes=memory_bytes, threads=threads,
+            order, share, content, memory_bytes=memory_bytes, threads=threads,
             shard_bytes=shard_bytes, pin=pin,
         )  # fmt: skip
 
@@ -76,11 +84,12 @@ def test_what_is_granted_stays_within_the_setting(
     assert least <= granted.batches <= most
     assert 1 <= granted.threads <= threads
     assert (granted.fetchers > 0) == (shard_bytes > 0)
-    held = ring_bytes(granted.batches, share.drawings, pin) + granted.fetchers * shard_bytes
-    assert held + granted.threads * order.longest_block * (784 + 2 + 4) < granted.bytes
+    ring = content.ring(order, share, granted.batches, pin)
+    blocks = granted.threads * order.longest_block * content.decoded
+    assert ring + granted.fetchers * shard_bytes + blocks < granted.bytes
     if granted.batches < most:  # as many as fit
-        one_more = ring_bytes(granted.batches + 1, share.drawings, pin)
-        assert granted.bytes - ring_bytes(granted.batches, share.drawings, pin) + one_more > allowed
+        one_more = content.ring(order, share, granted.batches + 1, pin)
+        assert granted.bytes - ring + one_more > allowed
 
 
 def test_memory_goes_to_threads_batches_and_shards_in_flight() -> None:
@@ -90,7 +99,7 @@ def test_memory_goes_to_threads_batches_and_shards_in_flight() -> None:
 
     def plan(memory_bytes: float, shard_bytes: int = 0) -> LoaderMemory:
         return plan_memory(
-            order, order.share(0, 1), memory_bytes=int(memory_bytes), threads=8,
+            order, order.share(0, 1), BitmapBytes(), memory_bytes=int(memory_bytes), threads=8,
             shard_bytes=shard_bytes, pin=False,
         )  # fmt: skip
 
@@ -103,7 +112,8 @@ def test_memory_goes_to_threads_batches_and_shards_in_flight() -> None:
     assert tight.fetchers < 4 and 66 < tight.batches < 2 * 65 + 1
 
 
-def test_what_a_refusal_suggests_needs_less() -> None:
+@pytest.mark.parametrize("content", CONTENTS)
+def test_what_a_refusal_suggests_needs_less(content: ContentBytes) -> None:
     """More ranks and smaller windows are the two remedies: both must work."""
     order = Order(((1024,) * 60,) * 64, global_batch=4096, lanes=64, window_blocks=4, seed=1)
     other = Order(order.shards, 4096, lanes=64, window_blocks=2, seed=1)
@@ -114,7 +124,7 @@ def test_what_a_refusal_suggests_needs_less() -> None:
         (order, order.share(1, 8)),
     ):
         with pytest.raises(RefusedError) as refused:
-            plan_memory(of, share, memory_bytes=1000, threads=4, shard_bytes=0, pin=False)
+            plan_memory(of, share, content, memory_bytes=1000, threads=4, shard_bytes=0, pin=False)
         needs.append(least_bytes(refused.value))
     assert needs[1] < 0.6 * needs[0]
     assert needs[2] < 0.2 * needs[0]
@@ -125,8 +135,8 @@ def test_what_a_refusal_suggests_needs_less() -> None:
 )
 def test_pinned_memory_is_rounded_up(count: int, pinned: int) -> None:
     """By torch, array by array, to a power of two: up to twice as much."""
-    assert batch_bytes(count, pin=True) == pinned
-    assert batch_bytes(count, pin=False) == count * (784 + 8 + 4)
+    assert BitmapBytes().batch(count, pin=True) == pinned
+    assert BitmapBytes().batch(count, pin=False) == count * (784 + 8 + 4)
 
 
 def test_threads_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,14 +186,20 @@ def stream_and_watch(store: str, chosen: Settings, results: str) -> None:
     Path(results).write_text(str(peak - before))
 
 
-@pytest.fixture(scope="module")
-def large(make_dataset: DatasetMaker, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """60,000 drawings of noise, uncompressed, in shards of 1.6 MB and blocks of 0.1 MB."""
+@pytest.fixture(scope="module", params=["bitmaps", "strokes"])
+def large(
+    request: pytest.FixtureRequest, make_dataset: DatasetMaker,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Dataset:  # fmt: skip
+    """60,000 drawings of noise, uncompressed, in shards of 2,048 and blocks of 128."""
     folder = tmp_path_factory.mktemp("noise")
+    sizes = {"block": 128, "drawings_per_shard": 2048, "compression": "none"}
+    if request.param == "strokes":
+        source = RandomStrokes(("cat", "dog"), (DRAWINGS // 2,) * 2)
+        return shard(source, str(folder), Shard.model_validate(sizes | {"content": "strokes"}))
     noise = np.random.default_rng(1).integers(0, 256, (DRAWINGS // 2, 784), np.uint8)
     for name in ("cat", "dog"):
         np.save(folder / f"{name}.npy", noise)
-    sizes = {"block": 128, "drawings_per_shard": 2048, "compression": "none"}
     return make_dataset(source=str(folder), **sizes)
 
 
@@ -219,9 +235,10 @@ def test_peak_memory_is_within_the_setting(
     process.join()
     assert process.exitcode == 0
     peak = int((tmp_path / "peak").read_text())
-    allowed = ALLOWED
+    held = allowed = ALLOWED
     if source == "resident":
         order = Order(large.manifest.block_counts("train"), 1024, 8, 6, 1)
         assert resident_drawings(order, order.share(0, 1)) == order.drawings
-        allowed = ALLOWED + order.drawings * RESIDENT_BYTES
-    assert 0.7 * allowed < peak < allowed + SLACK[source]
+        held = content_bytes(large.manifest.tiles_per_drawing).resident(DRAWINGS)
+        allowed = ALLOWED + held
+    assert 0.7 * held < peak < allowed + SLACK[source]

@@ -51,7 +51,7 @@ def test_shards_hold_the_drawings_of_the_plan(dataset: Dataset, plan_of: PlanOf)
             assert [len(block.rows) for block in read[:-1]] == [32] * (len(read) - 1)
             assert np.array_equal(np.concatenate([b.labels for b in read]), labels[members])
             assert np.array_equal(np.concatenate([b.rows for b in read]), rows[members])
-            expected = dataset.drawings(labels[members], rows[members])
+            expected = dataset.select(labels[members], rows[members])
             for at, block in zip(range(0, len(members), 32), read, strict=True):
                 own = np.arange(at, at + len(block.rows))
                 assert equal(block.drawings, take(expected, own))
@@ -93,7 +93,7 @@ def test_a_manifest_says_how_many_strokes_a_split_holds(dataset: Dataset) -> Non
     """What batches and memory follow from; nothing of bitmaps."""
     for split in SPLITS:
         labels, rows = np.array(sorted(dataset.identities(split))).T
-        held = dataset.drawings(labels, rows)
+        held = dataset.select(labels, rows)
         expected = Totals.of(held) if isinstance(held, Strokes) else Totals()
         assert dataset.manifest.totals(split) == expected
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,8 +12,9 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.data.stream.loader import TrainLoader
-from tests.support.data.datasets import Dataset
-from tests.support.data.delivery import make_loader, open_local
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from tests.support.data.datasets import Dataset, as_bytes
+from tests.support.data.delivery import Identity, make_loader, open_local
 from tests.support.streams import LateDevice
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -28,20 +28,20 @@ def open_loader(dataset: Dataset, device: str, more_batches: int = 9) -> TrainLo
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("more_batches", [0, 9])
-def test_batches_arrive_whole_and_in_order(
-    dataset: Dataset, device: str, more_batches: int
-) -> None:
+def test_batches_arrive_whole_and_in_order(either: Dataset, device: str, more_batches: int) -> None:
     """The next batch must not be written over one that is still being copied."""
-    loader = open_loader(dataset, device, more_batches)
+    loader = open_loader(either, device, more_batches)
     for epoch in (0, 1):
         steps = []
         for batch in on_device(loader.epoch(epoch), torch.device(device)):
-            assert batch.drawings.device.type == batch.labels.device.type == device
-            assert batch.drawings.dtype == torch.uint8
+            whole = batch.drawings
+            for tensor in (whole,) if isinstance(whole, torch.Tensor) else whole.inputs():
+                assert tensor.device.type == device
+            assert batch.labels.device.type == device
             assert batch.labels.dtype == torch.int64
-            labels = batch.labels.cpu().numpy()
-            pixels = batch.drawings.cpu().numpy()
-            assert np.array_equal(pixels, dataset.pixels(labels, batch.host.rows))
+            labels = batch.labels.tolist()
+            want = either.drawings(zip(labels, batch.host.rows.tolist(), strict=True))
+            assert as_bytes(batch.drawings) == want
             steps.append(batch.host.step)
         assert steps == list(range(loader.order.steps))
 
@@ -61,19 +61,35 @@ def test_an_error_of_the_loader_comes_through(dataset: Dataset, device: str) -> 
         list(on_device(failing(), torch.device(device)))
 
 
+def memory_of(drawings: torch.Tensor | StrokeBatch) -> Callable[[], torch.Tensor | StrokeBatch]:
+    """What the memory of a `LateDevice` holds of a batch when it is called, without keeping it."""
+    if isinstance(drawings, torch.Tensor):
+        memory = drawings.memory
+        return lambda: torch.from_numpy(memory)
+    memories = [it.memory for it in (drawings.tiles, drawings.counts, drawings.recognized)]
+    rest = drawings.first, drawings.per_drawing
+    return lambda: StrokeBatch(*map(torch.from_numpy, memories), *rest)
+
+
 @pytest.mark.parametrize("more_batches", [0, 9])
 def test_a_late_device_reads_what_was_delivered(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, more_batches: int
+    either: Dataset, monkeypatch: pytest.MonkeyPatch, more_batches: int
 ) -> None:
     """Copies and steps that run as late as they may: the ring's slot waits for the copy, the step
     waits for it, too, and the step's memory is not reused under it; the host waits for nothing."""
     device = LateDevice(monkeypatch)
-    loader = open_loader(dataset, "cpu", more_batches)
-    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    loader = open_loader(either, "cpu", more_batches)
+    seen: list[tuple[list[Identity], list[bytes]]] = []
 
     def step(batch: DeviceBatch) -> Callable[[], None]:
-        rows, labels, pixels = batch.host.rows.copy(), batch.labels.memory, batch.drawings.memory
-        return lambda: seen.append((labels.copy(), rows, pixels.copy()))
+        rows, labels = batch.host.rows.tolist(), batch.labels.memory
+        drawings = memory_of(batch.drawings)
+
+        def read() -> None:
+            identities = list(zip(labels.tolist(), rows, strict=True))
+            seen.append((identities, as_bytes(drawings())))
+
+        return read
 
     for epoch in (0, 1):
         for batch in on_device(loader.epoch(epoch), torch.device("cuda")):
@@ -81,15 +97,15 @@ def test_a_late_device_reads_what_was_delivered(
             del batch  # as the trainer does
     device.main.run()
     assert len(seen) == 2 * loader.order.steps
-    for labels, rows, pixels in seen:
-        assert np.array_equal(pixels, dataset.pixels(labels, rows))
+    for identities, drawings in seen:
+        assert drawings == either.drawings(identities)
     assert device.waits == 0
 
 
 @pytest.mark.cuda
-def test_copies_are_one_batch_ahead(dataset: Dataset) -> None:
+def test_copies_are_one_batch_ahead(either: Dataset) -> None:
     """Otherwise the device would wait for every copy."""
-    loader = open_loader(dataset, "cuda")
+    loader = open_loader(either, "cuda")
     requested = []
 
     def watched() -> Iterator[Batch]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from quickdraw_dist.base.errors import CorruptError
@@ -13,7 +12,7 @@ from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.order.order import evaluation_pieces
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
-from tests.support.data.datasets import Dataset
+from tests.support.data.datasets import Dataset, as_bytes
 from tests.support.data.delivery import Identity, flip_a_byte, open_local, pairs
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -21,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("no_thread_left")
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8, 150])
 @pytest.mark.parametrize("batch", [1, 7, 32, 45, 2048])
-def test_evaluation_sees_every_drawing_once(dataset: Dataset, world_size: int, batch: int) -> None:
+def test_evaluation_sees_every_drawing_once(either: Dataset, world_size: int, batch: int) -> None:
     """Also where ranges are uneven, and with more ranks than drawings."""
-    total = dataset.manifest.drawings("val")
+    total = either.manifest.drawings("val")
     assert 50 < total < 150
-    reader = open_local(dataset, "val")
+    reader = open_local(either, "val")
     identities: list[Identity] = []
-    pixels = []
+    drawings: list[bytes] = []
     for rank in range(world_size):
         own: list[Identity] = []
         sizes = []
@@ -40,25 +39,22 @@ def test_evaluation_sees_every_drawing_once(dataset: Dataset, world_size: int, b
             assert len(got.labels) == len(got.drawings) == len(got.rows)
             sizes.append(len(got.labels))
             own += pairs(got)
-            pixels.append(got.drawings.numpy())
+            drawings += as_bytes(got.drawings)
         assert total // world_size <= len(own) <= -(-total // world_size)
         rest = [len(own) % batch] if len(own) % batch else []
         assert sizes == [batch] * (len(own) // batch) + rest
         identities += own
-    assert identities == list(dataset.stored("val").values())
-    assert set(identities) == dataset.identities("val")
-    labels, rows = np.array(identities).T
-    assert np.array_equal(np.concatenate(pixels), dataset.pixels(labels, rows))
+    assert identities == list(either.stored("val").values())
+    assert set(identities) == either.identities("val")
+    assert drawings == either.drawings(identities)
 
 
-def test_batches_are_kept_apart(dataset: Dataset) -> None:
+def test_batches_are_kept_apart(either: Dataset) -> None:
     """A report keeps the drawings of several batches: none may be overwritten by a later one."""
-    reader = open_local(dataset, "val")
+    reader = open_local(either, "val")
     kept = list(evaluation_batches(reader, rank=0, world_size=1, batch=9, threads=2))
-    labels, rows = np.array([pair for batch in kept for pair in pairs(batch)]).T
-    assert np.array_equal(
-        np.concatenate([batch.drawings.numpy() for batch in kept]), dataset.pixels(labels, rows)
-    )
+    drawings = [drawing for batch in kept for drawing in as_bytes(batch.drawings)]
+    assert drawings == either.drawings(pair for batch in kept for pair in pairs(batch))
 
 
 def test_evaluation_left_early_leaves_no_thread(dataset: Dataset) -> None:
@@ -69,13 +65,13 @@ def test_evaluation_left_early_leaves_no_thread(dataset: Dataset) -> None:
     batches.close()  # type: ignore[attr-defined]
 
 
-def test_evaluation_of_a_damaged_shard_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
+def test_evaluation_of_a_damaged_shard_is_an_error(either: Dataset, tmp_path: Path) -> None:
     """A metric over the rest of the split would look like one over all of it."""
     folder = tmp_path / "copy"
-    shutil.copytree(dataset.folder, folder)
-    entry = dataset.manifest.splits["val"][-1]
+    shutil.copytree(either.folder, folder)
+    entry = either.manifest.splits["val"][-1]
     flip_a_byte(folder / entry.name)
-    reader = open_local(Dataset(str(folder), dataset.manifest, dataset.source), "val")
+    reader = open_local(Dataset(str(folder), either.manifest, either.source), "val")
     with pytest.raises(CorruptError, match=entry.name):
         list(evaluation_batches(reader, rank=0, world_size=1, batch=16, threads=2))
 

@@ -7,15 +7,14 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.base.storage import Scratch
+from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing
+from quickdraw_dist.data.order.content_bytes import BATCHES_IN_USE, BitmapBytes
 from quickdraw_dist.data.order.memory import (
-    BATCHES_IN_USE,
-    RESIDENT_BYTES,
     LoaderMemory,
     least_batches,
     resident_drawings,
@@ -23,11 +22,13 @@ from quickdraw_dist.data.order.memory import (
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream import prefetch, resident
+from quickdraw_dist.data.stream import prefetch
 from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.reader import SplitReader
-from quickdraw_dist.data.stream.resident import DeviceLoader, HostLoader, ResidentDrawings
-from tests.support.data.datasets import Dataset
+from quickdraw_dist.data.stream.resident import drawings as resident
+from quickdraw_dist.data.stream.resident.drawings import ResidentDrawings
+from quickdraw_dist.data.stream.resident.loaders import DeviceLoader, HostLoader, resident_loader
+from tests.support.data.datasets import Dataset, DatasetMaker, as_bytes
 from tests.support.data.delivery import (
     SHAPES,
     USUAL,
@@ -38,7 +39,9 @@ from tests.support.data.delivery import (
     flip_a_byte,
     identities_of,
     line,
+    make_loader,
     open_local,
+    pairs,
 )
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
@@ -62,37 +65,34 @@ def make_resident(
     reader: SplitReader, order: Order, rank: int = 0, world_size: int = 1, way: str = "host"
 ) -> HostLoader | DeviceLoader:
     held = hold(reader, order, rank, world_size, "cuda" if way == "cuda" else "cpu")
-    return HostLoader(held) if way == "host" else DeviceLoader(held)
+    return resident_loader(held) if way == "host" else DeviceLoader(held)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("world_size", [1, 3, 8])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_order_is_the_streamed_one(
-    dataset: Dataset, shape: Shape, world_size: int, way: str
+    either: Dataset, shape: Shape, world_size: int, way: str
 ) -> None:
     """Epoch after epoch, from any step on, pixels included: resident mode keeps the order."""
-    reader = open_local(dataset)
+    reader = open_local(either)
     order = shape.order(reader.block_counts)
     loaders = [make_resident(reader, order, rank, world_size, way) for rank in range(world_size)]
     for epoch, first in ((0, 0), (1, 0), (3, order.steps // 2), (2, order.steps - 1)):
         got = deliver(loaders.__getitem__, order, world_size, epoch, first)
-        want = line(dataset, shape, epoch)[first * shape.global_batch :]
+        want = line(either, shape, epoch)[first * shape.global_batch :]
         assert got.in_order() == want
         assert got.digest == digest_of(want, epoch, first * shape.global_batch)
-        labels, rows = np.array(want).T
-        assert np.array_equal(got.pixels_in_order(), dataset.pixels(labels, rows))
+        assert got.drawings_in_order() == either.drawings(want)
 
 
 @pytest.mark.parametrize("way", ["host", "device"])
 @pytest.mark.parametrize("world_size", [1, 5])
-def test_drawings_are_read_once(
-    dataset: Dataset, tmp_path: Path, world_size: int, way: str
-) -> None:
-    """After the first epoch the dataset may be deleted."""
+def test_drawings_are_read_once(either: Dataset, tmp_path: Path, world_size: int, way: str) -> None:
+    """After the first epoch the either may be deleted."""
     folder = tmp_path / "copy"
-    shutil.copytree(dataset.folder, folder)
-    reader = open_local(Dataset(str(folder), dataset.manifest, dataset.source))
+    shutil.copytree(either.folder, folder)
+    reader = open_local(Dataset(str(folder), either.manifest, either.source))
     order = USUAL.order(reader.block_counts)
     requested: list[tuple[int, int]] = []
     plain = reader.read
@@ -111,39 +111,56 @@ def test_drawings_are_read_once(
             pieces += ((piece.shard, piece.block) for piece in order.lane_pieces(lane))
     assert Counter(requested) == Counter(pieces)
     shutil.rmtree(folder)
-    assert deliver(loaders.__getitem__, order, world_size, 1).in_order() == line(dataset, USUAL, 1)
+    assert deliver(loaders.__getitem__, order, world_size, 1).in_order() == line(either, USUAL, 1)
     assert len(requested) == len(pieces)
 
 
 @pytest.mark.parametrize("way", ["host", "device"])
 def test_batches_in_use_stay_as_they_are(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, way: str
+    either: Dataset, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """The next batch is made while a step still reads this one."""
     monkeypatch.setattr(prefetch, "ThreadPoolExecutor", InTurn)
-    reader = open_local(dataset)
+    reader = open_local(either)
     in_use: list[Batch] = []
     for batch in make_resident(reader, USUAL.order(reader.block_counts), way=way).epoch(0):
         in_use = [*in_use, batch][-BATCHES_IN_USE:]
         for held in in_use:
-            labels = held.labels.numpy()
-            assert np.array_equal(held.drawings.numpy(), dataset.pixels(labels, held.rows))
+            assert as_bytes(held.drawings) == either.drawings(pairs(held))
 
 
-def test_a_failed_fill_is_repeated(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_failed_fill_is_repeated(either: Dataset, tmp_path: Path) -> None:
     """After an error some drawings are missing: they must never be delivered."""
     folder = tmp_path / "copy"
-    shutil.copytree(dataset.folder, folder)
-    path = folder / dataset.manifest.splits["train"][3].name
+    shutil.copytree(either.folder, folder)
+    path = folder / either.manifest.splits["train"][3].name
     good = path.read_bytes()
     flip_a_byte(path)
-    reader = open_local(Dataset(str(folder), dataset.manifest, dataset.source))
+    reader = open_local(Dataset(str(folder), either.manifest, either.source))
     made = make_resident(reader, USUAL.order(reader.block_counts))
     for _ in range(2):
         with pytest.raises(CorruptError, match=path.name):
             next(made.epoch(0))
     path.write_bytes(good)
-    assert identities_of(made) == line(dataset, USUAL, 0)
+    assert identities_of(made) == line(either, USUAL, 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mean", [0.0, 2.0])
+def test_longer_strokes_than_the_manifest_says_are_not_cut(
+    make_dataset: DatasetMaker, way: str, mean: float
+) -> None:
+    """Those of one rank may be longer than the rest: the memory for all of them, and that of every
+    batch, is too small at first."""
+    dataset = make_dataset(content="strokes")
+    reader = open_local(dataset)
+    reader.per_drawing = TilesPerDrawing(mean, 0.0)
+    order = USUAL.order(reader.block_counts)
+    loaders = [make_resident(reader, order, rank, 2, way) for rank in range(2)]
+    streamed = [make_loader(reader, order, rank, 2) for rank in range(2)]
+    for made in (loaders, streamed):
+        got = deliver(made.__getitem__, order, 2)
+        assert got.drawings_in_order() == dataset.drawings(line(dataset, USUAL, 0))
 
 
 @pytest.mark.parametrize("local_size", [1, 3])
@@ -157,7 +174,7 @@ def test_what_does_not_fit_is_refused(
     order = USUAL.order(reader.block_counts)
     count = resident_drawings(order, order.share(0, 1))
     assert count == 1800
-    enough = -(-count * RESIDENT_BYTES * local_size * 10 // 8) + 8
+    enough = -(-BitmapBytes().resident(count) * local_size * 10 // 8) + 8
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(resident, "Path", lambda _: limit)
 
@@ -177,7 +194,7 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(RefusedError) as refused:
         make()
     assert (refused.value.subject, refused.value.value) == ("--stream.resident", True)
-    assert (refused.value.needed_bytes, refused.value.ranks) == (count * RESIDENT_BYTES, 2)
+    assert (refused.value.needed_bytes, refused.value.ranks) == (BitmapBytes().resident(count), 2)
     assert "80%" in refused.value.problem
 
 

@@ -1,47 +1,38 @@
-"""The ring: indices name each drawing's place once, and what is written there is found there."""
+"""The ring: indices name each drawing's place once, and what is put there is found there."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from quickdraw_dist.data.order.memory import least_batches, ring_bytes
+from quickdraw_dist.data.drawings.strokes.arrays import Strokes
+from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing
+from quickdraw_dist.data.order.content_bytes import BitmapBytes
+from quickdraw_dist.data.order.memory import least_batches
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import schedule
-from quickdraw_dist.data.shards import blocks
+from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream.ring import Ring, RingIndex
-from tests.support.data.orders import Location, RankEpoch, orders, rank_epochs
-
-SPARE_ROW = 7777
-"""Row of drawings that are not delivered."""
-
-
-def numbered(numbers: list[int]) -> Block:
-    """A block whose drawings, labels and rows follow from these numbers."""
-    rows = np.array(numbers, np.uint32)
-    pixels = (rows[:, None] + np.arange(784)).astype(np.uint8).reshape(-1, 28, 28)
-    return Block(pixels, (rows % 345).astype(np.uint16), rows)
-
-
-def holds(ring: Ring, step: int, numbers: list[int]) -> bool:
-    """Whether a step's batch is the drawings of these numbers."""
-    drawings, labels, rows = ring.batch(step)
-    want = numbered(numbers)
-    return (
-        np.array_equal(drawings.numpy(), want.drawings)
-        and np.array_equal(labels.numpy(), want.labels)
-        and np.array_equal(rows, want.rows)
-    )
-
-
-def put(ring: Ring, indices: list[int], block: Block) -> None:
-    """Write a block as a loader does."""
-    ring.put_drawings(np.array(indices, np.int64), block.drawings)
-    ring.put_identities(np.array(indices, np.int64), block.labels, block.rows)
-
+from quickdraw_dist.data.stream.ring import Ring
+from quickdraw_dist.data.stream.ring.bitmaps import BitmapRing, RingIndex
+from quickdraw_dist.data.stream.ring.strokes import StrokeRing
+from tests.support.data.datasets import CONTENTS
+from tests.support.data.delivery import pairs
+from tests.support.data.orders import (
+    Location,
+    Numbered,
+    RankEpoch,
+    location_of,
+    numbers_in,
+    orders,
+    rank_epochs,
+)
 
 # -- where drawings go -----------------------------------------------------------------------------
 
@@ -91,49 +82,75 @@ def test_every_position_is_filled_once_with_the_drawing_that_locate_names(
 # -- the memory ------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 6), st.integers(1, 8), st.integers(0, 20), st.data())
-def test_batches_hold_what_was_written(
-    steps: int, count: int, first: int, data: st.DataObject
-) -> None:
-    """In any order, in blocks of any length, among drawings that are not delivered."""
-    spare, ring = steps * count, Ring(steps, count, pin=False)
-    indices = [(first + step) % steps * count + at for step in range(steps) for at in range(count)]
-    empty = data.draw(st.integers(0, 5))
-    coming = data.draw(st.permutations(indices + [spare] * empty))
-    size = data.draw(st.integers(1, len(coming)))
-    for at in range(0, len(coming), size):
-        here = coming[at : at + size]
-        put(ring, here, numbered([SPARE_ROW if index == spare else index for index in here]))
-    for step in range(first, first + steps):
-        begin = step % steps * count
-        assert holds(ring, step, list(range(begin, begin + count)))
+def make_ring(content: str, order: Order, share: Share, steps: int) -> Ring:
+    if content == "bitmaps":
+        return BitmapRing(order, share, steps, pin=False)
+    return StrokeRing(order, share, steps, TilesPerDrawing(2.0, 1.0), pin=False)
+
+
+def short_lived(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The same blocks in memory that is overwritten when the next one is requested, as a thread's
+    scratch is."""
+    for block in blocks:
+        arrays: list[NDArray[np.integer]] = []
+
+        def copy(array: NDArray[np.integer], kept: list[NDArray[np.integer]] = arrays):
+            kept.append(array.copy())
+            read_only = kept[-1].view()
+            read_only.flags.writeable = False
+            return read_only
+
+        drawings = block.drawings
+        if isinstance(drawings, Strokes):
+            lasting = {field.name: copy(getattr(drawings, field.name)) for field in fields(Strokes)}
+            yield Block(Strokes(**lasting), copy(block.labels), copy(block.rows))
+        else:
+            yield Block(copy(drawings), copy(block.labels), copy(block.rows))
+        for array in arrays:
+            array[...] = 77
+
+
+@given(rank_epochs(), st.sampled_from(CONTENTS), st.data())
+def test_batches_are_what_was_put(case: RankEpoch, content: str, data: st.DataObject) -> None:
+    """Windows put in any order, as threads do; then every batch, from any step on."""
+    order, share, epoch, first_step = case
+    steps = max(order.steps, least_batches(order))  # all windows are put before the first batch
+    ring, reader = make_ring(content, order, share, steps), Numbered(order, content)
+    for _ in range(2):  # the first time, as if the epoch were left early
+        ring.begin(first_step)
+        for scheduled in data.draw(st.permutations(schedule(order, share, epoch, first_step))):
+            ring.put(scheduled, short_lived(map(reader.piece, scheduled.window.pieces)))
+    for step in range(first_step, order.steps):
+        batch = ring.batch(step)
+        assert batch.step == step
+        want = [order.locate(epoch, share.position(step) + at) for at in range(share.drawings)]
+        assert [location_of(*pair) for pair in pairs(batch)] == want
+        assert numbers_in(batch.drawings) == [at & 255 for _, _, at in want]
 
 
 def test_a_step_reuses_the_slot_of_an_earlier_one() -> None:
-    """The other batches are not touched."""
-    ring = Ring(3, 2, pin=False)
-    for step in range(9):
-        begin = step % 3 * 2
-        put(ring, [begin + 1, begin], numbered([2 * step + 1, 2 * step]))
-        for other in range(max(0, step - 2), step + 1):
-            assert holds(ring, other, [2 * other, 2 * other + 1])
-    assert ring.batch(8)[0].data_ptr() == ring.batch(5)[0].data_ptr() == ring.batch(2)[0].data_ptr()
-
-
-def test_a_slice_of_a_read_only_block_is_copied() -> None:
-    """A piece is written from the scratch it was decoded to: it begins anywhere in it."""
-    decoded = blocks.decode(blocks.encode(numbered(list(range(12))), "0-0", "none"), 12)
-    assert not decoded.drawings.flags.writeable
-    assert not decoded.drawings.flags.owndata
-    ring = Ring(1, 5, pin=False)
-    put(ring, [0, 1, 2, 3, 4], decoded.slice(3, 8))
-    assert holds(ring, 0, [3, 4, 5, 6, 7])
+    """Bitmaps lie in as many slots as the ring has; strokes in those of the batches in use."""
+    order = Order(((4,) * 8,), global_batch=2, lanes=1, window_blocks=1, seed=1)
+    share = order.share(0, 1)
+    bitmaps = make_ring("bitmaps", order, share, 3)
+    begins = [bitmaps.batch(step).drawings[0].data_ptr() for step in range(9)]
+    assert begins[:3] == begins[3:6] == begins[6:]
+    assert len(set(begins)) == 3
+    strokes, reader = make_ring("strokes", order, share, 3), Numbered(order, "strokes")
+    strokes.begin(0)
+    for scheduled in schedule(order, share, 0, 0):
+        strokes.put(scheduled, map(reader.piece, scheduled.window.pieces))
+    begins = [strokes.batch(step).drawings.tiles.data_ptr() for step in range(9)]
+    assert begins[:2] == begins[2:4] == begins[6:8]
+    assert len(set(begins)) == 2
 
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 1), (7, 33)])
-def test_a_rings_bytes_are_those_of_its_arrays(steps: int, count: int) -> None:
+def test_a_bitmap_rings_bytes_are_those_of_its_arrays(steps: int, count: int) -> None:
     """The memory that is granted is counted with this number."""
-    drawings, labels, rows = Ring(steps, count, pin=False).batch(0)
-    assert rows.base is not None
-    taken = drawings.untyped_storage().nbytes() + labels.untyped_storage().nbytes()
-    assert taken + rows.base.nbytes == ring_bytes(steps, count, pin=False)
+    order = Order(((count,) * steps,), global_batch=count, lanes=1, window_blocks=1, seed=1)
+    batch = BitmapRing(order, order.share(0, 1), steps, pin=False).batch(0)
+    assert batch.rows.base is not None
+    taken = batch.drawings.untyped_storage().nbytes() + batch.labels.untyped_storage().nbytes()
+    want = BitmapBytes().ring(order, order.share(0, 1), steps, pin=False)
+    assert taken + batch.rows.base.nbytes == want

@@ -84,6 +84,8 @@ def test_no_change(tmp_path: Path) -> None:
         ("model", "name", "other"),
         ("model", "width", 32),
         ("model", "dropout", 0.1),
+        ("strokes", "channels", 4),
+        ("strokes", "side", 56),
         ("optimizer", "name", "sgd"),
         ("train", "global_batch", 8192),
         ("train", "seed", 2),
@@ -141,11 +143,13 @@ def test_harmless_changes_are_listed(tmp_path: Path) -> None:
         "train": {"epochs": 8, "device": "cpu", "global_batch": 4096},
         "shard": {"classes": ("cat",)},
         "metrics": {"port": 0},
+        "strokes": {"unrecognized_weight": 0.5},
     }
     assert sorted(compare(tmp_path, now)) == [
         "data: data/shards -> /local/copy",
         "metrics.port: 9400 -> 0",
         "shard.classes: [] -> ['cat']",
+        "strokes.unrecognized_weight: 1.0 -> 0.5",
         "train.device: auto -> cpu",
         "train.epochs: 4 -> 8",
     ]

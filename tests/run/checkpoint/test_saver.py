@@ -44,7 +44,11 @@ class Run:
         train = Train(global_batch=BATCH, device="cpu", deterministic=False)
         self.settings = Settings(output=str(output), model=Model(width=2), train=train)
         dataset: Any = SimpleNamespace(
-            classes=("cat", "dog"), digest="d1" * 32, pixel_mean=0.2, pixel_std=0.3
+            classes=("cat", "dog"),
+            content="bitmaps",
+            digest="d1" * 32,
+            pixel_mean=0.2,
+            pixel_std=0.3,
         )
         feed: Any = SimpleNamespace(lanes=8, drawings=800, dataset=dataset)
         world = World(0, 1, 0, 1, torch.device("cpu"))

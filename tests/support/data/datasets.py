@@ -5,27 +5,33 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from quickdraw_dist.base.hashing import key64, random64
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.drawing import PIXELS, Drawings, Source
 from quickdraw_dist.data.drawings.strokes.arrays import Strokes
+from quickdraw_dist.data.drawings.strokes.tiles import pack
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.shards.schema import Manifest
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 
 COUNTS = {"cat": 601, "dog": 353, "The Eiffel Tower": 89, "sun": 700, "zigzag": 257}
 """Drawings per class of the small dataset: no count divides by a size used anywhere else."""
 
-of_both_contents = pytest.mark.parametrize("dataset", ["bitmaps", "strokes"], indirect=True)
+CONTENTS = ("bitmaps", "strokes")
+"""What a dataset may hold of its drawings."""
+
+of_both_contents = pytest.mark.parametrize("dataset", CONTENTS, indirect=True)
 """Runs a test with the small dataset of bitmaps, and with that of strokes."""
 
 Location = tuple[int, int, int]
@@ -49,14 +55,23 @@ class Dataset:
             return Strokes.concatenate(several)
         return np.concatenate(several)
 
-    def drawings(self, labels: NDArray[np.integer], rows: NDArray[np.integer]) -> Drawings:
+    def select(self, labels: NDArray[np.integer], rows: NDArray[np.integer]) -> Drawings:
         """Return the source's drawings of these identities."""
         at = np.concatenate([[0], np.cumsum(self.source.counts)])[labels] + rows
         return take(self.whole(), at)
 
     def pixels(self, labels: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Return the source's bitmaps of these identities, (n, 28, 28)."""
-        return self.drawings(labels, rows)
+        return self.select(labels, rows)
+
+    def drawings(self, identities: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Return the source's drawings of these (label, row), as `as_bytes` has them."""
+        return [self._drawings()[label][row] for label, row in identities]
+
+    @cache  # noqa: B019 a dataset lives as long as the tests
+    def _drawings(self) -> list[list[bytes]]:
+        counts = enumerate(self.source.counts)
+        return [as_bytes(self.source.read(label, 0, count).drawings) for label, count in counts]
 
     @cache  # noqa: B019 a dataset lives as long as the tests
     def stored(self, split: str) -> dict[Location, tuple[int, int]]:
@@ -107,6 +122,26 @@ def equal(some: Drawings, others: Drawings) -> bool:
     if isinstance(some, Strokes):
         return len(some) == len(others) and not some.differs(others).any()
     return np.array_equal(some, others)
+
+
+def as_bytes(drawings: Drawings | torch.Tensor | StrokeBatch) -> list[bytes]:
+    """Return what a batch or a source holds of each drawing: the pixels; or the segments, with
+    repetitions, their number, and `recognized`."""
+    if isinstance(drawings, torch.Tensor):
+        drawings = drawings.cpu().numpy()
+    if isinstance(drawings, np.ndarray):
+        return [pixels.tobytes() for pixels in drawings]
+    if isinstance(drawings, Strokes):
+        tiles = pack(drawings)
+        segments, counts, recognized = tiles.segments, tiles.counts, tiles.recognized
+        first = tiles.first
+    else:
+        segments, owners, _, counts, recognized = (it.cpu().numpy() for it in drawings.inputs())
+        first = np.searchsorted(owners, np.arange(len(counts) + 1))
+    return [
+        segments[start:stop].tobytes() + bytes([*count.tobytes(), known])
+        for start, stop, count, known in zip(first, first[1:], counts, recognized, strict=False)
+    ]
 
 
 def write_bitmaps(folder: Path, counts: dict[str, int]) -> None:

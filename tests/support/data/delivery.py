@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Stream
@@ -25,7 +25,7 @@ from quickdraw_dist.data.stream.batch import Batch
 from quickdraw_dist.data.stream.loader import TrainLoader
 from quickdraw_dist.data.stream.prefetch import ShardPrefetch
 from quickdraw_dist.data.stream.reader import SplitReader
-from tests.support.data.datasets import Dataset
+from tests.support.data.datasets import Dataset, as_bytes
 
 WORLDS = (1, 2, 3, 4, 7, 8)
 
@@ -109,7 +109,7 @@ class Delivered:
 
     order_digest: OrderDigest = field(default_factory=OrderDigest)
     identities: dict[tuple[int, int], list[Identity]] = field(default_factory=dict)
-    pixels: dict[tuple[int, int], NDArray[np.uint8]] = field(default_factory=dict)
+    drawings: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
 
     @property
     def digest(self) -> int:
@@ -120,8 +120,9 @@ class Delivered:
         """Identities step by step, and rank by rank in each."""
         return [identity for key in sorted(self.identities) for identity in self.identities[key]]
 
-    def pixels_in_order(self) -> NDArray[np.uint8]:
-        return np.concatenate([self.pixels[key] for key in sorted(self.pixels)])
+    def drawings_in_order(self) -> list[bytes]:
+        """What `as_bytes` has of the drawings, in the same order."""
+        return [drawing for key in sorted(self.drawings) for drawing in self.drawings[key]]
 
 
 def deliver(
@@ -138,12 +139,13 @@ def deliver(
         batches = loader.epoch(epoch, first_step)
         while step != last_step and (batch := next(batches, None)) is not None:
             assert batch.step == step
-            assert batch.drawings.shape == (share.drawings, 28, 28)
-            assert batch.drawings.dtype == torch.uint8
+            if isinstance(batch.drawings, torch.Tensor):
+                assert batch.drawings.shape == (share.drawings, 28, 28)
+                assert batch.drawings.dtype == torch.uint8
             assert batch.labels.shape == (share.drawings,)
             assert batch.labels.dtype == torch.int64
             result.identities[step, rank] = pairs(batch)
-            result.pixels[step, rank] = batch.drawings.cpu().numpy().copy()
+            result.drawings[step, rank] = as_bytes(batch.drawings)
             result.order_digest.add(epoch, share.position(step), batch.labels, batch.rows)
             step += 1
         batches.close()
@@ -177,7 +179,10 @@ def make_loader(
     if reader.cache is not None:
         prefetch = partial(ShardPrefetch, reader, reader.cache, fetchers=2, ahead=shards_ahead)
     share = order.share(rank, world_size)
-    return TrainLoader(reader.piece, order, share, memory, pin=pin, prefetch=prefetch)
+    return TrainLoader(
+        reader.piece, order, share, memory,
+        per_drawing=reader.per_drawing, pin=pin, prefetch=prefetch,
+    )  # fmt: skip
 
 
 class InTurn(ThreadPoolExecutor):
@@ -195,7 +200,9 @@ def identities_of(loader: Loader, epoch: int = 0, first_step: int = 0) -> list[I
 
 
 def flip_a_byte(path: Path) -> None:
-    """Flip one bit in the middle of a block's pixels."""
+    """Flip one bit in the middle of a block's largest array."""
+    with tarfile.open(path) as tar:
+        array = max(tar, key=lambda member: member.size)
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
+    data[array.offset_data + array.size // 2] ^= 0x10
     path.write_bytes(data)

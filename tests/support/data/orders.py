@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from quickdraw_dist.base.storage import Scratch
+from quickdraw_dist.data.drawings.strokes.arrays import Strokes
+from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream.reader import SplitReader
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 
 Location = tuple[int, int, int]
 """Shard, block and index in the block of a drawing."""
@@ -58,13 +63,38 @@ def lane_locations(order: Order, epoch: int, lane: int) -> list[Location]:
 class Numbered(SplitReader):
     """A reader of blocks whose drawings hold their own location."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, content: str = "bitmaps") -> None:
         self.block_counts, self.cache = order.shards, None
+        self.per_drawing = None if content == "bitmaps" else TilesPerDrawing(2.0, 1.0)
 
     def read(self, shard: int, number: int, scratch: Scratch | None = None) -> Block:
         at = np.arange(self.block_counts[shard][number], dtype=np.uint32)
-        drawings = np.repeat(at.astype(np.uint8), 28 * 28).reshape(-1, 28, 28)
+        drawings = _bitmaps(at) if self.per_drawing is None else _strokes(at)
         return Block(drawings, np.full(len(at), shard, np.uint16), np.uint32(number << 16) | at)
+
+
+def _bitmaps(numbers: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """Drawings whose pixels all are the last byte of their number."""
+    return np.repeat(numbers.astype(np.uint8), 28 * 28).reshape(-1, 28, 28)
+
+
+def _strokes(numbers: NDArray[np.uint32]) -> Strokes:
+    """Drawings of one stroke, some longer than a tile, whose points all are the last byte of their
+    number."""
+    points = (2 + numbers % 40).astype(np.uint16)
+    x = np.repeat(numbers.astype(np.uint8), points)
+    ones = np.ones(len(numbers), np.uint8)
+    return Strokes(x, x, points, ones.astype(np.uint16), ones)
+
+
+def numbers_in(drawings: torch.Tensor | StrokeBatch) -> list[int]:
+    """The last byte of the number of every drawing that `Numbered` returned."""
+    if isinstance(drawings, torch.Tensor):
+        return drawings[:, 3, 4].tolist()
+    tiles, owners, *_ = drawings.inputs()
+    numbers = [set(tiles[owners == at].ravel().tolist()) for at in range(len(drawings))]
+    assert all(map(len, numbers)), "no tile of a drawing"
+    return [number for (number,) in numbers]
 
 
 def location_of(label: int, row: int) -> Location:

@@ -78,7 +78,7 @@ def tile_counts(segments: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def pack(strokes: Strokes) -> Tiles:
-    """Return the segments of drawings as tiles."""
+    """Return the segments of drawings as tiles; nothing refers to the memory of `strokes`."""
     points = np.column_stack((strokes.x, strokes.y)).view("<u2").ravel()
     joined = np.ones(len(points), np.bool_)
     joined[ends(strokes.points)[1:] - 1] = False  # the last point of a stroke begins no segment
@@ -98,7 +98,8 @@ def pack(strokes: Strokes) -> Tiles:
     padded[own] = segments
     last_segments = segments[ends(counts)[1:][inked] - 1]
     padded[last_tiles] = np.where(own_in_last, padded[last_tiles], last_segments[:, None])
-    return Tiles(padded.view(np.uint8).reshape(-1, TILE, 4), first, counts, strokes.recognized)
+    rows = padded.view(np.uint8).reshape(-1, TILE, 4)
+    return Tiles(rows, first, counts, strokes.recognized.copy())
 
 
 class TilesPerDrawing(NamedTuple):
@@ -106,6 +107,13 @@ class TilesPerDrawing(NamedTuple):
 
     mean: float
     sd: float
+
+    @classmethod
+    def of_sums(cls, tiles: int, tile_squares: int, drawings: int) -> TilesPerDrawing:
+        """Return mean and standard deviation from the sums of the tiles, and of their squares, over
+        some drawings."""
+        mean = tiles / max(drawings, 1)
+        return cls(mean, math.sqrt(max(tile_squares / max(drawings, 1) - mean**2, 0.0)))
 
     def capacity(self, drawings: int, needed: int = 0) -> int:
         """Return the tiles of a batch: the mean and six standard deviations of the sum, which one

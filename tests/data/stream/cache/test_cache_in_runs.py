@@ -17,6 +17,7 @@ import pytest
 
 from quickdraw_dist import train
 from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.data.order.content_bytes import BitmapBytes
 from quickdraw_dist.data.order.memory import plan_memory
 from quickdraw_dist.data.order.order import Order
 from tests.support import runs
@@ -64,8 +65,9 @@ def arguments(dataset: Dataset, tmp_path: Path, *more: str) -> list[str]:
     largest = max(shard.bytes for shard in shards_of(dataset))
     with pytest.raises(RefusedError) as refused:
         plan_memory(
-            order, order.share(0, 1), memory_bytes=1, threads=1, shard_bytes=largest, pin=False
-        )
+            order, order.share(0, 1), BitmapBytes(), memory_bytes=1, threads=1,
+            shard_bytes=largest, pin=False,
+        )  # fmt: skip
     settings = ["--data", URL, "--output", str(tmp_path / "run"), *TRAIN]
     settings += ["--stream.memory_bytes", str(least_bytes(refused.value))]
     return [*settings, "--stream.cache_folder", str(tmp_path / "cache"), *more]

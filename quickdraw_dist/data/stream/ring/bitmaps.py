@@ -1,42 +1,35 @@
-"""The ring buffer that decoded drawings go into, and the index of where each one goes.
+"""The ring of bitmaps, and the index of where each drawing goes.
 
-A ring has `steps` slots, each one batch of a rank's share, D drawings. Step t uses slot t % steps,
-and so the memory of step t - steps. The drawings are elements numbered through: number p of step t
-has ring index (t % steps) * D + p. One spare element takes drawings that this rank does not deliver
-in this epoch; writing them there is cheaper than filtering them out.
+The drawings are elements numbered through: number p of step t has ring index (t % steps) * D + p.
+One spare element takes drawings that this rank does not deliver in this epoch; writing them there
+is cheaper than filtering them out.
 
-    steps = 4, D = 3, the consumer has been handed steps 5 and 6:
+    steps = 4, D = 3
 
     slot           0            1            2            3          spare
-    step           8            5            6            7
     ring index     0  1  2      3  4  5      6  7  8      9 10 11    12
-                   decoding     in use       in use       decoding
 
 Data and shapes, for a window of n drawings in pieces of k:
 
     RingIndex.of      (n,) int64 ring indices, pieces laid end to end; `spare` where not delivered
     SplitReader.piece (k, 28, 28) uint8 drawings, (k,) uint16 labels, (k,) uint32 rows
-    Ring.put_*        writes them at these indices: one copy of 784 bytes per drawing
-    Ring.batch        (D, 28, 28) uint8, (D,) int64, (D,) uint32: views of a slot, no copy
-
-Ownership. The memory of step t belongs to the decoding threads until the loader yields the batch;
-windows of later steps may be written there only after the loader released it. The consumer owns the
-batch from then on, until it requests the second batch after it (`BATCHES_IN_USE` = 2: one in the
-step, one being copied to the device) and, where it set `Batch.copied`, until that CUDA event has
-completed. Then the loader releases the slot.
+    BitmapRing.put    writes them at these indices: one copy of 784 bytes per drawing
+    BitmapRing.batch  (D, 28, 28) uint8, (D,) int64, (D,) uint32: views of a slot, no copy
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from quickdraw_dist.data.drawings.drawing import PIXELS
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import ScheduledWindow
 from quickdraw_dist.data.order.share import Share
-from quickdraw_dist.data.stream.batch import allocate
+from quickdraw_dist.data.shards.blocks import Block
+from quickdraw_dist.data.stream.batch import Batch, allocate
 
 
 class RingIndex:
@@ -73,35 +66,43 @@ class RingIndex:
         return stored
 
 
-class Ring:
-    """The memory of a ring buffer; threads write to different elements, so they need no lock."""
+class BitmapRing:
+    """A ring of bitmaps; threads write to different elements, so they need no lock."""
 
-    def __init__(self, steps: int, drawings: int, pin: bool) -> None:
-        """Allocate `steps` slots of `drawings` each and the spare element. Pages are taken when
-        first written, or at once if pinned."""
-        self.steps, spare = steps, steps * drawings
+    def __init__(self, order: Order, share: Share, steps: int, pin: bool) -> None:
+        """Allocate `steps` slots and the spare element, pinned for CUDA if `pin`. Pages are taken
+        when first written, or at once if pinned."""
+        self.steps, self._first_step = steps, 0
+        self._index = RingIndex(order, share, steps)
+        spare, drawings = self._index.spare, share.drawings
         pixels, labels = allocate(spare + 1, pin)
         rows = np.empty(spare + 1, np.uint32)
         slots = [slice(first, first + drawings) for first in range(0, spare, drawings)]
-        self._batches = [(pixels[slot], labels[slot], rows[slot]) for slot in slots]
+        self._slots = [(pixels[slot], labels[slot], rows[slot]) for slot in slots]
         # One element per drawing: numpy copies it as a whole, and without the interpreter lock.
         self._pixels = _as_elements(pixels.numpy())
         self._labels, self._rows = labels.numpy(), rows
 
-    def put_drawings(self, indices: NDArray[np.int64], drawings: NDArray[np.uint8]) -> None:
-        """Copy drawings, (n, 28, 28), to these ring indices, (n,)."""
-        self._pixels[indices] = _as_elements(drawings)
+    def begin(self, first_step: int) -> None:
+        """See `Ring.begin`."""
+        self._first_step = first_step
 
-    def put_identities(
-        self, indices: NDArray[np.int64], labels: NDArray[np.uint16], rows: NDArray[np.uint32]
-    ) -> None:
-        """Copy labels and rows, (n,), to these ring indices, (n,)."""
-        self._labels[indices] = labels
-        self._rows[indices] = rows
+    def put(self, scheduled: ScheduledWindow, blocks: Iterator[Block]) -> None:
+        """See `Ring.put`."""
+        indices, at = self._index.of(scheduled, self._first_step), 0
+        labels, rows = [], []
+        for block in blocks:
+            here = indices[at : at + len(block.labels)]
+            self._pixels[here] = _as_elements(block.pixels)
+            labels.append(block.labels.tobytes())  # a copy: the next read reuses the memory
+            rows.append(block.rows.tobytes())
+            at += len(block.labels)
+        self._labels[indices] = np.frombuffer(b"".join(labels), np.uint16)
+        self._rows[indices] = np.frombuffer(b"".join(rows), np.uint32)
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.uint32]]:
-        """Return views of a step's slot: drawings (D, 28, 28), labels (D,) and rows (D,)."""
-        return self._batches[step % self.steps]
+    def batch(self, step: int) -> Batch:
+        """See `Ring.batch`. Nothing is copied: a batch is a slot."""
+        return Batch(step, *self._slots[step % self.steps])
 
 
 def _as_elements(drawings: NDArray[np.uint8]) -> NDArray[np.void]:
