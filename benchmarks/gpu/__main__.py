@@ -1,8 +1,8 @@
 """Everything that a GPU has to prove, in the minutes that one is at hand: make bench-gpu.
 
-Steps in order of worth, each in processes of its own with a time limit, one JSON and one log per
-step, NN-STEP.json and NN-STEP.log in --out; a step that fails or hangs costs only itself, one that
-no longer fits is skipped. The steps:
+Steps in order of worth, each in processes of its own with a time limit; results.json and a log per
+step, NN-STEP.log, in --out. A step that fails or hangs costs only itself, one that no longer fits
+is skipped. The steps:
 facts       card, versions, rates of copies and matrix products
 smoke       20 training steps in every precision and compile mode, one rank with NCCL, resident,
             stopped and resumed, evaluated
@@ -12,8 +12,7 @@ full-size   benchmarks.full_size: 50,426,266 drawings, an epoch streamed and an 
 slow-tests  the slow ones of the tests marked cuda
 The same command again runs the steps that are not finished, and --only STEP runs those again.
 --cpu runs everything in miniature without a GPU. --page DIR writes benchmarks/results/gpu.md and
-the README's table from the JSON files in DIR. Linux only. The last line is JSON, also in
-summary.json.
+the README's table from DIR/results.json. Linux only. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,12 +33,11 @@ import torch
 from benchmarks.gpu import page, record
 from benchmarks.gpu.plan import STEPS, allot
 from benchmarks.gpu.steps import Benchmark
-from benchmarks.measure import write_json
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.distributed.exits import report
 
 _LAST_SECONDS = 8.0
-"""Kept for the end: killing the last step's processes and writing the summary."""
+"""Kept for the end: killing the last step's processes and recording its results."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seconds": round(time.monotonic() - began, 1),
         "steps": {name: found.brief for name, found in records.items()},
     }
-    write_json(options.out / "summary.json", summary)
     print(json.dumps(summary))
     good = all(found.status in (record.PASSED, record.SKIPPED) for found in records.values())
     return 0 if good and not interrupted else 1
@@ -91,7 +88,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     names, home = [step.name for step in STEPS], Path("runs/bench-gpu")
     for option, default, text in (
-        ("--out", home / "results", "JSON files and logs"),
+        ("--out", home / "results", "results and logs"),
         ("--folder", home / "work", "shards and runs; deleted after each step"),
     ):
         arguments.add_argument(option, type=Path, default=default, help=f"{text} [{default}]")

@@ -1,4 +1,4 @@
-"""The JSON file of a step: how it ended, and what it measured."""
+"""What is recorded of each step, in one JSON file: how it ended, and what it measured."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from benchmarks.gpu.plan import STEPS
 from benchmarks.measure import Metrics, write_json
+
+FILE = "results.json"
 
 PASSED, FAILED, TIMED_OUT, SKIPPED, STOPPED = "passed", "failed", "timed out", "skipped", "stopped"
 FINISHED = (PASSED, FAILED)
@@ -36,28 +38,30 @@ class Record:
         return {name: value for name, value in shown.items() if value != ""}
 
 
-def file_of(folder: Path, step: str) -> Path:
-    """Path of a step's JSON; its log has the same name and ends in .log."""
+def log_of(folder: Path, step: str) -> Path:
+    """Path of a step's log."""
     number = [known.name for known in STEPS].index(step) + 1
-    return folder / f"{number:02}-{step}.json"
+    return folder / f"{number:02}-{step}.log"
 
 
 def read_all(folder: Path) -> dict[str, Record]:
     """Return what is recorded in a folder, by step, in order of worth."""
-    found = {step.name: read(file_of(folder, step.name)) for step in STEPS}
-    return {name: one for name, one in found.items() if one is not None}
-
-
-def read(path: Path) -> Record | None:
-    """Return what is recorded of a step; None if nothing is."""
+    path = folder / FILE
     if not path.exists():
-        return None
-    return Record(**json.loads(path.read_text(encoding="utf-8")))
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {step.name: Record(**found[step.name]) for step in STEPS if step.name in found}
 
 
-def write(path: Path, record: Record) -> None:
-    """Create or replace a step's JSON."""
-    write_json(path, asdict(record))
+def read(folder: Path, step: str) -> Record | None:
+    """Return what is recorded of a step; None if nothing is."""
+    return read_all(folder).get(step)
+
+
+def write(folder: Path, record: Record) -> None:
+    """Create or replace what is recorded of a step."""
+    records = read_all(folder) | {record.step: record}
+    write_json(folder / FILE, {name: asdict(one) for name, one in records.items()})
 
 
 def read_results(path: Path) -> Metrics:

@@ -29,21 +29,20 @@ class Benchmark:
 
     def is_due(self, step: str, only: Collection[str]) -> bool:
         """Whether to run a step: one that `only` names; where it is empty, one not finished."""
-        found = record.read(record.file_of(self.out, step))
+        found = record.read(self.out, step)
         finished = found is not None and found.status in record.FINISHED
         return step in only if only else not finished
 
     def skip(self, step: Step) -> None:
         """Record that a step did not fit, unless it has results of an earlier time."""
-        path, reason = record.file_of(self.out, step.name), f"needs {step.least:.0f} s, fewer left"
-        if record.read(path) is None:
-            record.write(path, Record(step.name, record.SKIPPED, reason, self.cpu))
+        reason = f"needs {step.least:.0f} s, fewer left"
+        if record.read(self.out, step.name) is None:
+            record.write(self.out, Record(step.name, record.SKIPPED, reason, self.cpu))
         print(f"{step.name}: skipped: {reason}", flush=True)
 
     def run(self, step: str, limit: float) -> None:
         """Run a step for at most `limit` seconds, and record how it ended."""
-        path, results = record.file_of(self.out, step), self.folder / f"{step}.json"
-        log = path.with_suffix(".log")
+        log, results = record.log_of(self.out, step), self.folder / f"{step}.json"
         shutil.rmtree(self.folder, ignore_errors=True)
         log.unlink(missing_ok=True)
         planned = max(1.0, limit - _MARGIN_SECONDS)
@@ -56,7 +55,7 @@ class Benchmark:
             time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
             limit_seconds=round(limit, 1),
         )
-        record.write(path, found)
+        record.write(self.out, found)
         began = time.monotonic()
         print(f"{step}: at most {limit:.0f} s", flush=True)
         try:
@@ -70,7 +69,7 @@ class Benchmark:
             reason = measured.get("problem") or found.reason
             seconds = round(time.monotonic() - began, 1)
             found = replace(found, seconds=seconds, reason=reason, results=measured)
-            record.write(path, found)
+            record.write(self.out, found)
             shutil.rmtree(self.folder, ignore_errors=True)
         print(f"{step}: {found.status} after {seconds:.0f} s. {reason}", flush=True)
         if found.status != record.PASSED:

@@ -92,7 +92,7 @@ def folder(tmp_path: Path) -> Path:
     """JSON files of a run on a GPU."""
     for step, found in results().items():
         done = Record(step, record.PASSED if found else record.SKIPPED, results=found)
-        record.write(record.file_of(tmp_path, step), done)
+        record.write(tmp_path, done)
     return tmp_path
 
 
