@@ -18,6 +18,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make shard SOURCE=gs://quickdraw_dataset/full/numpy_bitmap DEST=gs://BUCKET/quickdraw"
+	@echo "  make shard SOURCE=gs://quickdraw_dataset/full/binary DEST=gs://BUCKET/strokes ARGS='--shard.content strokes'"
 	@echo "  make shard SOURCE='synthetic:?classes=20&per_class=1000' DEST=data/try ARGS=--dry-run"
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -68,7 +68,7 @@ def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Out
         plan = outline.official_plan(settings.shard)
         return outline.of_plan(plan, OFFICIAL), "planned from the official counts"
     if given.source is not None:
-        source = open_source(given.source, settings.shard.classes)
+        source = open_source(given.source, settings.shard.classes, settings.shard.content)
         plan = Plan(source.classes, source.counts, settings.shard, source.identity)
         return outline.of_plan(plan, given.source), f"planned from {given.source}"
     if settings.stream.reader == "webdataset":

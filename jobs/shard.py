@@ -26,11 +26,17 @@ many workers and processes write them. On a cluster every worker runs the same c
 --of default to JOB_COMPLETION_INDEX (give --of) or to the variables of a Slurm array, which may
 start at any number and have a step.
 The worker that finishes last writes manifest.json.
+Sources: gs://quickdraw_dataset/full/numpy_bitmap (.npy, 39.5 GB), binary (.bin, 5.9 GB), simplified
+and raw (.ndjson, 24 and 195 GB). The last three hold strokes: --shard.content strokes keeps them,
+bitmaps draws them as the official bitmaps were. Stroke files are first read once for their records,
+which DEST/parts keeps.
 Exit codes: 0 done, 2 refused (do not retry), 130 interrupted, 143 ended by TERM, otherwise 1.
 
 examples:
   python -m jobs.shard --source 'synthetic:?classes=20&per_class=1000' --dest data/try
   python -m jobs.shard --source gs://quickdraw_dataset/full/numpy_bitmap --dest gs://B/quickdraw
+  python -m jobs.shard --source gs://quickdraw_dataset/full/binary --dest gs://B/strokes \
+    --shard.content strokes
   python -m jobs.shard --source DIR --dest DIR --worker 0 --of 3 --shard.drawings_per_shard 8192
 """
 
@@ -39,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Build this worker's groups that are not done, and merge when all groups are done."""
     parser = Parser("python -m jobs.shard", "Write drawings into shards.", EPILOG)
     parser.add_argument("--source", type=source_address, default=OFFICIAL, help="folder or gs:// "
-                        "address of .npy files, or synthetic:?classes=&per_class=&seed= "
+                        "address of .npy, .bin or .ndjson files, or "
+                        "synthetic:?classes=&per_class=&seed= "
                         f"[{OFFICIAL}]")  # fmt: skip
     dest_help = "folder or gs:// address of the dataset [--data]"
     parser.add_argument("--dest", type=storage.address, help=dest_help)
@@ -54,8 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not storage.is_remote(dest) and Path(dest).exists() and not Path(dest).is_dir():
         raise RefusedError("--dest", dest, "is a file", "Give a folder or a gs:// address")
 
-    source = open_source(arguments.source, settings.shard.classes)
-    plan = Plan(source.classes, source.counts, settings.shard, source.identity)
+    # A dry run leaves nothing behind.
+    records = "" if arguments.dry_run else storage.join(dest, "parts")
+    shard = settings.shard
+    source = open_source(arguments.source, shard.classes, shard.content, records)
+    plan = Plan(source.classes, source.counts, shard, source.identity)
     done = {} if arguments.dry_run else writer.finished_groups(plan, dest)
     dataset = None if arguments.merge else writer.finished_dataset(plan, dest, done)
     if dataset is None:

@@ -19,7 +19,8 @@ from quickdraw_dist.data.verify import find_problems
 EPILOG = """\
 Reads every shard and checks the checksums of shards and blocks, that every (class, row) of the
 source is there exactly once over all splits, and labels and counts. With --source it also compares
-every pixel with the source, and the MD5 of every source file that has an official name and size.
+every pixel, or every point of strokes, with the source, and the MD5 of every source file that has
+an official name and size.
 Exit codes: 0 no problem found, 2 problems found (printed), 130 interrupted, 143
 ended by TERM, otherwise 1.
 
@@ -41,12 +42,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("python -m jobs.verify", "Check a dataset byte by byte.", EPILOG)
     folder_help = "dataset folder or gs:// address [--data]"
     parser.add_argument("dataset", nargs="?", type=storage.address, help=folder_help)
-    source_help = "compare every pixel with this source, as in jobs.shard"
+    source_help = "compare every drawing with this source, as in jobs.shard"
     parser.add_argument("--source", type=source_address, help=source_help)
     settings, arguments = load(parser, argv, ("data",))
     folder = arguments.dataset or settings.data
     dataset = manifest.read(folder)
-    source = open_source(arguments.source, dataset.classes) if arguments.source else None
+    source = None
+    if arguments.source:
+        content, records = dataset.settings.content, storage.join(folder, "parts")
+        source = open_source(arguments.source, dataset.classes, content, records)
     blank: Counter[str] = Counter()
     total = sum(file.drawings for file in dataset.source_files)
     with tqdm(total=total, unit=" drawings", unit_scale=True) as bar:
@@ -58,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise CorruptError("\n       ".join(found), problems=found)
     counts = {file.name: file.drawings for file in dataset.source_files}
     text = integrity.blank_summary(blank, counts)
+    unit = "pixel" if dataset.settings.content == "bitmaps" else "point"
     shards = sum(len(entries) for entries in dataset.splits.values())
     print(
         f"{folder}: {total:,} drawings of {len(dataset.classes)} classes in {shards} shards: "
         f"checksums right, every row exactly once, labels right"
-        + (", every pixel equal to the source's" if source else "")
+        + (f", every {unit} equal to the source's" if source else "")
         + (f"\nblank: {text}" if text else "")
         + f"\ndigest {dataset.digest}"
     )

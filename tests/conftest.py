@@ -13,6 +13,7 @@ os.environ.setdefault("QUICKDRAW_METRICS__REPORT", "false")
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from functools import cache
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -23,11 +24,10 @@ import torch
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.settings import Shard
-from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.sources import open_source
 from tests.support.data import datasets
 from tests.support.data.datasets import Dataset, DatasetMaker
-from tests.support.data.strokes import RandomStrokes
+from tests.support.data.stroke_files import write_strokes
 from tests.support.gcs.local import Store, serve, use_store
 from tests.support.processes import faults
 
@@ -38,28 +38,35 @@ hypothesis.settings.load_profile("quickdraw")
 
 @pytest.fixture(scope="session")
 def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetMaker:
-    """Shards a folder, a `synthetic:` address or (default) the small bitmaps, with any settings;
-    random strokes of the same counts with `content="strokes"`."""
-    bitmaps = tmp_path_factory.mktemp("bitmaps") / "numpy_bitmap"
-    datasets.write_bitmaps(bitmaps, datasets.COUNTS)
+    """Shards a folder, a `synthetic:` address or (default) the small bitmaps or strokes, with any
+    settings."""
+    made = tmp_path_factory.mktemp("source")
+    datasets.write_bitmaps(made / "bitmaps", datasets.COUNTS)
+    write_strokes(made / "strokes", datasets.COUNTS)
 
     def make(
         dest: str | Path | None = None, source: str | None = None, **settings: object
     ) -> Dataset:
         small = {"block": 32, "drawings_per_shard": 320, "group_shards": 2}
         shard = Shard.model_validate(small | settings)
-        opened: Source = open_source(source or str(bitmaps), shard.classes)
-        if source is None and shard.content == "strokes":
-            opened = RandomStrokes(opened.classes, opened.counts)
+        folder = source or str(made / shard.content)
+        opened = open_source(folder, shard.classes, shard.content)
         return datasets.shard(opened, str(dest or tmp_path_factory.mktemp("dataset")), shard)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def dataset(make_dataset: DatasetMaker) -> Dataset:
-    """2,000 drawings of 5 classes in small shards. Shared: never write to it, copy it first."""
-    return make_dataset()
+def of_content(make_dataset: DatasetMaker) -> Callable[[str], Dataset]:
+    """The small dataset of bitmaps and of strokes, made once each."""
+    return cache(lambda content: make_dataset(content=content))
+
+
+@pytest.fixture(scope="session")
+def dataset(of_content: Callable[[str], Dataset], request: pytest.FixtureRequest) -> Dataset:
+    """2,000 drawings of 5 classes in small shards, as `datasets.of_both_contents` says or bitmaps.
+    Shared: never write to it, copy it first."""
+    return of_content(getattr(request, "param", "bitmaps"))
 
 
 @pytest.fixture(scope="session")

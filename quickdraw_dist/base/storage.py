@@ -28,6 +28,9 @@ from quickdraw_dist.base.units import size_text
 ATTEMPTS = 6
 """Tries of one request before it fails."""
 
+READINGS = 2 * ATTEMPTS
+"""Readings of a doubtful range at most: twice a request's attempts, as two may have to agree."""
+
 BACKOFF_SECONDS = 0.5
 """Mean wait before the first retry; doubles with each, 15 seconds in total."""
 
@@ -157,10 +160,20 @@ def size(url: str) -> int:
     return int(_store().stat(url)["size"])
 
 
-def sizes(folder: str, suffix: str) -> dict[str, int]:
-    """Return the objects directly below a folder whose names end in `suffix`, in upper or lower
-    case, sorted, with their sizes in bytes. Hidden ones are not listed: systems, editors and
-    unfinished writes leave them (._cat.npy, .#cat.npy).
+def stamp(url: str) -> str:
+    """Return what tells an object from one that replaces it: its size, and its generation in a
+    store or the time when a local file was last written. FileNotFoundError if there is none."""
+    if is_remote(url):
+        found = _store().stat(url)
+        return f"{found['size']} bytes, generation {found['generation']}"
+    stated = Path(url).stat()
+    return f"{stated.st_size} bytes, written {stated.st_mtime_ns}"
+
+
+def sizes(folder: str, suffix: str | tuple[str, ...]) -> dict[str, int]:
+    """Return the objects directly below a folder whose names end in `suffix` (or one of them), in
+    upper or lower case, sorted, with their sizes in bytes. Hidden ones are not listed: systems,
+    editors and unfinished writes leave them (._cat.npy, .#cat.npy).
 
     Raises:
         FileNotFoundError: there is no such folder.

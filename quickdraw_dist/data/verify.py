@@ -121,7 +121,6 @@ class _Original:
         for label in doubted:
             start, stop = self.ranges[label]
             rows, _ = integrity.read_again(self.source, label, start, stop, self.crcs[label])
-            assert isinstance(rows, np.ndarray), "a source of bitmaps"
             first = sum(b - a for a, b in self.ranges[:label])
             self.drawings = replace_rows(self.drawings, first, rows)
             self.read_again.add(label)

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,9 @@ def no_thread_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", params=CONTENTS)
-def either(request: pytest.FixtureRequest, dataset: Dataset, make_dataset: DatasetMaker) -> Dataset:
+def either(request: pytest.FixtureRequest, of_content: Callable[[str], Dataset]) -> Dataset:
     """The small dataset, of bitmaps and of strokes, stored in the same order. Shared."""
-    return dataset if request.param == "bitmaps" else make_dataset(content=request.param)
+    return of_content(request.param)
 
 
 @pytest.fixture
@@ -45,14 +46,17 @@ def remote(store: Store, dataset: Dataset) -> Store:
 
 
 @pytest.fixture(scope="session")
-def of_layout(dataset: Dataset, make_dataset: DatasetMaker) -> Callable[[str], Dataset]:
-    """The small dataset in each of the three layouts, made once. Shared: copy before writing."""
-    made = {"gzip": dataset}
+def of_layout(
+    of_content: Callable[[str], Dataset], make_dataset: DatasetMaker
+) -> Callable[..., Dataset]:
+    """The small dataset in each of the three layouts, of bitmaps unless another content is given,
+    made once. Shared: copy before writing."""
 
-    def get(layout: str) -> Dataset:
-        if layout not in made:
-            made[layout] = make_dataset(**LAYOUTS[layout])
-        return made[layout]
+    @cache
+    def get(layout: str, content: str = "bitmaps") -> Dataset:
+        if layout == "gzip":
+            return of_content(content)
+        return make_dataset(content=content, **LAYOUTS[layout])
 
     return get
 
@@ -80,7 +84,8 @@ def own_source(own: Dataset, tmp_path: Path) -> Dataset:
     """A copy of the small dataset, and of the files it was made from, for this test alone."""
     source = tmp_path / "source"
     shutil.copytree(own.source.url, source)
-    return replace(own, source=open_source(str(source)))
+    content = own.source.content
+    return replace(own, source=open_source(str(source), content=content))
 
 
 @pytest.fixture(scope="session")

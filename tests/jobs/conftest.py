@@ -33,12 +33,13 @@ def _no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
 def arguments(dataset: Dataset, tmp_path: Path) -> list[str]:
     """The arguments of jobs.shard that make the small dataset again, in tmp_path/dataset."""
     dest = str(tmp_path / "dataset")
-    return ["--source", dataset.source.url, "--dest", dest, "--processes", "1", *SIZES]
+    content = ["--shard.content", dataset.source.content]
+    return ["--source", dataset.source.url, "--dest", dest, "--processes", "1", *SIZES, *content]
 
 
 def tree(folder: str | Path) -> dict[str, bytes]:
-    """Every file below a folder by its path."""
-    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+    """Every file below a folder by its path, but for the record indices of its source."""
+    paths = [p for p in Path(folder).rglob("*") if p.is_file() and p.suffix != ".records"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 

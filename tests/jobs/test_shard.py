@@ -14,10 +14,12 @@ import pytest
 
 from jobs import shard, verify
 from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.data.drawings.drawing import Content
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import SPLITS
 from tests.jobs import conftest
 from tests.jobs.conftest import GROUPS, ROOT, SIZES, parts, tree
+from tests.support.data.datasets import of_both_contents
 
 if TYPE_CHECKING:
     from tests.support.data.datasets import Dataset
@@ -35,6 +37,7 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@of_both_contents
 def test_a_dataset_from_the_command_line(
     dataset: Dataset, arguments: list[str], tmp_path: Path
 ) -> None:
@@ -43,7 +46,8 @@ def test_a_dataset_from_the_command_line(
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "dataset") == tree(dataset.folder)
-    assert "drawings  2,000 (1.57 MB of pixels)" in done.stdout
+    size = {"bitmaps": "1.57 MB of pixels", "strokes": "about 210 kB of strokes"}
+    assert f"drawings  2,000 ({size[dataset.source.content]})" in done.stdout
     assert f"groups    {GROUPS} of about 500 drawings" in done.stdout
     last = f"{tmp_path}/dataset/manifest.json: complete, digest {dataset.manifest.digest[:16]}"
     assert done.stdout.splitlines()[-1] == last
@@ -113,6 +117,7 @@ def test_the_destination_is_the_setting_data(
     assert manifest.read(str(tmp_path / "by environment")).drawings("train") == 1800
 
 
+@of_both_contents
 def test_the_same_command_again_does_nothing(
     dataset: Dataset, arguments: list[str], tmp_path: Path
 ) -> None:
@@ -210,7 +215,7 @@ def test_bad_arguments_are_refused(
 
 
 BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty folder": (lambda folder: None, "no .npy file in it"),
+    "empty folder": (lambda folder: None, "no .npy, .bin or .ndjson file in it"),
     "truncated": (
         lambda folder: (
             np.save(folder / "cat.npy", np.zeros((5, 784), np.uint8)),
@@ -290,20 +295,33 @@ def test_a_source_that_changes_meanwhile(
     assert made.digest == dataset.manifest.digest
 
 
-def test_real_drawings(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three official classes, every pixel compared with the source."""
-    source, dest = str(real_data / "numpy_bitmap"), str(tmp_path / "dataset")
+@pytest.mark.parametrize(
+    ("folder", "content", "unit"),
+    [("numpy_bitmap", "bitmaps", "pixel"), ("simplified", "strokes", "point")],
+)
+def test_real_drawings(
+    real_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    folder: str,
+    content: Content,
+    unit: str,
+) -> None:
+    """Three official classes, every pixel or point compared with the source."""
+    source, dest = str(real_data / folder), str(tmp_path / "dataset")
     classes = ["airplane", "The Eiffel Tower", "zigzag"]
     flags = ["--source", source, "--dest", dest, "--processes", "1", *SIZES]
-    shard.main([*flags, "--shard.classes", *classes])
+    shard.main([*flags, "--shard.content", content, "--shard.classes", *classes])
     made = manifest.read(dest)
     assert made.classes == tuple(classes)
     for label, name in enumerate(classes):
-        rows = len(np.load(Path(source) / f"{name}.npy", mmap_mode="r"))
+        file = next(Path(source).glob(f"{name}.*"))
+        strokes = content == "strokes"
+        rows = file.read_bytes().count(b"\n") if strokes else len(np.load(file, mmap_mode="r"))
         assert sum(made.per_class[split][label] for split in SPLITS) == rows
     assert 0.05 < made.pixel_mean < 0.3
     verify.main([dest, "--source", source])
-    assert "every pixel equal to the source's" in capsys.readouterr().out
+    assert f"every {unit} equal to the source's" in capsys.readouterr().out
 
 
 def test_another_synthetic_seed_is_another_dataset(

@@ -15,6 +15,7 @@ import pytest
 from jobs import verify
 from tests.jobs import conftest
 from tests.jobs.conftest import ROOT
+from tests.support.data.datasets import of_both_contents
 
 if TYPE_CHECKING:
     from tests.support.data.datasets import Dataset
@@ -25,17 +26,22 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
     return conftest.refused(verify.main, argv, capsys)
 
 
-def test_a_good_dataset(dataset: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    """Reports what was checked, with --source also the pixels."""
-    verify.main([dataset.folder])
+@of_both_contents
+def test_a_good_dataset(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reports what was checked, with --source also the pixels or points."""
+    folder = str(shutil.copytree(dataset.folder, tmp_path / "dataset"))
+    verify.main([folder])
     text = capsys.readouterr().out
     shards = sum(len(of_split) for of_split in dataset.manifest.splits.values())
-    expected = f"{dataset.folder}: 2,000 drawings of 5 classes in {shards} shards: checksums right"
+    expected = f"{folder}: 2,000 drawings of 5 classes in {shards} shards: checksums right"
     assert text.startswith(expected)
-    assert "pixel" not in text
+    assert "equal to the source's" not in text
     assert text.endswith(f"digest {dataset.manifest.digest}\n")
-    verify.main([dataset.folder, "--source", dataset.source.url])
-    assert "every pixel equal to the source's" in capsys.readouterr().out
+    verify.main([folder, "--source", dataset.source.url])
+    unit = {"bitmaps": "pixel", "strokes": "point"}[dataset.source.content]
+    assert f"every {unit} equal to the source's" in capsys.readouterr().out
 
 
 def test_the_dataset_is_the_setting_data(

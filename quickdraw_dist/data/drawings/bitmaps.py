@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import io
-import re
-import sys
 import tokenize
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from quickdraw_dist.base import storage
-from quickdraw_dist.base.errors import CorruptError, RefusedError, nearest
-from quickdraw_dist.data.drawings.classes import official_class, official_names
+from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Content, Rows
+from quickdraw_dist.data.drawings.folder import ClassFiles
 
 _FIRST_READ_BYTES = 512
 """Enough for every header seen: 80 bytes in the official files, 128 from numpy.save."""
 
 _BAD_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
 """What numpy's header parser raises for bytes that are no header."""
-
-READINGS = 2 * storage.ATTEMPTS
-"""Readings of a doubtful range at most: twice a request's attempts, as two may have to agree."""
-
-_CONFLICT_COPY = re.compile(r"\.sync-conflict-|\(.*conflicted copy.*\)$|^~\$")
-"""In names that sync tools and office programs give to copies of a file beside it."""
 
 _OPENERS = 16
 """Headers read in parallel: over a network each one is a round trip."""
@@ -37,10 +28,19 @@ _OPENERS = 16
 class Bitmaps:
     """A `Source` over `.npy` files."""
 
-    url: str
-    classes: tuple[str, ...]
+    files: ClassFiles
     counts: tuple[int, ...]
     headers: tuple[bytes, ...]
+
+    @property
+    def url(self) -> str:
+        """The folder."""
+        return self.files.folder
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that have a file."""
+        return self.files.classes
 
     @property
     def content(self) -> Content:
@@ -54,7 +54,7 @@ class Bitmaps:
 
     def file_url(self, label: int) -> str:
         """Return the address of a class's file."""
-        return storage.join(self.url, f"{self.classes[label]}.npy")
+        return self.files.url(label)
 
     def header(self, label: int) -> bytes:
         """Return the bytes of a class's file before its first row."""
@@ -70,94 +70,30 @@ class Bitmaps:
         return first + start * PIXELS, first + stop * PIXELS
 
     def read(self, label: int, start: int, stop: int) -> Rows:
-        """Return rows `start` to `stop` of a class, (stop - start, 28, 28) uint8."""
-        url, (first, end) = self.file_url(label), self.span(label, start, stop)
-        data = storage.read_range(url, first, end - first) if end > first else b""
-        if len(data) != end - first:
-            problem = (
-                f"rows {start} to {stop} are {end - first:,} bytes, only {len(data):,} could be "
-                "read; the file has changed or is truncated"
-            )
-            raise CorruptError(url, None, problem, start=start, stop=stop, read_bytes=len(data))
+        """Return rows `start` to `stop` of a class, (stop - start, 28, 28) uint8.
+
+        Raises:
+            CorruptError: the file is shorter than its header says.
+            StorageError: the store failed.
+        """
+        data = self.files.read_rows(label, self.span(label, start, stop), (start, stop))
         pixels = np.frombuffer(data, np.uint8).reshape(-1, SIDE, SIDE)
         return Rows(pixels, storage.crc32c(data))
 
 
-def open_bitmaps(url: str, classes: Sequence[str] = ()) -> Bitmaps:
-    """Find the classes in a folder; read and check the header of every file.
-
-    Args:
-        url: a folder or gs:// prefix.
-        classes: only these, in this order, without repeats; empty for all official ones.
+def open_bitmaps(files: ClassFiles) -> Bitmaps:
+    """Read and check the header of every file.
 
     Raises:
-        RefusedError: no such folder, no `.npy` file in it, an unknown or missing class, a link that
-            leads nowhere, a file that ends in .NPY.
         CorruptError: a header, shape, dtype or length that is not a bitmap file's.
+        RefusedError: a file cannot be read.
         StorageError: the store did not answer; DeniedError: not for this account.
     """
-    try:
-        found = storage.sizes(url, ".npy")
-    except (FileNotFoundError, NotADirectoryError):
-        raise _no_source(url, "no such folder") from None
-    if not found:
-        raise _no_source(url, "no .npy file in it")
-    names = _choose(url, found, classes)
-    files = [f"{name}.npy" for name in names]
     with ThreadPoolExecutor(_OPENERS) as pool:
-        opened = list(pool.map(lambda n: _open_one(storage.join(url, n), found[n]), files))
+        opened = list(pool.map(_open_one, map(files.url, range(len(files.sizes))), files.sizes))
     counts = tuple(count for count, _ in opened)
-    if url.startswith("gs://quickdraw_dataset/"):
-        _check_official_counts(url, names, counts)
-    return Bitmaps(url, names, counts, tuple(header for _, header in opened))
-
-
-def _no_source(url: str, problem: str) -> RefusedError:
-    return RefusedError(
-        "source",
-        url,
-        problem,
-        "Use a folder with one .npy file per class, "
-        "SOURCE=gs://quickdraw_dataset/full/numpy_bitmap (the official ones, 39.5 GB), or "
-        "'synthetic:?classes=20&per_class=1000&seed=7' to try without any data",
-    )
-
-
-def _choose(url: str, found: dict[str, int], wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return the wanted classes, or the official ones that were found, in official order."""
-    if wanted:
-        for name in wanted:
-            if f"{name}.npy" not in found:
-                problem = f"there is no {name}.npy in {url}"
-                alike = [f for f in found if f.casefold() == f"{name}.npy".casefold()]
-                near = nearest(name, [file[: -len(".npy")] for file in found]).strip()
-                remedy = f"Rename {alike[0]} to {name}.npy" if alike else near
-                raise RefusedError(f"class {name!r}", None, problem, remedy)
-        return tuple(wanted)
-    known: tuple[str, ...] = official_names()
-    names: set[str] = set()
-    for file in found:
-        name, suffix = file[: -len(".npy")], file[-len(".npy") :]
-        if _CONFLICT_COPY.search(name):
-            print(f"source: {storage.join(url, file)} is passed over", file=sys.stderr)
-        elif name not in known:
-            alike = [other for other in known if other.casefold() == name.casefold()]
-            near = nearest(alike[0] if alike else name, alike or known)
-            raise RefusedError(
-                storage.join(url, file),
-                None,
-                f"{name!r} is none of the 345 official classes.{near}",
-                "Rename or remove it, or list all classes with --shard.classes to shard classes of "
-                "your own",
-            )
-        elif suffix != ".npy":
-            problem = f"its name ends in {suffix}, that of a bitmap file in .npy"
-            raise RefusedError(storage.join(url, file), None, problem, f"Rename it to {name}.npy")
-        else:
-            names.add(name)
-    if not names:
-        raise _no_source(url, "no .npy file in it")
-    return tuple(name for name in known if name in names)
+    files.check_official_counts(counts)
+    return Bitmaps(files, counts, tuple(header for _, header in opened))
 
 
 def _open_one(url: str, size: int) -> tuple[int, bytes]:
@@ -193,18 +129,10 @@ def _first_bytes(url: str, length: int) -> bytes:
     """Return the first bytes of a file. A range of an object has no checksum of its own, so it is
     read until two readings agree."""
     seen: set[bytes] = set()
-    for _ in range(READINGS):
+    for _ in range(storage.READINGS):
         data = storage.read_range(url, 0, length)
         if data in seen:
             return data
         if len(data) == length:
             seen.add(data)
     raise CorruptError(url, None, f"no two readings of its first {length:,} bytes agree")
-
-
-def _check_official_counts(url: str, names: tuple[str, ...], counts: tuple[int, ...]) -> None:
-    for name, count in zip(names, counts, strict=True):
-        official = official_class(name)
-        if official is not None and count != official.drawings:
-            problem = f"{count:,} drawings, the official file has {official.drawings:,}"
-            raise CorruptError(f"{url}/{name}.npy", None, problem)

@@ -1,6 +1,7 @@
 """Open a source of drawings by what a user typed.
 
-A source is a folder or bucket of `.npy` bitmaps, or `synthetic:?classes=20&per_class=1000&seed=7`.
+A source is a folder or bucket of `.npy` bitmaps or of `.bin` or `.ndjson` strokes, or
+`synthetic:?classes=20&per_class=1000&seed=7`.
 """
 
 from __future__ import annotations
@@ -11,21 +12,28 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.drawings.bitmaps import open_bitmaps
 from quickdraw_dist.data.drawings.drawing import Content, Source
+from quickdraw_dist.data.drawings.folder import find_class_files
+from quickdraw_dist.data.drawings.stroke_files import open_strokes
 from quickdraw_dist.data.drawings.synthetic.source import open_synthetic
 
 
-def open_source(url: str, classes: Sequence[str] = (), content: Content = "bitmaps") -> Source:
+def open_source(
+    url: str, classes: Sequence[str] = (), content: Content = "bitmaps", records: str = ""
+) -> Source:
     """Open the source at a folder, a `gs://` prefix or a `synthetic:` address.
 
     Args:
         url: what the user typed.
         classes: only these, in this order; empty for all of the source.
-        content: what to read of every drawing.
+        content: what to read of every drawing. Bitmaps of stroke files are drawn as the official
+            ones were.
+        records: folder in which the record indices of stroke files are kept, made in one pass over
+            the files if they are not there; empty to keep none.
 
     Raises:
         RefusedError: there is no source, or an unknown class in it or in `classes`, or one twice,
             or it holds no strokes.
-        CorruptError: a file is not a bitmap file.
+        CorruptError: a file is not a bitmap file, or not one of strokes.
         StorageError: the store failed.
     """
     for name in classes:
@@ -33,9 +41,18 @@ def open_source(url: str, classes: Sequence[str] = (), content: Content = "bitma
             raise RefusedError("--shard.classes", name, "named twice", "Name each class once")
     if url.startswith("synthetic:"):
         return open_synthetic(url, classes, content)
+    files = find_class_files(url, classes)
+    if files.suffix != ".npy":
+        return open_strokes(files, content, records)
     if content == "strokes":
-        raise RefusedError("source", url, "holds no strokes", "Use --shard.content bitmaps")
-    return open_bitmaps(url, classes)
+        raise RefusedError(
+            "source",
+            url,
+            "bitmaps hold no strokes",
+            "Use the official strokes, gs://quickdraw_dataset/full/binary (5.9 GB) or "
+            "gs://quickdraw_dataset/full/simplified (24 GB), or --shard.content bitmaps",
+        )
+    return open_bitmaps(files)
 
 
 def source_address(text: str) -> str:

@@ -18,7 +18,6 @@ from pathlib import PurePath
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError, flag
-from quickdraw_dist.data.drawings.bitmaps import READINGS
 from quickdraw_dist.data.drawings.classes import official_file
 from quickdraw_dist.data.drawings.drawing import Rows, Source
 from quickdraw_dist.data.shards.plan import Plan
@@ -42,15 +41,15 @@ def read(source: Source, label: int, start: int, stop: int, true_crc: int | None
         CorruptError: the file is too short, or no reading had the true checksum.
         StorageError: the store failed.
     """
-    for _ in range(1 if true_crc is None else READINGS):
+    for _ in range(1 if true_crc is None else storage.READINGS):
         rows = source.read(label, start, stop)
         if true_crc is None or rows.crc32c == true_crc:
             return rows
     raise CorruptError(
         _range(source, label, start, stop),
         None,
-        f"read {READINGS} times with another crc32c than {true_crc:08x}, the last time with "
-        f"{rows.crc32c:08x}; the store is damaged",
+        f"read {storage.READINGS} times with another crc32c than {true_crc:08x}, the last time "
+        f"with {rows.crc32c:08x}; the store is damaged",
     )
 
 
@@ -62,7 +61,7 @@ def read_again(source: Source, label: int, start: int, stop: int, crc: int) -> R
         StorageError: the store failed.
     """
     seen = {crc}
-    for _ in range(READINGS):
+    for _ in range(storage.READINGS):
         rows = read(source, label, start, stop)
         if rows.crc32c in seen:
             return rows
@@ -187,7 +186,7 @@ def check_blank(plan: Plan, source: Source, blank: Sequence[int] | Mapping[int, 
         if found > plan.settings.max_blank * count:
             limit = flag("shard.max_blank", plan.settings.max_blank)
             problem = (
-                f"{found:,} of its {count:,} drawings are blank (all zero), more than {limit} "
+                f"{found:,} of its {count:,} drawings are blank, more than {limit} "
                 "allows; the download of its file may be unfinished"
             )
             remedy = "Fetch it again, or raise --shard.max_blank if they are meant to be blank"

@@ -15,7 +15,6 @@ import pytest
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, DeniedError, RefusedError, StorageError
 from quickdraw_dist.data.drawings import bitmaps
-from quickdraw_dist.data.drawings.bitmaps import open_bitmaps
 from quickdraw_dist.data.drawings.sources import open_source
 from tests.support.gcs.server import Request, Response
 
@@ -170,7 +169,7 @@ def test_a_folder_without_bitmaps_is_refused(tmp_path: Path) -> None:
     for name, problem in (
         ("nowhere", "no such folder"),
         ("cat.npy", "no such folder"),
-        ("empty", "no .npy file in it"),
+        ("empty", "no .npy, .bin or .ndjson file in it"),
     ):
         error = refusal(tmp_path / name)
         assert (error.value, error.problem) == (str(tmp_path / name), problem)
@@ -217,7 +216,7 @@ def test_a_bucket_is_read_by_range(store: Store) -> None:
     """39.5 GB: opening reads headers only, and a group reads its rows only."""
     url = "gs://bucket/bitmaps"
     storage.publish(f"{url}/cat.npy", npy(FIELDS % "50, 784", pixels(50).tobytes()))
-    source = open_bitmaps(url)
+    source = open_source(url)
     assert isinstance(source, bitmaps.Bitmaps)
     assert source.counts == (50,)
     assert np.array_equal(source.read(0, 7, 9).drawings, pixels(50)[7:9].reshape(2, 28, 28))

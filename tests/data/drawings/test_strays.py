@@ -72,7 +72,7 @@ def test_strays_in_a_source_are_passed_over(
 def test_only_strays_are_no_source(folder: str) -> None:
     """A folder of copies has no class."""
     storage.publish(storage.join(folder, "~$cat.npy"), b"left by a program")
-    assert refusal(folder).problem == "no .npy file in it"
+    assert refusal(folder).problem == "no .npy, .bin or .ndjson file in it"
 
 
 @pytest.mark.parametrize(("name", "rename"), [("dog.NPY", "dog"), ("Dog.npy", "dog")])

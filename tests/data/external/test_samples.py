@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quickdraw_dist.base.errors import CorruptError
+from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.data.external.samples import read_samples
+from tests.support.data.datasets import Dataset
 from tests.support.data.tars import (
     SAVED,
     delivered,
@@ -98,6 +100,19 @@ def test_other_members_and_files_do_not_matter(tmp_path: Path) -> None:
     with tarfile.open(path, "a") as tar:
         tar.addfile(tarfile.TarInfo("README"))
     assert len(delivered(open_feed(make_settings(tmp_path, batch=1)).epoch(0))) == 1
+
+
+def test_strokes_are_refused_with_the_reader_that_reads_them(
+    of_content: Callable[[str], Dataset],
+) -> None:
+    """Their pictures are made in the training step, from a dataset with a manifest."""
+    folder = Path(of_content("strokes").folder) / "train"
+    for more in ({}, {"epoch_drawings": 100}):
+        with pytest.raises(RefusedError) as caught:
+            open_feed(make_settings(folder, **more))
+        assert (caught.value.subject, caught.value.value) == ("--stream.reader", "webdataset")
+        assert "strokes" in caught.value.problem
+        assert "--stream.reader shards" in caught.value.remedy
 
 
 DAMAGES = ("cut at a header", "cut in a header", "cut in a payload", "damaged header")

@@ -12,10 +12,15 @@ import pytest
 import webdataset
 from PIL import Image
 
+from quickdraw_dist.data.drawings.strokes.arrays import Strokes
+from tests.support.data.datasets import equal
+
 if TYPE_CHECKING:
     from tests.support.data.datasets import Dataset
 
-    OfLayout = Callable[[str], Dataset]
+    OfLayout = Callable[..., Dataset]
+
+IDENTITIES = ("labels", "rows", "strokes", "recognized")
 
 
 def urls(made: Dataset, *splits: str) -> list[str]:
@@ -50,6 +55,28 @@ def test_blocks(of_layout: OfLayout, layout: str, suffix: str, split: str) -> No
     assert np.array_equal(drawings, made.pixels(labels, rows))
     assert set(zip(labels.tolist(), rows.tolist(), strict=True)) == made.identities(split)
     assert len(rows) == made.manifest.drawings(split)
+
+
+@pytest.mark.parametrize(("layout", "suffix"), [("gzip", ".npy.gz"), ("none", ".npy")])
+def test_blocks_of_strokes(of_layout: OfLayout, layout: str, suffix: str) -> None:
+    """Sums of differences and of counts are all that one needs to get at the points."""
+    made = of_layout(layout, "strokes")
+    found = {}
+    for sample in webdataset.WebDataset(urls(made, "train"), shardshuffle=False).decode():
+        x, y = (np.cumsum(sample[f"{name}{suffix}"], dtype=np.uint8) for name in ("dx", "dy"))
+        cuts = np.cumsum(sample[f"points{suffix}"])[:-1]
+        strokes = list(zip(np.split(x, cuts), np.split(y, cuts), strict=True))
+        first = 0
+        for label, row, count, flag in zip(
+            *(sample[f"{name}{suffix}"].tolist() for name in IDENTITIES), strict=True
+        ):
+            found[label, row] = strokes[first : first + count], flag
+            first += count
+        assert first == len(strokes)
+    assert found.keys() == made.identities("train")
+    labels, rows = np.array(list(found)).T
+    drawings, flags = zip(*found.values(), strict=True)
+    assert equal(made.select(labels, rows), Strokes.from_lists(drawings, flags))
 
 
 def test_all_splits_at_once(of_layout: OfLayout) -> None:

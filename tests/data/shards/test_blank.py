@@ -11,18 +11,25 @@ import pytest
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Shard
+from quickdraw_dist.data.drawings.drawing import Content
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.verify import find_problems
 from tests.support.data import datasets
 from tests.support.data.datasets import Dataset
+from tests.support.data.stroke_files import as_lists, some_drawings, to_bin, write_strokes
 
 SIZES = {"block": 32, "drawings_per_shard": 64, "group_shards": 2}
 
 
-def _source(folder: Path, blank: int) -> Path:
+def _source(folder: Path, blank: int, content: Content = "bitmaps") -> Path:
     """300 cats, the last of them blank, and 300 dogs."""
+    if content == "strokes":
+        write_strokes(folder, {"cat": 300, "dog": 300})
+        cats = as_lists(some_drawings("cat", 300 - blank)) + [[] for _ in range(blank)]
+        (folder / "cat.bin").write_bytes(to_bin(cats, [1] * 300))
+        return folder
     datasets.write_bitmaps(folder, {"cat": 300, "dog": 300})
     cats = np.load(folder / "cat.npy")
     cats[300 - blank :] = 0
@@ -32,13 +39,15 @@ def _source(folder: Path, blank: int) -> Path:
 
 def _shard(folder: Path, dest: Path, **settings: object) -> Dataset:
     shard = Shard.model_validate(SIZES | settings)
-    return datasets.shard(open_source(str(folder)), str(dest), shard)
+    return datasets.shard(open_source(str(folder), (), shard.content), str(dest), shard)
 
 
 @pytest.mark.parametrize("blank", [0, 15])
-def test_blank_drawings_are_counted(tmp_path: Path, blank: int) -> None:
+@pytest.mark.parametrize("content", ["bitmaps", "strokes"])
+def test_blank_drawings_are_counted(tmp_path: Path, blank: int, content: Content) -> None:
     """In the manifest and by verify, also where an older manifest has no count."""
-    made = _shard(_source(tmp_path / "source", blank), tmp_path / "made")
+    source = _source(tmp_path / "source", blank, content)
+    made = _shard(source, tmp_path / "made", content=content)
     assert [file.blank for file in made.manifest.source_files] == [blank, 0]
     stored = json.loads((tmp_path / "made" / "manifest.json").read_text())
     assert [file.pop("blank", 0) for file in stored["source_files"]] == [blank, 0]
@@ -51,18 +60,20 @@ def test_blank_drawings_are_counted(tmp_path: Path, blank: int) -> None:
     assert counted == ({"cat": blank} if blank else {})
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_too_many_blank_drawings_are_refused(tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize(("content", "processes"), [("bitmaps", 1), ("bitmaps", 2), ("strokes", 1)])
+def test_too_many_blank_drawings_are_refused(
+    tmp_path: Path, content: Content, processes: int
+) -> None:
     """200 of 300: it was sharded, verified and trained on without a word."""
-    source = open_source(str(_source(tmp_path / "source", 200)))
-    plan = Plan(source.classes, source.counts, Shard.model_validate(SIZES))
+    source = open_source(str(_source(tmp_path / "source", 200, content)), (), content)
+    plan = Plan(source.classes, source.counts, Shard.model_validate(SIZES | {"content": content}))
     groups = list(range(plan.groups))
     with pytest.raises(RefusedError) as caught:
         writer.build(plan, groups, source, str(tmp_path / "made"), processes, lambda _: None)
     assert caught.value.subject == f"{source.url}: class 'cat'"
     assert 15 < caught.value.blank <= 200
     assert "--shard.max_blank" in caught.value.remedy
-    made = _shard(tmp_path / "source", tmp_path / "made", max_blank=1)
+    made = _shard(tmp_path / "source", tmp_path / "made", max_blank=1, content=content)
     assert made.manifest.source_files[0].blank == 200
 
 

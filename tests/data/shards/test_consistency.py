@@ -74,7 +74,8 @@ CHANGES: dict[str, tuple[Callable[[Tree], object], str]] = {
         "per_class.train: None of 'zigzag'",
     ),
     "counts too many": (lambda t: t["per_class"]["test"].append(0), "per_class.test: 0 of nothing"),
-    "count of the source": (lambda t: t["source_files"][0].update(drawings=700), "source_files: "),
+    "count of the source": (lambda t: t["source_files"][0].update(drawings=700), "per_class."),
+    "bytes of the source": (lambda t: t["source_files"][0].update(bytes=4_807), "source_files: "),
     "no drawings": (lambda t: t["source_files"][1].update(drawings=0), "class 'dog'"),
     "fraction": (lambda t: t["settings"].update(val_fraction=0.2), "per_class.train: "),
     "fractions": (lambda t: t["settings"].update(val_fraction=0.99), "--shard.val_fraction 0.99"),
@@ -83,7 +84,46 @@ CHANGES: dict[str, tuple[Callable[[Tree], object], str]] = {
     "std negative": (lambda t: t.update(pixel_mean=-0.2), "pixel_mean "),
     "mean of bytes": (lambda t: t.update(pixel_mean=36.0), "pixel_mean 36 "),
     "digest": (lambda t: t.update(digest="0" * 64), "digest 0000000000000000, but"),
+    "version of strokes": (lambda t: t.update(format_version=2), "format_version 2, settings.cont"),
+    "points of bitmaps": (lambda t: t["splits"]["val"][0].update(points=9), "val/quickdraw-val"),
 }
+
+TOTALS: dict[str, Callable[[dict[str, int]], int]] = {
+    "strokes": lambda shard: shard["points"] // 2 + 1,
+    "points": lambda shard: shard["tiles"] * 16 + shard["strokes"] + 1,
+    "tiles": lambda shard: shard["points"] // 16 + shard["drawings"] + 1,
+    "tile_squares": lambda shard: shard["tiles"] ** 2 // shard["drawings"] - 1,
+}
+"""For each total of a shard of strokes, a value that does not go with the others."""
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_totals_that_no_strokes_have_are_refused(
+    of_content: Callable[[str], Dataset], copy_of: Callable[[Dataset], Dataset], name: str
+) -> None:
+    """The size of a batch follows from them."""
+    made = copy_of(of_content("strokes"))
+    file = Path(made.folder) / "manifest.json"
+    tree = json.loads(file.read_text())
+    shard = tree["splits"]["train"][1]
+    shard[name] = TOTALS[name](shard)
+    file.write_text(json.dumps(tree))
+    with pytest.raises(CorruptError) as caught:
+        manifest.read(made.folder)
+    assert [line.partition(":")[0] for line in caught.value.contradictions] == [shard["name"]]
+
+
+def test_strokes_have_a_version_of_their_own(
+    of_content: Callable[[str], Dataset], copy_of: Callable[[Dataset], Dataset]
+) -> None:
+    """By it a release that knows only bitmaps refuses them."""
+    made = copy_of(of_content("strokes"))
+    assert made.manifest.format_version == 2
+    file = Path(made.folder) / "manifest.json"
+    file.write_text(file.read_text().replace('"format_version":2', '"format_version":1'))
+    with pytest.raises(CorruptError) as caught:
+        manifest.read(made.folder)
+    assert caught.value.contradictions == ["format_version 1, settings.content strokes"]
 
 
 @pytest.mark.parametrize("change", CHANGES)

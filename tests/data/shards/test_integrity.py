@@ -29,6 +29,7 @@ from quickdraw_dist.data.shards import integrity, manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.shards.schema import Manifest
 from quickdraw_dist.data.verify import find_problems
+from tests.support.data.datasets import of_both_contents
 from tests.support.gcs.server import Request, Response
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def shard(source: Source, made: Dataset, dest: str) -> Manifest:
     return merged
 
 
+@of_both_contents
 def test_one_flipped_range_in_five_makes_the_same_dataset(
     dataset: Dataset, store: Store, tmp_path: Path, tree: Tree, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,7 +126,7 @@ def test_one_flipped_range_in_five_makes_the_same_dataset(
         return bit
 
     store.intercept = flipping(store, hit)
-    merged = shard(open_source(BITMAPS), dataset, str(tmp_path))
+    merged = shard(open_source(BITMAPS, (), dataset.source.content), dataset, str(tmp_path))
     assert len(flips) > 8
     assert "groups again" in capsys.readouterr().err, "no bit was flipped where it matters"
     assert merged.digest == dataset.manifest.digest
@@ -134,6 +136,7 @@ def test_one_flipped_range_in_five_makes_the_same_dataset(
         assert ours == theirs
 
 
+@of_both_contents
 def test_the_proof_blames_no_drawing_for_a_bit_that_flipped_on_the_way(
     dataset: Dataset, own_source: Dataset, store: Store
 ) -> None:
@@ -147,14 +150,18 @@ def test_the_proof_blames_no_drawing_for_a_bit_that_flipped_on_the_way(
         return bit
 
     store.intercept = flipping(store, hit)
-    assert list(find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))) == []
+    content = dataset.source.content
+    source = open_source(BITMAPS, (), content)
+    assert list(find_problems(dataset.folder, dataset.manifest, source)) == []
     assert len(flips) > 2
-    path = Path(own_source.source.url) / "sun.npy"
+    sun = own_source.source.classes.index("sun")
+    path = Path(own_source.source.file_url(sun))
     data = bytearray(path.read_bytes())
-    data[128 + 784 * 300] ^= 1
+    data[own_source.source.span(sun, 300, 301)[1] - 1] ^= 1
     path.write_bytes(data)
     store.upload(own_source.source.url, BITMAPS)
-    (problem,) = find_problems(dataset.folder, dataset.manifest, open_source(BITMAPS))
+    source = open_source(BITMAPS, (), content)
+    (problem,) = find_problems(dataset.folder, dataset.manifest, source)
     assert problem.endswith("class 'sun' row 300 are not the source's (1 such drawings)")
 
 

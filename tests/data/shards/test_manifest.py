@@ -15,11 +15,13 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.feed import open_dataset
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.schema import FORMAT_VERSIONS, BlockEntry, ShardEntry, digest
+from tests.support.data.datasets import of_both_contents
 
 if TYPE_CHECKING:
     from tests.support.data.datasets import Dataset
 
 
+@of_both_contents
 def test_a_manifest_comes_back_as_it_was_written(own: Dataset) -> None:
     """Every count and checksum of it, blocks included."""
     again = manifest.read(own.folder)
@@ -29,10 +31,11 @@ def test_a_manifest_comes_back_as_it_was_written(own: Dataset) -> None:
     assert digest(again.classes, again.splits) == again.digest
 
 
+@of_both_contents
 def test_a_manifest_says_what_the_shards_hold(own: Dataset) -> None:
     """Readers plan their requests from these numbers alone."""
     found = own.manifest
-    assert found.format_version == FORMAT_VERSIONS["bitmaps"] == 1
+    assert found.format_version == FORMAT_VERSIONS[found.settings.content]
     for split, shards in found.splits.items():
         assert found.drawings(split) == sum(found.per_class[split])
         for number, shard in enumerate(shards):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Shard
 from quickdraw_dist.data.drawings.classes import official
+from quickdraw_dist.data.drawings.drawing import Content
 from quickdraw_dist.data.shards.plan import SPLITS, Plan, describe
 
 NAMES = tuple(f"class {n}" for n in range(8))
@@ -240,6 +241,8 @@ def test_naming_all_classes_is_the_same_plan() -> None:
          "--shard.val_fraction 0.9 --shard.test_fraction 0.5", "below 1; the default is 0.05 each"),
         ({"block": 9, "drawings_per_shard": 8}, (9,), "--shard.block", "Use --shard.block 8"),
         ({}, (9, 0), "class 'class 1'", "--shard.classes"),
+        ({"content": "strokes", "layout": "per_drawing"}, (9,),
+         "--shard.content strokes --shard.layout per_drawing", "Leave out --shard.layout"),
     ],
 )  # fmt: skip
 def test_what_cannot_become_a_dataset_is_refused(
@@ -253,11 +256,11 @@ def test_what_cannot_become_a_dataset_is_refused(
 
 
 @cache
-def _full() -> Plan:
+def _full(content: Content = "bitmaps") -> Plan:
     return Plan(
         tuple(entry.name for entry in official()),
         tuple(entry.drawings for entry in official()),
-        Shard(),
+        Shard(content=content),
     )
 
 
@@ -296,6 +299,27 @@ def test_a_group_of_the_full_plan(group: int) -> None:
         for label in range(345):
             own = rows[of_shard[labels[of_shard] == label]]
             assert (plan.split_of_rows[label][own] == split).all()
+
+
+def test_contents_are_planned_alike() -> None:
+    """One split of one dataset, so that networks trained on either are compared on equal terms;
+    but part files of one are not the other's."""
+    bitmaps, strokes = _full(), _full("strokes")
+    assert bitmaps.fingerprint != strokes.fingerprint
+    shard = strokes.shards(42)[3]
+    assert np.array_equal(bitmaps.members(42, shard), strokes.members(42, shard))
+
+
+def test_the_description_of_strokes() -> None:
+    """Sizes of official strokes: nothing in it is of pixels."""
+    text = describe(_full("strokes"), processes=16)
+    for part in (
+        "drawings  50,426,266 (about 5.29 GB of strokes)",
+        "train     45,383,650 drawings in 776 shards",
+        "memory    about 360 MB per process, 5.75 GB for 16",
+        "writes    about 4.69 GB, if they are as official ones",
+    ):
+        assert part in text
 
 
 def test_the_description() -> None:

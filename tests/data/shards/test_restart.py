@@ -16,6 +16,7 @@ from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.data.shards import manifest, writer
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.data.shards.schema import Manifest
+from tests.support.data.datasets import of_both_contents
 from tests.support.processes.killed import shard
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ DAMAGES: dict[str, Callable[[Path, str], object]] = {
 }
 
 
+@of_both_contents
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_restart_rebuilds_what_is_not_whole_and_nothing_else(
     own: Dataset, damage: str, tree: Tree, go_on: GoOn
@@ -95,7 +97,11 @@ def test_a_missing_group_keeps_the_dataset_unfinished(
     assert tree(own.folder) == before
 
 
-@pytest.mark.parametrize("remote", [False, True], ids=["local", "gs"])
+@pytest.mark.parametrize(
+    ("remote", "content"),
+    [(False, "bitmaps"), (True, "bitmaps"), (False, "strokes")],
+    ids=["local", "gs", "strokes"],
+)
 def test_a_worker_killed_at_any_file_is_refused_and_finished_to_the_same_bytes(
     make_dataset: Callable[..., Dataset],
     tmp_path: Path,
@@ -103,10 +109,11 @@ def test_a_worker_killed_at_any_file_is_refused_and_finished_to_the_same_bytes(
     processes: ForkServerContext,
     tree: Tree,
     remote: bool,
+    content: str,
 ) -> None:
     """Preemption costs one group at most, never the exactness of the dataset: before every shard,
     part file and manifest in turn. Readers refuse what it leaves; a restart completes it."""
-    made = make_dataset(classes=("dog", "zigzag"), drawings_per_shard=160)
+    made = make_dataset(classes=("dog", "zigzag"), drawings_per_shard=160, content=content)
     plan = Plan(made.manifest.classes, made.source.counts, made.manifest.settings)
     whole = tree(made.folder)
     assert len(whole) == 2 * (2 + 1 + 1) + 2 + 1  # two groups, and the manifest
@@ -167,7 +174,14 @@ def published(dest: str, store: Store | None, tree: Tree) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 2}, {"block": 16}, {"val_fraction": 0.1}, {"compression": "none"}, {"classes": 1}],
+    [
+        {"seed": 2},
+        {"block": 16},
+        {"val_fraction": 0.1},
+        {"compression": "none"},
+        {"classes": 1},
+        {"content": "strokes"},
+    ],
     ids=str,
 )
 def test_part_files_of_another_plan_are_refused(

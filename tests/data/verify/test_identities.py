@@ -10,38 +10,43 @@ import pytest
 
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards.plan import Plan
-from tests.support.data.damage import NORMALISATION, find, found, read_blocks, write_blocks
-from tests.support.data.datasets import Dataset
+from tests.support.data.damage import alter, exact, find, found, put, read_blocks, write_blocks
+from tests.support.data.datasets import Dataset, of_both_contents, take
 
 PlanOf = Callable[[Dataset], Plan]
+WHAT = {"bitmaps": "pixels", "strokes": "strokes"}
 
 
-def test_a_changed_pixel_is_found_with_the_source(own: Dataset) -> None:
+@of_both_contents
+def test_a_changed_drawing_is_found_with_the_source(own: Dataset) -> None:
     """A dataset that is right in itself, of drawings that are not the source's."""
     shard = own.manifest.splits["val"][0]
     contents = read_blocks(own, shard)
-    contents[0].drawings[7, 13, 14] ^= 1
+    alter(contents[0], 7)
     name = own.manifest.classes[contents[0].labels[7]]
     write_blocks(own, shard, contents)
     assert found(own) == []
     assert found(own, own.source) == [
-        f"{own.folder}/{shard.name}: block 0: pixels of class {name!r} row "
+        f"{own.folder}/{shard.name}: block 0: {WHAT[own.source.content]} of class {name!r} row "
         f"{contents[0].rows[7]:,} are not the source's (1 such drawings)"
     ]
 
 
+@of_both_contents
 @pytest.mark.parametrize("row", [0, 351, 352])
 def test_a_source_that_changed_is_found(own_source: Dataset, row: int) -> None:
     """The other side of it: one byte of one class file, first and last row included."""
-    path = Path(own_source.source.url) / "dog.npy"
+    label = own_source.source.classes.index("dog")
+    path = Path(own_source.source.file_url(label))
     data = bytearray(path.read_bytes())
-    data[128 + 784 * row + 783] ^= 1
+    data[own_source.source.span(label, row, row + 1)[1] - 1] ^= 1
     path.write_bytes(data)
     assert found(own_source) == []
     (problem,) = found(own_source, own_source.source)
     assert problem.endswith(f"class 'dog' row {row} are not the source's (1 such drawings)")
 
 
+@of_both_contents
 def test_labels_swapped_between_equal_rows_are_found_with_the_source(own: Dataset) -> None:
     """The one swap of labels that leaves every (class, row) there once: only pixels tell."""
     shard = own.manifest.splits["train"][0]
@@ -64,18 +69,19 @@ def test_labels_swapped_between_equal_rows_are_found_with_the_source(own: Datase
     assert sum(int(line.split("(")[1].split(" such")[0]) for line in problems) == 2
 
 
+@of_both_contents
 def test_a_swapped_label_is_found(own: Dataset, plan_of: PlanOf) -> None:
     """A cat that says dog: one row of cats missing, one of dogs twice, without any source."""
     plan, shard = plan_of(own), own.manifest.splits["train"][0]
     cat, dog = (own.manifest.classes.index(name) for name in ("cat", "dog"))
     stop = plan.rows(0, dog)[1]
     contents = read_blocks(own, shard)
-    block, at = find(
+    number, at = find(
         contents,
         lambda label, row: label == cat and row < stop and plan.split_of_rows[dog][row] == 0,
     )
-    row = int(block.rows[at])
-    block.labels[at] = dog
+    row = int(contents[number].rows[at])
+    contents[number].labels[at] = dog
     write_blocks(own, shard, contents)
     assert found(own) == [
         f"class 'cat': row {row:,} is missing (1 such rows)",
@@ -83,6 +89,7 @@ def test_a_swapped_label_is_found(own: Dataset, plan_of: PlanOf) -> None:
     ]
 
 
+@of_both_contents
 def test_a_duplicate_row_is_found(own: Dataset) -> None:
     """A drawing seen twice and another never: what an inexact sharder does first."""
     shard = own.manifest.splits["train"][1]
@@ -90,31 +97,33 @@ def test_a_duplicate_row_is_found(own: Dataset) -> None:
     block = contents[2]
     lost, kept = ((int(block.labels[at]), int(block.rows[at])) for at in (4, 9))
     assert lost != kept
-    block.drawings[4], block.labels[4], block.rows[4] = block.drawings[9], *kept
+    block.labels[4], block.rows[4] = kept
+    put(contents, 2, 4, block.slice(9, 10).drawings)
     write_blocks(own, shard, contents)
     problems = found(own, own.source)
     names = own.manifest.classes
     assert f"class {names[lost[0]]!r}: row {lost[1]:,} is missing (1 such rows)" in problems
     twice = f"class {names[kept[0]]!r}: row {kept[1]:,} is there more than once (1 such rows)"
     assert twice in problems
-    assert not any("pixels of class" in line for line in problems)
+    assert not any("of class" in line for line in problems)
 
 
+@of_both_contents
 def test_a_row_in_another_split_is_found(own: Dataset) -> None:
     """A test drawing in the training split: the accuracy of every model would be too high."""
     train = own.manifest.splits["train"][0]
     test = next(s for s in own.manifest.splits["test"] if s.group == train.group)
     in_train, in_test = read_blocks(own, train), read_blocks(own, test)
     label = int(in_test[0].labels[0])
-    block, at = find(in_train, lambda other, _: other == label)
-    one, other = block, in_test[0]
-    for name in ("drawings", "rows"):
-        a, b = getattr(one, name), getattr(other, name)
-        a[at], b[0] = b[0].copy(), a[at].copy()
+    number, at = find(in_train, lambda other, _: other == label)
+    one, other = in_train[number], in_test[0]
+    one.rows[at], other.rows[0] = other.rows[0], one.rows[at]
+    ours, theirs = (take(b.drawings, np.array([i])) for b, i in ((one, at), (other, 0)))
+    put(in_train, number, at, theirs)
+    put(in_test, 0, 0, ours)
     write_blocks(own, train, in_train)
     write_blocks(own, test, in_test)
-    *problems, normalisation = found(own, own.source)
-    assert normalisation.startswith(NORMALISATION)
+    problems = exact(found(own, own.source))
     assert len(problems) == 2
     for shard, line in zip((train, test), problems, strict=True):
         assert line.startswith(f"{own.folder}/{shard.name}: block ")
@@ -122,6 +131,7 @@ def test_a_row_in_another_split_is_found(own: Dataset) -> None:
         assert line.endswith(f": holds rows of class {name!r} of another split")
 
 
+@of_both_contents
 def test_a_row_of_another_group_is_found(own: Dataset, plan_of: PlanOf) -> None:
     """A group's memory is its contiguous slice: a row outside of it was never read there."""
     shard = own.manifest.splits["train"][0]
@@ -134,6 +144,7 @@ def test_a_row_of_another_group_is_found(own: Dataset, plan_of: PlanOf) -> None:
         ]
 
 
+@of_both_contents
 @pytest.mark.parametrize("label", [5, 345, 65_535])
 def test_a_label_that_is_no_class_is_found(own: Dataset, label: int) -> None:
     """It would end the training in an index error on the device."""

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
@@ -30,6 +31,9 @@ COUNTS = {"cat": 601, "dog": 353, "The Eiffel Tower": 89, "sun": 700, "zigzag": 
 CONTENTS = ("bitmaps", "strokes")
 """What a dataset may hold of its drawings."""
 
+of_both_contents = pytest.mark.parametrize("dataset", CONTENTS, indirect=True)
+"""Runs a test with the small dataset of bitmaps, and with that of strokes."""
+
 Location = tuple[int, int, int]
 """Shard, block and index in the block: where a drawing is stored."""
 
@@ -42,12 +46,23 @@ class Dataset:
     manifest: Manifest
     source: Source
 
-    def pixels(self, labels: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return the source's pixels of these identities, (n, 28, 28)."""
-        whole = [
+    def whole(self) -> Drawings:
+        """Return the source's drawings, class after class."""
+        several = [
             self.source.read(at, 0, count).drawings for at, count in enumerate(self.source.counts)
         ]
-        return np.stack([whole[label][row] for label, row in zip(labels, rows, strict=True)])
+        if self.source.content == "strokes":
+            return Strokes.concatenate(several)
+        return np.concatenate(several)
+
+    def select(self, labels: NDArray[np.integer], rows: NDArray[np.integer]) -> Drawings:
+        """Return the source's drawings of these identities."""
+        at = np.concatenate([[0], np.cumsum(self.source.counts)])[labels] + rows
+        return take(self.whole(), at)
+
+    def pixels(self, labels: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Return the source's bitmaps of these identities, (n, 28, 28)."""
+        return self.select(labels, rows)
 
     def drawings(self, identities: Iterable[tuple[int, int]]) -> list[bytes]:
         """Return the source's drawings of these (label, row), as `as_bytes` has them."""
@@ -95,6 +110,18 @@ class Dataset:
 
 DatasetMaker = Callable[..., Dataset]
 """The fixture `make_dataset`: (dest, source, **settings of Shard) -> Dataset."""
+
+
+def take(drawings: Drawings, at: NDArray[np.integer]) -> Drawings:
+    """Return a copy of some drawings."""
+    return drawings.take(at) if isinstance(drawings, Strokes) else drawings[at]
+
+
+def equal(some: Drawings, others: Drawings) -> bool:
+    """Whether two are the same drawings."""
+    if isinstance(some, Strokes):
+        return len(some) == len(others) and not some.differs(others).any()
+    return np.array_equal(some, others)
 
 
 def as_bytes(drawings: Drawings | torch.Tensor | StrokeBatch) -> list[bytes]:
