@@ -168,6 +168,12 @@ class Augment(Section):
 
     affine: bool = True
     """Shift, rotate, scale and shear every drawing at random."""
+    affine_strength: Probability = 1.0
+    """Largest change of each kind, as a fraction of the usual one."""
+    affine_share: Probability = 1.0
+    """Probability of changing a drawing; the others stay as sharp as they are stored."""
+    resampling: Literal["bilinear", "bicubic"] = "bilinear"
+    """Interpolation of the changed drawings' pixels; bicubic blurs less."""
     flip: Probability = 0.0
     """Probability of mirroring a drawing left to right, which removes a clue: mugs, stairs, guitars
     and bats are drawn mostly one way round. Keep 0 where the side matters, as in letters."""

@@ -36,7 +36,9 @@ def augment(drawings: torch.Tensor, settings: Augment, background: float) -> tor
         background: value of an empty pixel.
     """
     if settings.affine:
-        drawings = random_affine(drawings, background)
+        moved = random_affine(drawings, background, settings.affine_strength, settings.resampling)
+        share = settings.affine_share
+        drawings = moved if share == 1 else torch.where(_chosen(drawings, share), moved, drawings)
     if settings.thickness:
         drawings = random_thickness(drawings, settings.thickness)
     if settings.flip:
@@ -46,15 +48,23 @@ def augment(drawings: torch.Tensor, settings: Augment, background: float) -> tor
     return drawings
 
 
-def random_affine(drawings: torch.Tensor, background: float) -> torch.Tensor:
-    """Rotate, scale, shear and shift every drawing by random amounts, sampled bilinearly.
+def random_affine(
+    drawings: torch.Tensor, background: float, strength: float = 1.0, resampling: str = "bilinear"
+) -> torch.Tensor:
+    """Rotate, scale, shear and shift every drawing by random amounts.
 
     Affine distortions of hand drawings: Simard and others, "Best Practices for Convolutional
     Neural Networks Applied to Visual Document Analysis" (2003). Pixels that come in from outside
-    are `background`.
+    are `background`; a bicubic value outside the range of the batch is moved into it.
+
+    Args:
+        drawings: (B, 1, 28, 28) float.
+        background: value of an empty pixel.
+        strength: largest change of each kind, as a fraction of the constants above.
+        resampling: "bilinear" or "bicubic".
     """
     count, _, _, side = drawings.shape
-    draws = 2 * torch.rand(5, count, device=drawings.device) - 1
+    draws = strength * (2 * torch.rand(5, count, device=drawings.device) - 1)
     angle, scale, shear = draws[0] * ROTATION_RADIANS, draws[1] * SCALE, draws[2] * SHEAR  # (B,)
     right, down = draws[3:] * (2 * SHIFT_PIXELS / side)  # affine_grid's unit is half a side
     cosine, sine = (1 + scale) * torch.cos(angle), (1 + scale) * torch.sin(angle)
@@ -62,7 +72,10 @@ def random_affine(drawings: torch.Tensor, background: float) -> torch.Tensor:
     grid = functional.affine_grid(
         torch.stack(rows, 1).view(count, 2, 3), list(drawings.shape), align_corners=False
     )
-    moved = functional.grid_sample(drawings - background, grid, align_corners=False)
+    ink = drawings - background
+    moved = functional.grid_sample(ink, grid, mode=resampling, align_corners=False)
+    if resampling == "bicubic":
+        moved = moved.clamp(torch.zeros_like(ink.amax()), ink.amax())
     return moved + background
 
 
