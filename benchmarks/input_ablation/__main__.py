@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -22,15 +21,7 @@ from tqdm import tqdm
 from benchmarks.input_ablation.arms import ARMS, COMMON, TASKS, Run, Task, plan
 from benchmarks.input_ablation.held_out import score
 from benchmarks.input_ablation.page import page, summary
-from benchmarks.measure import (
-    Metrics,
-    flags,
-    parser,
-    publish,
-    real_bitmaps,
-    run_module,
-    train_records,
-)
+from benchmarks.measure import Metrics, flags, parser, publish, real_bitmaps, run_module
 from benchmarks.real_30 import find_classes
 
 PAGE = "input_ablation.md"
@@ -76,7 +67,7 @@ def key(record: Metrics) -> tuple[str, str, int]:
 
 def measure(folder: Path, run: Run) -> Metrics:
     """Train, or resume, one run and score it."""
-    data = folder / f"shards-{run.task.classes}"
+    data = folder / f"shards-{run.task.name}"
     _shard(data, run.task)
     output = folder / "runs" / run.task.name / run.arm.name / str(run.seed)
     own = {
@@ -84,13 +75,11 @@ def measure(folder: Path, run: Run) -> Metrics:
     }  # fmt: skip
     settings = flags(COMMON | own | run.arm.settings)
     run_module("quickdraw_dist.train", *settings, variables=_one_thread())
-    rates = [record["drawings_per_second"] for record in train_records(output)]
     return {
         "task": run.task.name,
         "arm": run.arm.name,
         "seed": run.seed,
         "settings": run.arm.settings,
-        "drawings_per_second": round(statistics.median(rates)),
         "date": time.strftime("%Y-%m-%d"),
         **score(output, data),
     }

@@ -36,9 +36,11 @@ def difference(arm: Sequence[Hits], base: Sequence[Hits]) -> Difference:
 
 
 def by_arm(records: Sequence[Metrics]) -> dict[str, dict[str, dict[int, Metrics]]]:
-    """Return the records by task, arm and seed, in the order in which they were recorded."""
+    """Return the records by task, arm and seed; the arms in the order of `ARMS`, then those that
+    are no longer among them."""
+    names = [arm.name for arm in ARMS]
     tree: dict[str, dict[str, dict[int, Metrics]]] = {}
-    for record in records:
+    for record in sorted(records, key=lambda r: [*names, r["arm"]].index(r["arm"])):
         arms = tree.setdefault(record["task"], {})
         arms.setdefault(record["arm"], {})[record["seed"]] = record
     return tree
@@ -56,7 +58,7 @@ def summary(records: Sequence[Metrics]) -> Metrics:
 
 
 def page(records: Sequence[Metrics]) -> str:
-    """Markdown with a table per task; every arm is compared with the first of `ARMS`."""
+    """Markdown with a table per task. Every arm is compared with the first of `ARMS`."""
     repeats = f"n in the tables, recorded from {min(r['date'] for r in records)} on, in turn"
     lines = [
         "# What a network gets to see",
@@ -70,7 +72,8 @@ def page(records: Sequence[Metrics]) -> str:
         "",
         f"Differences are to `{ARMS[0].name}`, in points of top-1, over the seeds that both have. "
         "The value after ± is the paired standard error over the held-out drawings; from seed to "
-        "seed training adds noise of its own, which the differences by seed show.",
+        "seed training adds noise of its own, which the differences by seed show. A star marks a "
+        "setting of an earlier state of the code: what has earned nothing is gone.",
     ]
     for task, arms in by_arm(records).items():
         lines += ["", *_section(task, arms)]
@@ -82,7 +85,7 @@ def _section(task: str, arms: dict[str, dict[int, Metrics]]) -> list[str]:
     classes, epochs = task.split("-")
     rows: list[tuple[str, ...]] = [
         ("arm", "settings", "n", "top-1 %", "lowest, highest", "mean per class %", "difference",
-         "by seed", "drawings/s")
+         "by seed")
     ]  # fmt: skip
     some = next(iter(next(iter(arms.values())).values()))
     for name, runs in arms.items():
@@ -97,7 +100,6 @@ def _section(task: str, arms: dict[str, dict[int, Metrics]]) -> list[str]:
                 f"{min(top1):.2%}, {max(top1):.2%}".replace("%", ""),
                 f"{statistics.fmean(r['mean_class_accuracy'] for r in runs.values()):.2%}"[:-1],
                 *_compared(runs, arms.get(ARMS[0].name, {}) if name != ARMS[0].name else {}),
-                f"{statistics.median(run['drawings_per_second'] for run in runs.values()):,.0f}",
             )
         )
     about = f"{some['train_drawings']:,} drawings to train on, {some['drawings']:,} held out."

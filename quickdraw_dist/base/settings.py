@@ -166,14 +166,10 @@ class Optimizer(Section):
 class Augment(Section):
     """Random changes of the training drawings, made on the device."""
 
-    affine: bool = True
-    """Shift, rotate, scale and shear every drawing at random."""
-    affine_strength: Probability = 1.0
-    """Largest change of each kind, as a fraction of the usual one."""
-    affine_share: Probability = 1.0
-    """Probability of changing a drawing; the others stay as sharp as they are stored."""
-    resampling: Literal["bilinear", "bicubic"] = "bilinear"
-    """Interpolation of the changed drawings' pixels; bicubic blurs less."""
+    affine: bool = False
+    """Shift, rotate, scale and shear every drawing at random. Off for runs of few epochs, as over
+    the whole dataset: on real drawings it has cost 1.9 points of top-1 in 2 epochs over 184,922,
+    and gained 0.7 in 15 over 22,500."""
     flip: Probability = 0.0
     """Probability of mirroring a drawing left to right, which removes a clue: mugs, stairs, guitars
     and bats are drawn mostly one way round. Keep 0 where the side matters, as in letters."""
