@@ -14,7 +14,7 @@ OLD       := .venv-torch-2.11
 CORE      := $(addprefix tests/,base data distributed evaluation models run training)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-old-torch test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-real bench-train bench-scaling bench-gpu full-size chaos clean
+.PHONY: help install demo test test-slow test-old-torch test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-input bench-real bench-train bench-scaling bench-gpu full-size chaos clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ bench-data: $(INSTALLED) ## the data path compared with webdataset, MosaicML and
 
 bench-growth: $(INSTALLED) ## shard, verify and stream 0.5 to 5 million drawings; the last line is JSON
 	$(BIN)/python -m benchmarks.growth $(ARGS)
+
+bench-input: $(INSTALLED) ## compare augmentations and inputs on real drawings, hours; the last line is JSON
+	$(BIN)/python -m benchmarks.input_ablation $(ARGS)
 
 bench-real: $(INSTALLED) ## train on 30 real classes; the last line is JSON
 	$(BIN)/python -m benchmarks.real_30 $(ARGS)

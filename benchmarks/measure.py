@@ -33,17 +33,21 @@ CLASSES = 345
 _TRIES = 6
 
 
-def parser(target: str, description: str | None, page: str = "") -> ArgumentParser:
+def parser(
+    target: str, description: str | None, page: str = "", *, kept: bool = False
+) -> ArgumentParser:
     """Options that all benchmarks have: `--folder` and, where `page` names one, `--page`.
 
     Args:
         target: of the Makefile.
         description: the module's docstring.
         page: file in `results/`.
+        kept: the benchmark goes on with what is in its folder.
     """
     made = ArgumentParser(f"make {target}", description=description)
     folder = Path("runs") / target
-    made.add_argument("--folder", type=Path, default=folder, help=f"deleted first [{folder}]")
+    use = "of earlier runs and this one" if kept else "deleted first"
+    made.add_argument("--folder", type=Path, default=folder, help=f"{use} [{folder}]")
     if page:
         made.add_argument("--page", action="store_true", help=f"write benchmarks/results/{page}")
     return made

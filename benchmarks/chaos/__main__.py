@@ -104,7 +104,8 @@ def _command(folder: Path, name: str, epochs: int) -> list[str]:
         "data": folder / "shards", "output": folder / name,
         "train.epochs": epochs, "train.global_batch": GLOBAL_BATCH, "train.micro_batch": 20,
         "train.deterministic": True, "train.device": "cpu", "train.log_every": 1,
-        "model.width": 4, "checkpoint.every_drawings": SAVE_EVERY_STEPS * GLOBAL_BATCH,
+        "model.width": 4, "augment.affine": True,
+        "checkpoint.every_drawings": SAVE_EVERY_STEPS * GLOBAL_BATCH,
         "optimizer.ema_half_life_drawings": 1_000, "metrics.port": 0, "metrics.report": False,
     }  # fmt: skip
     launcher = [sys.executable, "-m", "quickdraw_dist.launch", "--standalone"]

@@ -154,14 +154,14 @@ def our_cases(
     """Settings of every run of our trainer: the base, then one change at a time. Pure."""
     base: dict[str, object] = {"train.global_batch": batch, "train.precision": precision}
     off: dict[str, object] = {"train.channels_last": False, "train.compile": "off"}
-    off |= {"augment.affine": False, "optimizer.ema_half_life_drawings": 0}
+    off |= {"optimizer.ema_half_life_drawings": 0}
     changes: dict[str, dict[str, object]] = {
         BASE: {},
         "channels first": {"train.channels_last": False},
         "torch.compile off" if on_gpu else "torch.compile on": {
             "train.compile": "off" if on_gpu else "default"
         },
-        "no augmentation": {"augment.affine": False},
+        "augmentation": {"augment.affine": True},
         "no moving average": {"optimizer.ema_half_life_drawings": 0},
         "all of these off, fp32, batch 256": {
             **off, "train.precision": "fp32", "train.global_batch": 256,

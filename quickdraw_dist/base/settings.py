@@ -190,8 +190,10 @@ class Optimizer(Section):
 class Augment(Section):
     """Random changes of the training drawings, made on the device."""
 
-    affine: bool = True
-    """Shift, rotate, scale and shear every drawing at random."""
+    affine: bool = False
+    """Shift, rotate, scale and shear every drawing at random. Off for runs of few epochs, as over
+    the whole dataset: on real drawings it has cost 1.9 points of top-1 in 2 epochs over 184,922,
+    and gained 0.7 in 15 over 22,500."""
     flip: Probability = 0.0
     """Probability of mirroring a drawing left to right, which removes a clue: mugs, stairs, guitars
     and bats are drawn mostly one way round. Keep 0 where the side matters, as in letters."""

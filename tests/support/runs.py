@@ -59,6 +59,7 @@ def settings(dataset: Path | str, output: Path | str, *extra: str) -> list[str]:
     chosen += ["--train.global_batch", str(GLOBAL_BATCH), "--train.deterministic", "true"]
     chosen += ["--train.log_every", "1", "--checkpoint.every_drawings", str(2 * GLOBAL_BATCH)]
     chosen += ["--model.width", "4", "--train.device", "cpu", "--metrics.port", "0"]
+    chosen += ["--augment.affine", "true"]  # random numbers in every step
     return [*chosen, *NO_PAGE, *extra]
 
 

@@ -33,7 +33,7 @@ LAYERS = [
     ("data", "data/shards", ("a/b", "a/b"), ("gs://b/c", "gs://b/c"), (["x y"], "x y")),
     ("train.epochs", 4, ("7", 7), ("8", 8), (["9"], 9)),
     ("optimizer.learning_rate", 2e-3, ("5e-3", 5e-3), ("1e-4", 1e-4), ([".25"], 0.25)),
-    ("augment.affine", True, ("no", False), ("on", True), (["false"], False)),
+    ("augment.affine", False, ("yes", True), ("off", False), (["true"], True)),
     ("shard.compression", "gzip", ("none", "none"), ("gzip", "gzip"), (["none"], "none")),
     ("stream.lanes", "auto", ("8", 8), ("auto", "auto"), (["16"], 16)),
     ("stream.lanes", "auto", ("8", 8), ("16", 16), (["auto"], "auto")),
