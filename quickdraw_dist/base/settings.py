@@ -62,6 +62,14 @@ CompileMode = Annotated[
 ]
 
 
+Channels = Annotated[
+    Literal[1, 4],
+    # Text, as a command line and the environment give it: only choices of text take it as it is.
+    BeforeValidator(lambda value: int(value) if value in ("1", "4") else value),
+    _Number,
+]
+
+
 class Section(BaseModel):
     """A group of settings; its docstring is the heading of the group in --help."""
 
@@ -133,7 +141,7 @@ class Stream(Section):
 class Strokes(Section):
     """Rendering of drawings that are stored as strokes, a layer in front of the network."""
 
-    channels: Literal[1, 4] = 1
+    channels: Channels = 1
     """Channels of the picture. 1: ink. 4: also when a line was drawn, and its direction (cosine and
     sine), which no bitmap holds."""
     side: Annotated[int, Field(ge=8, le=256), _Number] = 28

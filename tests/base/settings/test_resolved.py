@@ -38,6 +38,7 @@ LAYERS = [
     ("stream.lanes", "auto", ("8", 8), ("auto", "auto"), (["16"], 16)),
     ("stream.lanes", "auto", ("8", 8), ("16", 16), (["auto"], "auto")),
     ("optimizer.warmup_drawings", "auto", ("0", 0), ("5", 5), (["0"], 0)),
+    ("strokes.channels", 1, ("4", 4), ("1", 1), (["4"], 4)),
     (
         "shard.classes", (), ("[cat, the eiffel tower]", ("cat", "the eiffel tower")),
         ('["dog"]', ("dog",)), (["ant", "light bulb"], ("ant", "light bulb")),
