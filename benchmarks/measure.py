@@ -7,6 +7,7 @@ this project's dependencies.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import resource
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from quickdraw_dist.run.checkpoint.files import Checkpoint
 
 Metrics = dict[str, Any]
-Case = Callable[[], Metrics]
+Case = Callable[[], Metrics | None]
+"""A measurement; None: there is none to report."""
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 345
@@ -45,6 +47,23 @@ def parser(target: str, description: str | None, page: str = "") -> ArgumentPars
     if page:
         made.add_argument("--page", action="store_true", help=f"write benchmarks/results/{page}")
     return made
+
+
+def add_limits(arguments: ArgumentParser) -> None:
+    """Add `--seconds` and `--results`, with which `benchmarks.gpu` runs a benchmark."""
+    arguments.add_argument(
+        "--seconds", type=float, default=math.inf, help="start nothing new after these [no limit]"
+    )
+    arguments.add_argument("--results", type=Path, metavar="FILE",
+                           help="JSON file that is kept up to date with all results")  # fmt: skip
+
+
+def write_json(path: Path | None, metrics: Metrics) -> None:
+    """Create or replace a JSON file, if there is one to write."""
+    if path is not None:
+        from quickdraw_dist.base import storage
+
+        storage.publish(str(path), json.dumps(metrics, indent=1).encode() + b"\n")
 
 
 def publish(
@@ -86,14 +105,18 @@ def run_module(
     return done.stdout or ""
 
 
-def run_case(module: str, *arguments: object, python: str = sys.executable) -> Metrics:
+def run_case(
+    module: str, *arguments: object, python: str = sys.executable, seconds: float = math.inf
+) -> Metrics:
     """Run `python -m module arguments` and return the metrics that it reports.
 
     Raises:
         subprocess.CalledProcessError: it failed.
+        subprocess.TimeoutExpired: it was killed, after these seconds.
     """
     command = [python, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    limit = None if math.isinf(seconds) else seconds
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=limit)
     metrics: Metrics = json.loads(done.stdout.splitlines()[-1])
     return metrics
 
@@ -123,18 +146,33 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def run_rounds(cases: Mapping[str, Case], rounds: int) -> dict[str, Metrics]:
+def run_rounds(
+    cases: Mapping[str, Case],
+    rounds: int,
+    deadline: float = math.inf,
+    keep: Callable[[dict[str, Metrics]], None] = lambda _: None,
+) -> dict[str, Metrics]:
     """Run every case once per round and return each case's `median`. Cases take turns, so that
-    other load on the machine affects all of them alike."""
+    other load on the machine affects all of them alike.
+
+    Args:
+        cases: by name.
+        rounds: runs per case.
+        deadline: of time.monotonic(), after which no other case starts.
+        keep: called with the medians so far after each case.
+    """
     from tqdm import tqdm  # the peers' environment may lack it
 
-    results: dict[str, list[Metrics]] = {name: [] for name in cases}
+    results: dict[str, list[Metrics]] = {}
     with tqdm(total=rounds * len(cases), leave=False) as bar:
-        for _ in range(rounds):
-            for name, case in cases.items():
-                bar.set_description(name)
-                results[name].append(case())
-                bar.update()
+        for name, case in list(cases.items()) * rounds:
+            if time.monotonic() >= deadline:
+                break
+            bar.set_description(name)
+            if (result := case()) is not None:
+                results.setdefault(name, []).append(result)
+            keep({name: median(found) for name, found in results.items()})
+            bar.update()
     return {name: median(found) for name, found in results.items()}
 
 
@@ -187,7 +225,7 @@ def last_checkpoint(run: Path) -> Checkpoint:
 def provenance(command: str, repeats: str, *packages: str) -> str:
     """First line of a page: command, date, number of runs, hardware, and versions of Python and of
     these packages."""
-    hardware = f"{_gpus()}{os.cpu_count()} cores of {_processor()}, {_memory_gib():.0f} GiB"
+    hardware = f"{_gpus()}{os.cpu_count()} cores of {processor_name()}, {memory_gib():.0f} GiB"
     versions = [f"{name} {metadata.version(name)}" for name in packages]
     return (
         f"`{command}`, {time.strftime('%Y-%m-%d')}, {repeats}. {hardware}; shared with other work: "
@@ -204,14 +242,16 @@ def _gpus() -> str:
     return f"{count} x {torch.cuda.get_device_name()}, " if count else ""
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Name of this machine's processor."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _memory_gib() -> float:
+def memory_gib() -> float:
+    """Memory of this machine in GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 

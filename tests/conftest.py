@@ -80,6 +80,13 @@ def real_data() -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def cuda_device(request: pytest.FixtureRequest) -> None:
+    """Skips a test that is marked `cuda` on a machine without a CUDA device."""
+    if request.node.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """gs:// for the length of a test: a real server on this machine, nothing outside it.

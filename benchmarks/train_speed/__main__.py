@@ -3,7 +3,8 @@ make bench-train.
 
 Every case is a run of the trainer from shards in a process of its own, the cases in turn,
 `--rounds` times; results are medians. For comparison: a training loop as small projects write it,
-and the largest matrix product and memory copy of this device. On a GPU the sizes are larger. The
+and the largest matrix product and memory copy of this device. One case is profiled. A case that
+fails is named, and the others go on; the exit code is then 1. On a GPU the sizes are larger. The
 last line is JSON; --page writes benchmarks/results/train_speed_cpu.md, on a GPU train_speed_gpu.md.
 """
 
@@ -11,6 +12,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +25,7 @@ from benchmarks.measure import (
     CLASSES,
     Case,
     Metrics,
+    add_limits,
     flags,
     parser,
     publish,
@@ -27,10 +33,16 @@ from benchmarks.measure import (
     run_module,
     run_rounds,
     synthetic_source,
+    write_json,
 )
 from benchmarks.train_speed.page import page
 
+CASES = "benchmarks.train_speed.cases"
 BASE, SAVING, SMALL = "ours", "ours, 16 checkpoints", "small projects' way"
+RESIDENT, PROFILED, PROFILED_STEPS = "resident", "ours, profiled", 20
+
+TimedCase = Callable[[float], Metrics]
+"""Runs for at most so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -45,47 +57,89 @@ class Sizes:
 
 
 CPU = Sizes(4_096, 256, (64, 1_024), 2_048, (0,))
-GPU = Sizes(4_000_000, 4_096, (1_024, 2_048, 8_192, 16_384), 400_000, (0, 8))
+GPU = Sizes(4_000_000, 4_096, (8_192, 16_384, 1_024, 2_048), 200_000, (8, 0))
 
 
-def main() -> None:
-    """Shard, run all cases, print the table and the JSON."""
+def main() -> int:
+    """Shard, run all cases, print the table and the JSON; return 1 if a case failed."""
+    began = time.monotonic()
     on_gpu = torch.cuda.is_available()
-    sizes = GPU if on_gpu else CPU
     file = f"train_speed_{'gpu' if on_gpu else 'cpu'}.md"
+    options = _parse(file, GPU if on_gpu else CPU)
+    shutil.rmtree(options.folder, ignore_errors=True)
+    precision = best_precision(on_gpu)
+    limits = run_case(CASES, "limits", options.batch, options.width, precision)
+    source = synthetic_source(options.drawings)
+    run_module("jobs.shard", "--source", source, "--dest", str(options.folder / "shards"))
+    about = f"SketchCNN of width {options.width}, {limits['parameters']:,} parameters, "
+    about += f"{CLASSES} classes; base case: batch {options.batch:,}, {precision}"
+    deadline = began + options.seconds
+    timed, failed = _cases(options, source, precision, on_gpu), dict[str, str]()
+    cases: dict[str, Case] = {
+        name: partial(_tried, name, case, deadline, failed) for name, case in timed.items()
+    }
+    measured: Metrics = {"about": about, "rounds": options.rounds, "limits": limits}
+
+    def keep(results: dict[str, Metrics]) -> None:
+        measured["cases"], measured["metrics"] = results, key_metrics(results, limits)
+        measured["left_out"] = [name for name in cases if name not in results | failed]
+        measured["failed"] = failed
+        measured["problem"] = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        write_json(options.results, measured)
+
+    keep({})
+    run_rounds(cases, options.rounds, deadline, keep)
+    publish(options, file, page(measured), measured["metrics"])
+    return 1 if failed else 0
+
+
+def _parse(file: str, sizes: Sizes) -> argparse.Namespace:
     arguments = parser("bench-train", __doc__, file)
     for option, default, text in (
         ("drawings", sizes.drawings, "drawings per epoch; a case is one epoch"),
         ("batch", sizes.batch, "global batch of the base case"),
         ("width", 64, "width of SketchCNN"),
         ("rounds", 1, "runs per case"),
+        ("small-drawings", sizes.small_drawings, "drawings of small projects' loop"),
     ):
         arguments.add_argument(f"--{option}", type=int, default=default, help=f"{text} [{default}]")
     arguments.add_argument(
         "--batches", type=int, nargs="*", default=sizes.batches, help="other global batches"
     )
+    arguments.add_argument(
+        "--workers", type=int, nargs="*", default=sizes.small_workers,
+        help="DataLoader workers of small projects' loop; the fastest counts",
+    )  # fmt: skip
     arguments.add_argument("--only", nargs="*", help="cases whose name contains one of these words")
-    options = arguments.parse_args()
-    shutil.rmtree(options.folder, ignore_errors=True)
-    source = synthetic_source(options.drawings)
-    run_module("jobs.shard", "--source", source, "--dest", str(options.folder / "shards"))
-    precision = best_precision(on_gpu)
-    ours = our_cases(precision, options.drawings, options.batch, tuple(options.batches), on_gpu)
-    cases: dict[str, Case] = {
-        name: partial(_ours, options, name, settings) for name, settings in ours.items()
+    add_limits(arguments)
+    return arguments.parse_args()
+
+
+def _cases(
+    options: argparse.Namespace, source: str, precision: str, on_gpu: bool
+) -> dict[str, TimedCase]:
+    """All cases that `--only` leaves, in order of worth: what is compared most comes first."""
+    settings = our_cases(precision, options.drawings, options.batch, tuple(options.batches), on_gpu)
+    ours: dict[str, TimedCase] = {
+        name: partial(_ours, options, name, chosen) for name, chosen in settings.items()
     }
-    small_drawings = min(sizes.small_drawings, options.drawings)
-    cases |= _small(source, small_drawings, sizes.small_workers, options.width)
+    first = {name: ours.pop(name) for name in (BASE, RESIDENT)}
+    cases = first | _small(source, options) | ours
     if options.only:
         cases = {n: c for n, c in cases.items() if any(word in n for word in options.only)}
-    results = run_rounds(cases, options.rounds)
-    limits = run_case(
-        "benchmarks.train_speed.cases", "limits", options.batch, options.width, precision
-    )
-    metrics = key_metrics(results, limits)
-    about = f"SketchCNN of width {options.width}, {limits['parameters']:,} parameters, "
-    about += f"{CLASSES} classes; base case: batch {options.batch:,}, {precision}"
-    publish(options, file, page(about, options.rounds, results, limits, metrics), metrics)
+    return cases
+
+
+def _tried(name: str, case: TimedCase, deadline: float, failed: dict[str, str]) -> Metrics | None:
+    """Run a case. None: it failed, which is noted in `failed`, or the time was up before its end,
+    which is no failure."""
+    try:
+        return case(max(1.0, deadline - time.monotonic()))
+    except subprocess.CalledProcessError as error:
+        failed[name] = f"exit code {error.returncode}"
+    except subprocess.TimeoutExpired:
+        print(f"{name}: the time is up", file=sys.stderr)
+    return None
 
 
 def best_precision(on_gpu: bool) -> str:
@@ -112,7 +166,8 @@ def our_cases(
         "all of these off, fp32, batch 256": {
             **off, "train.precision": "fp32", "train.global_batch": 256,
         },
-        "resident": {"stream.resident": True},
+        RESIDENT: {"stream.resident": True},
+        PROFILED: {"train.profile": PROFILED_STEPS},
         SAVING: {"checkpoint.every_drawings": max(batch, drawings // 16)},
     }  # fmt: skip
     if precision == "bf16":  # emulated elsewhere, at a tenth of the speed
@@ -125,29 +180,36 @@ def our_cases(
     return {name: base | change for name, change in changes.items()}
 
 
-def _ours(options: argparse.Namespace, name: str, settings: dict[str, object]) -> Metrics:
+def _ours(
+    options: argparse.Namespace, name: str, settings: dict[str, object], seconds: float
+) -> Metrics:
     """Run one epoch in a folder of its own, with at most eight progress lines."""
     batch = int(str(settings["train.global_batch"]))
     every = max(1, options.drawings // batch // 8)
     settings = {"train.epochs": 1, "train.log_every": every, "model.width": options.width,
-                "evaluation.batch": 1_024} | settings  # fmt: skip
+                "evaluation.batch": 1_024, "metrics.report": False} | settings  # fmt: skip
     output = options.folder / "runs" / name.replace(" ", "-")
     shutil.rmtree(output, ignore_errors=True)
     shards = options.folder / "shards"
-    return run_case("benchmarks.train_speed.cases", "ours", shards, output, *flags(settings))
+    return run_case(CASES, "ours", shards, output, *flags(settings), seconds=seconds)
 
 
-def _small(source: str, drawings: int, workers: tuple[int, ...], width: int) -> dict[str, Case]:
+def _small(source: str, options: argparse.Namespace) -> dict[str, TimedCase]:
     """Small projects' loop, one case per number of DataLoader workers; the fastest counts."""
-    case = partial(run_case, "benchmarks.train_speed.cases", "small_project", source)
-    return {f"{SMALL}, {count} workers": partial(case, drawings, count, width) for count in workers}
+    drawings = min(options.small_drawings, options.drawings)
+
+    def run(workers: int, seconds: float) -> Metrics:
+        case = ("small_project", source, drawings, workers, options.width)
+        return run_case(CASES, *case, seconds=seconds)
+
+    return {f"{SMALL}, {count} workers": partial(run, count) for count in options.workers}
 
 
 def key_metrics(results: dict[str, Metrics], limits: Metrics) -> Metrics:
     """Metrics that are followed from release to release; None if their case did not run."""
     small = [result["per_second"] for name, result in results.items() if name.startswith(SMALL)]
     base, saving = results.get(BASE), results.get(SAVING)
-    resident = results.get("resident")
+    resident = results.get(RESIDENT)
     return {
         "baseline_ratio": round(base["per_second"] / max(small), 2) if base and small else None,
         "data_wait_share": base["data_wait_share"] if base else None,
@@ -167,4 +229,4 @@ def key_metrics(results: dict[str, Metrics], limits: Metrics) -> Metrics:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import (
     CLASSES,
-    best_seconds,
     call_case,
     peak_rss_bytes,
     report,
     train_records,
+)
+from benchmarks.train_speed import profile
+from benchmarks.train_speed.device import (
+    chosen_device,
+    copied_bytes_per_second,
+    device_name,
+    matrix_flops_per_second,
 )
 from benchmarks.train_speed.work import floor_rates, training_flops
 from quickdraw_dist import train
@@ -28,8 +33,6 @@ from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.data.drawings.drawing import SIDE
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.models import build
-
-_REPEATS = 5
 
 
 def ours(data: str, output: str, *settings: object) -> None:
@@ -44,6 +47,7 @@ def ours(data: str, output: str, *settings: object) -> None:
     drawings = rest[-1]["drawings"] - first["drawings"]
     rate = statistics.median(record["drawings_per_second"] for record in rest)
     wait = statistics.median(record["data_wait_share"] for record in rest)
+    profiled = {"profile": profile.read(Path(output))} if "--train.profile" in settings else {}
     report(
         drawings,
         drawings / rate,
@@ -51,13 +55,14 @@ def ours(data: str, output: str, *settings: object) -> None:
         memory_bytes=_memory(),
         checkpoint_pauses=len(pauses),
         checkpoint_pause_ms_median=round(1e3 * statistics.median(pauses), 2) if pauses else None,
+        **profiled,
     )
 
 
 def small_project(source: str, count: int, workers: int, width: int) -> None:
     """Train as small projects do: all drawings in memory, a map-style Dataset, a DataLoader,
     batches of 256, fp32 without compilation, Adam, and the loss read in every step."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device()
     pixels, labels = _in_memory(source, count)
 
     class InMemory(Dataset[tuple[torch.Tensor, int]]):
@@ -89,14 +94,12 @@ def small_project(source: str, count: int, workers: int, width: int) -> None:
 def limits(batch: int, width: int, precision: str) -> None:
     """Measure the largest matrix product and the fastest copy of this device, and compute the rates
     that they allow."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device()
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     side, size = (8_192, 2**30) if device.type == "cuda" else (2_048, 2**28)
-    one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     source = torch.zeros(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    flops = 2 * side**3 / _best_seconds(lambda: torch.mm(one, other), device)
-    moved = 2 * size / _best_seconds(lambda: target.copy_(source), device)
+    flops = matrix_flops_per_second(device, kind, side)
+    moved = 2 * copied_bytes_per_second(source, torch.empty_like(source))
     model = build(Model(width=width), CLASSES)
     rates = floor_rates(model, batch, kind.itemsize, flops, moved)
     found = {
@@ -105,13 +108,9 @@ def limits(batch: int, width: int, precision: str) -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "arithmetic_drawings_per_second": round(rates[0]),
         "memory_drawings_per_second": round(rates[1]),
-        "device": _device_name(device),
+        "device": device_name(device),
     }  # fmt: skip
     report(1, 1.0, **found)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _memory() -> int:
@@ -126,18 +125,6 @@ def _in_memory(source: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     classes = [opened.read(label, 0, each).drawings for label in range(len(opened.classes))]
     labels = np.repeat(np.arange(len(classes)), each)
     return np.concatenate(classes).reshape(-1, SIDE, SIDE), labels
-
-
-def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, from a few calls in a row, so that launching kernels does not count."""
-
-    def repeated() -> None:
-        for _ in range(_REPEATS):
-            work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return best_seconds(repeated) / _REPEATS
 
 
 if __name__ == "__main__":

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from benchmarks.measure import Metrics, metrics_table, provenance, table
 
+_NAME_WIDTH = 80
 
-def page(
-    about: str, rounds: int, results: dict[str, Metrics], limits: Metrics, metrics: Metrics
-) -> str:
-    """Markdown with all metrics of the run."""
-    base = next(iter(results.values()))["per_second"]
+
+def page(measured: Metrics) -> str:
+    """Markdown with everything that was measured; see `body`."""
+    repeats = f"n = {measured['rounds']} of every case, in turn, medians"
+    origin = provenance("make bench-train ARGS=--page", repeats, "torch", "numpy")
+    return "\n".join(["# How fast it trains", "", origin, "", *body(measured)])
+
+
+def body(measured: Metrics) -> list[str]:
+    """Lines of Markdown without a title, from what `--results` writes: `about`, `rounds`, `cases`,
+    `left_out`, `failed`, `limits` and `metrics`."""
+    about, limits, cases = measured["about"], measured["limits"], measured["cases"]
+    if not cases:
+        return [f"{about}. No case has ended.", *_missing(measured)]
+    base = next(iter(cases.values()))["per_second"]
     rows: list[tuple[str, ...]] = [
         ("case", "drawings/s", "of the first", "GFLOP/s", "of peak", "data wait", "memory")
     ]
-    for name, result in results.items():
+    for name, result in cases.items():
         flops = result["per_second"] * limits["flops_per_drawing"]
         wait = result.get("data_wait_share")
         rows.append(
@@ -27,20 +38,16 @@ def page(
                 f"{result['memory_bytes'] / 1e6:,.0f} MB",
             )
         )
-    repeats = f"n = {rounds} of every case, in turn, medians"
-    lines = [
-        "# How fast it trains",
-        "",
-        provenance("make bench-train ARGS=--page", repeats, "torch", "numpy"),
-        "",
+    return [
         f"{about}. Synthetic drawings, streamed from shards; a case is one process, its rate "
         "the median of its progress lines without the first. GFLOP/s are the model's "
         f"({limits['flops_per_drawing'] / 1e9:.3f} GFLOP per drawing, forward and backward), of the"
         " largest matrix product measured in the same run and the base case's precision.",
         "",
         table(rows),
+        *_missing(measured),
         "",
-        _remark(rounds, about.endswith("fp32")),
+        _remark(measured["rounds"], about.endswith("fp32")),
         "",
         "## The limits",
         "",
@@ -50,12 +57,48 @@ def page(
         "once per direction (`benchmarks/train_speed/work.py`); while the activations fit the "
         "processor's caches, memory is not a limit.",
         "",
+        *_profile(cases),
         "## Key metrics",
         "",
-        metrics_table(metrics),
+        metrics_table(measured["metrics"]),
         "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    ]
+
+
+def _missing(measured: Metrics) -> list[str]:
+    """Name the cases without a result."""
+    lines = [f"Failed: {name}, {why}." for name, why in measured["failed"].items()]
+    if measured["left_out"]:
+        lines.append(f"Not measured, for lack of time: {', '.join(measured['left_out'])}.")
+    return [text for line in lines for text in ("", line)]
+
+
+def _profile(cases: Metrics) -> list[str]:
+    """What the device did in a step, if a case was profiled."""
+    profile = next((result["profile"] for result in cases.values() if "profile" in result), None)
+    if profile is None or not profile["top"]:
+        return []
+    rows: list[tuple[str, ...]] = [("kernel", "share", "ms per step", "calls per step")]
+    for kernel in profile["top"]:
+        name = kernel["kernel"].replace("|", " ")
+        name = name if len(name) <= _NAME_WIDTH else f"{name[:_NAME_WIDTH]}..."
+        rows.append(
+            (
+                f"`{name}`",
+                f"{kernel['share']:.1%}",
+                f"{kernel['milliseconds_per_step']:,}",
+                f"{kernel['calls_per_step']:g}",
+            )
+        )
+    return [
+        "## Profile of a step",
+        "",
+        f"{profile['steps']} steps under torch's profiler: {profile['milliseconds_per_step']:,} ms "
+        f"per step, in {profile['gap_share']:.1%} of which the device did nothing.",
+        "",
+        table(rows),
+        "",
+    ]
 
 
 def _remark(rounds: int, emulated: bool) -> str:

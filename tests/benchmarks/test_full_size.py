@@ -25,7 +25,7 @@ def test_the_source_has_that_fraction(fraction: float) -> None:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_all_phases(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.full_size", "--folder", str(tmp_path / "full")]
-    small = ["--fraction", "0.00002", "--model.width", "2", "--train.global_batch", "256"]
+    small = ["--resident", "--fraction", "0.00002", "--model.width", "2", "--train.global_batch", "256"]
     done = subprocess.run([*command, *small], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout.splitlines()[-1])
@@ -33,6 +33,6 @@ def test_all_phases(tmp_path: Path) -> None:
     assert metrics["shard"]["drawings"] == metrics["verify"]["drawings"] == drawings
     train = manifest.read(str(tmp_path / "full" / "shards")).drawings("train")
     assert metrics["train"]["drawings"] == train // 256 * 256
-    for phase in ("shard", "verify", "train"):
+    for phase in ("shard", "verify", "train", "train, resident"):
         assert metrics[phase]["peak_memory_bytes"] > 10**7
     assert metrics["shard"]["bytes_written"] == metrics["verify"]["bytes_read"] > 0

@@ -15,10 +15,10 @@ from quickdraw_dist.training.learner import Learner
 from tests.support.data.datasets import Dataset
 from tests.support.data.strokes import noise, with_content
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+pytestmark = pytest.mark.cuda
 
 BATCH = 48
-MODES = ["off", "default", "reduce-overhead", "max-autotune"]
+MODES = ["off", "default", "reduce-overhead", pytest.param("max-autotune", marks=pytest.mark.slow)]
 
 
 def make(

@@ -7,8 +7,6 @@ import torch
 
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-
 
 def test_on_the_processor_every_piece_is_timed() -> None:
     """The host's clock is right where the host does the work."""
@@ -23,7 +21,7 @@ def test_on_the_processor_every_piece_is_timed() -> None:
     assert 0 < seen[0] < seen[1]
 
 
-@cuda
+@pytest.mark.cuda
 def test_on_cuda_nothing_waits_and_no_piece_is_lost() -> None:
     """Pieces are read as later ones come; the times are the stream's, not those of launching."""
     seen: list[float] = []

@@ -17,9 +17,7 @@ from tests.support.data.datasets import Dataset, as_bytes
 from tests.support.data.delivery import Identity, make_loader, open_local
 from tests.support.streams import LateDevice
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-
-DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
 def open_loader(dataset: Dataset, device: str, more_batches: int = 9) -> TrainLoader:
@@ -104,8 +102,9 @@ def test_a_late_device_reads_what_was_delivered(
     assert device.waits == 0
 
 
-@cuda
+@pytest.mark.cuda
 def test_copies_are_one_batch_ahead(either: Dataset) -> None:
+@pytest.mark.cuda
     """Otherwise the device would wait for every copy."""
     loader = open_loader(either, "cuda")
     requested = []

@@ -46,9 +46,7 @@ from tests.support.data.delivery import (
 
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-
-WAYS = ["host", "device", pytest.param("cuda", marks=cuda)]
+WAYS = ["host", "device", pytest.param("cuda", marks=pytest.mark.cuda)]
 """How batches are made. The device's way is also tested with the processor as the device."""
 
 

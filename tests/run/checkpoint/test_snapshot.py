@@ -86,7 +86,7 @@ def test_state_that_has_grown() -> None:
     assert len(bits(snapshot.on_host())) == 6
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 def test_on_a_gpu_nothing_waits() -> None:
     """The copy is queued between the work before and after it: it includes the former, not the
     latter, and neither `take` nor the following work waits for the device."""
