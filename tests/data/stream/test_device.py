@@ -104,7 +104,6 @@ def test_a_late_device_reads_what_was_delivered(
 
 @pytest.mark.cuda
 def test_copies_are_one_batch_ahead(either: Dataset) -> None:
-@pytest.mark.cuda
     """Otherwise the device would wait for every copy."""
     loader = open_loader(either, "cuda")
     requested = []
