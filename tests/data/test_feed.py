@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 from tests.support.data.caching import URL, base, downloads, held, shards_of
-from tests.support.data.datasets import Dataset
+from tests.support.data.datasets import Dataset, DatasetMaker, as_bytes
 from tests.support.data.delivery import Identity, Shape, deliver, line, pairs
 from tests.support.data.feeds import make_settings, open_feed
 from tests.support.gcs.local import Store
@@ -55,6 +56,20 @@ def test_memory_that_is_too_little_is_refused_at_once(dataset: Dataset, tmp_path
         with pytest.raises(RefusedError) as refused:
             open_feed(settings)
         assert (refused.value.subject, refused.value.value) == ("--stream.memory_bytes", 1000)
+
+
+def test_a_feed_of_strokes_follows_the_dataset(make_dataset: DatasetMaker, tmp_path: Path) -> None:
+    """Nobody sets what the dataset holds; passes that count for nothing have the shape of steps, so
+    that a step compiles once."""
+    dataset = make_dataset(content="strokes")
+    for resident in (False, True):
+        feed = open_feed(make_settings(dataset.folder, tmp_path, MANY_LANES, resident=resident))
+        noise, batch = feed.noise(), next(feed.epoch(0)).drawings
+        assert isinstance(noise, StrokeBatch) and isinstance(batch, StrokeBatch)
+        shapes = [[tensor.shape for tensor in of.inputs()] for of in (noise, batch)]
+        assert shapes[0] == shapes[1]
+    found = [drawing for batch in feed.validation() for drawing in as_bytes(batch.drawings)]
+    assert found == dataset.drawings(dataset.stored("val").values())
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -41,6 +41,34 @@ def test_nothing_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert list(output.glob("report-*")) == []
 
 
+def test_either_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network of one channel and 28 pixels is evaluated on bitmaps and on strokes, whichever it
+    was trained on, with the same result up to rounding; one of more channels on strokes only."""
+    contents = ("strokes", "bitmaps")
+    data = {content: runs.make_dataset(tmp_path / content, content=content) for content in contents}
+    further = ["--strokes.channels", "4"]
+    trained = [("strokes", "strokes", []), ("bitmaps", "bitmaps", []), ("4", "strokes", further)]
+    for name, content, extra in trained:
+        arguments = runs.settings(data[content], tmp_path / name, "--train.epochs", "1", *extra)
+        assert train.main(arguments) == 0
+    capsys.readouterr()
+
+    def measure(name: str, content: str) -> dict[str, float]:
+        chosen = ["--checkpoint", str(tmp_path / name), "--data", str(data[content])]
+        evaluate.main([*chosen, "--split", "val", "--train.device", "cpu"])
+        found: dict[str, float] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return found
+
+    for name, content in (("strokes", "bitmaps"), ("bitmaps", "strokes"), ("4", "strokes")):
+        validation = runs.last_meta(tmp_path / name)["validation"]
+        assert measure(name, content)["loss"] == pytest.approx(validation["loss"], abs=2e-3)
+    with pytest.raises(RefusedError) as refused:
+        measure("4", "bitmaps")
+    assert refused.value.subject == "--data"
+    assert "holds bitmaps, and" in refused.value.problem
+    assert "was trained on strokes-28-4" in refused.value.problem
+
+
 def test_external_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Evaluated from tars, by split or by pattern, with the class names of the checkpoint."""
     data, output = tmp_path / "data", tmp_path / "run"

@@ -35,7 +35,11 @@ STEPS = 5
 
 
 def make_dataset(
-    folder: Path, per_class: int = 100, val_fraction: float = 0.05, test_fraction: float = 0.05
+    folder: Path,
+    per_class: int = 100,
+    val_fraction: float = 0.05,
+    test_fraction: float = 0.05,
+    content: str = "bitmaps",
 ) -> Path:
     """Shard synthetic drawings of 6 classes; 540 of them should be left for training.
 
@@ -44,7 +48,7 @@ def make_dataset(
     source = ["--source", f"synthetic:?classes=6&per_class={per_class}&seed=3", "--processes", "1"]
     sizes = ["--shard.drawings_per_shard", "100", "--shard.block", "32"]
     splits = ["--shard.val_fraction", str(val_fraction)]
-    splits += ["--shard.test_fraction", str(test_fraction)]
+    splits += ["--shard.test_fraction", str(test_fraction), "--shard.content", content]
     shard.main([*source, "--dest", str(folder), *sizes, *splits])
     return folder
 

@@ -144,9 +144,11 @@ def values(field: Any) -> st.SearchStrategy[Any]:
         return st.lists(st.text(min_size=1).filter(lambda t: t[0] != "-"), min_size=1).map(tuple)
     if field.metadata and field.annotation is str:  # an address
         return st.text("abc/.-_ ü").filter(lambda text: text[:1] != "-")
+    least = max([1, *(bound.ge for bound in field.metadata if hasattr(bound, "ge"))])
+    most = min([65_000, *(bound.le for bound in field.metadata if hasattr(bound, "le"))])
     kind = {
         bool: st.booleans(),
-        int: st.integers(1, 65_000),
+        int: st.integers(int(least), int(most)),
         float: st.floats(1e-9, 0.999),
         str: st.text(),
     }[type(field.default)]

