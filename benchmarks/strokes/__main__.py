@@ -26,7 +26,7 @@ def main() -> None:
     """Write files and shards, measure every case and print the table and the JSON."""
     arguments = parser("bench-strokes", __doc__, PAGE)
     arguments.add_argument("--drawings", type=int, default=1_000_000, help="about [1000000]")
-    arguments.add_argument("--rounds", type=int, default=5, help="runs per case [5]")
+    arguments.add_argument("--rounds", type=int, default=3, help="runs per case [3]")
     options = arguments.parse_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
