@@ -14,7 +14,7 @@ OLD       := .venv-torch-2.11
 CORE      := $(addprefix tests/,base data distributed evaluation models run training)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-old-torch test-cluster lint format lock shard verify plan train evaluate bench-data bench-growth bench-input bench-real bench-train bench-scaling bench-gpu full-size chaos clean
+.PHONY: help install demo test test-slow test-old-torch test-cluster lint format lock shard verify plan train evaluate bench-data bench-strokes bench-growth bench-input bench-real bench-train bench-scaling bench-gpu full-size chaos clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ evaluate: $(INSTALLED) ## evaluate the run in runs/quickdraw on the test split o
 
 bench-data: $(INSTALLED) ## the data path compared with webdataset, MosaicML and litdata; the last line is JSON
 	$(BIN)/python -m benchmarks.data_path $(ARGS)
+
+bench-strokes: $(INSTALLED) ## bytes, speed per core and nearness of pen strokes; the last line is JSON
+	$(BIN)/python -m benchmarks.strokes $(ARGS)
 
 bench-growth: $(INSTALLED) ## shard, verify and stream 0.5 to 5 million drawings; the last line is JSON
 	$(BIN)/python -m benchmarks.growth $(ARGS)

@@ -3,10 +3,11 @@
 Synthetic drawings with the official class counts (50,426,266 drawings; every class is a pool of 64
 drawings and shifted copies of them, see `data/drawings/synthetic/source.py`) are sharded on all
 cores, verified, and one epoch is trained, with --resident a second one from memory; each step is
-the command that a user would type. `--fraction 0.01` scales the counts down; other options, such as
---model.width 16, are settings of the training. After --seconds the phase under way gets a TERM: a
+the command that a user would type. `--content strokes` stores pen strokes, which training renders;
+`--fraction 0.01` scales the counts down; other options, such as --model.width 16, are settings of
+the training. After --seconds the phase under way gets a TERM: a
 training saves and ends, and counts as far as it came. Linux only. The last line is JSON; --page
-writes benchmarks/results/full_size.md.
+writes benchmarks/results/full_size.md, or full_size_strokes.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ import torch
 from benchmarks.chaos.processes import memory_of
 from benchmarks.measure import (
     Metrics,
+    add_content,
     add_limits,
+    page_of,
     parser,
     provenance,
     publish,
@@ -53,12 +56,14 @@ def main() -> int:
     arguments.add_argument(
         "--resident", action="store_true", help="train again with the drawings in memory"
     )
+    add_content(arguments)
     add_limits(arguments)
     options, more = arguments.parse_known_args()
     shutil.rmtree(options.folder, ignore_errors=True)
     gpus = torch.cuda.device_count()
     settings = [*training_settings(gpus), *more]
-    measured: Metrics = {"fraction": options.fraction, "settings": settings, "phases": {}}
+    measured: Metrics = {"fraction": options.fraction, "content": options.content}
+    measured |= {"settings": settings, "phases": {}}
     for name, command in _commands(options, gpus, settings).items():
         left = began + options.seconds - time.monotonic()
         if left <= 0 or not _can_go_on(measured["phases"]):
@@ -69,7 +74,7 @@ def main() -> int:
         measured["problem"] = problem(measured["phases"])
         write_json(options.results, measured)
     phases = measured.pop("phases")
-    publish(options, PAGE, page(measured, phases), measured | phases)
+    publish(options, page_of(PAGE, options.content), page(measured, phases), measured | phases)
     return 1 if measured["problem"] else 0
 
 
@@ -78,6 +83,7 @@ def _commands(
 ) -> dict[str, tuple[str, ...]]:
     """Module and arguments of each phase."""
     shards = str(options.folder / "shards")
+    origin = ("--source", source(options.fraction), "--shard.content", options.content)
 
     def train(name: str, *more: str) -> tuple[str, ...]:
         output = str(_run_folder(options.folder, name))
@@ -85,7 +91,7 @@ def _commands(
         return (*_torchrun(gpus), "quickdraw_dist.train", *data, *settings, *more)
 
     commands = {
-        "shard": ("jobs.shard", "--source", source(options.fraction), "--dest", shards),
+        "shard": ("jobs.shard", *origin, "--dest", shards),
         "verify": ("jobs.verify", shards),
         STREAMED: train(STREAMED),
     }
@@ -193,12 +199,13 @@ def _bytes(folder: Path) -> int:
 
 def page(measured: Metrics, phases: Mapping[str, Metrics]) -> str:
     """Markdown with all metrics of the run."""
-    fraction = measured["fraction"]
-    arguments = f"ARGS='--page{'' if fraction == 1 else f' --fraction {fraction}'}'"
+    fraction, of_strokes = measured["fraction"], measured["content"] == "strokes"
+    options = "--page" + (" --content strokes" if of_strokes else "")
+    arguments = f"ARGS='{options}{'' if fraction == 1 else f' --fraction {fraction}'}'"
     versions = ("torch", "numpy", "isal", "deflate")
     origin = provenance(f"make full-size {arguments}", "n = 1", *versions)
-    title = ["# The full-size rehearsal", "", origin, ""]
-    return "\n".join([*title, *body(measured, phases), ""])
+    title = f"# The full-size rehearsal{', with pen strokes' if of_strokes else ''}"
+    return "\n".join([title, "", origin, "", *body(measured, phases), ""])
 
 
 def body(measured: Metrics, phases: Mapping[str, Metrics]) -> list[str]:

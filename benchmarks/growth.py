@@ -3,7 +3,8 @@
 Shards, verifies and streams synthetic datasets of all 345 classes with the settings of the full
 dataset (65,536 drawings per shard, 8 shards per group), each step in one process. Time per drawing
 and peak memory must stay flat. Before that, the plan and the order of the official 50,426,266
-drawings are built. The last line is JSON; --page writes benchmarks/results/growth.md.
+drawings are built. `--content strokes` stores pen strokes. The last line is JSON; --page writes
+benchmarks/results/growth.md, or growth_strokes.md.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.measure import CLASSES, Metrics, parser, provenance, publish, run_case, table
+from benchmarks.measure import (
+    CLASSES,
+    Metrics,
+    add_content,
+    page_of,
+    parser,
+    provenance,
+    publish,
+    run_case,
+    table,
+)
 
 STEPS = ("shard", "verify", "stream")
 PAGE = "growth.md"
@@ -26,6 +37,7 @@ def main() -> None:
         "--drawings", type=int, nargs="+", default=[500_000, 1_600_000, 5_000_000],
         help="sizes of the datasets, at least two [500000 1600000 5000000]",
     )  # fmt: skip
+    add_content(arguments)
     options = arguments.parse_args()
     official = {
         what: run_case("benchmarks.data_path.cases", f"official_{what}")
@@ -34,18 +46,19 @@ def main() -> None:
     sizes: dict[int, dict[str, Metrics]] = {}
     for drawings in tqdm(options.drawings, unit=" dataset", leave=False):
         shutil.rmtree(options.folder, ignore_errors=True)
-        sizes[drawings] = _measure(options.folder, drawings)
+        sizes[drawings] = _measure(options.folder, drawings, options.content)
     shutil.rmtree(options.folder)
     first, last = sizes[options.drawings[0]], sizes[options.drawings[-1]]
     growth = {step: _ratios(first[step], last[step]) for step in STEPS}
     metrics = {"drawings": last["shard"]["drawings"]} | growth
-    publish(options, PAGE, _page(official, sizes), metrics)
+    text = _page(options.content, official, sizes)
+    publish(options, page_of(PAGE, options.content), text, metrics)
 
 
-def _measure(folder: Path, drawings: int) -> dict[str, Metrics]:
+def _measure(folder: Path, drawings: int, content: str) -> dict[str, Metrics]:
     source = f"synthetic:?classes={CLASSES}&per_class={-(-drawings // CLASSES)}&seed=7&pool=64"
     cases = {
-        "shard": ("shard", source, folder, "gzip"),
+        "shard": ("shard", source, folder, "gzip", 65_536, content),
         "verify": ("verify", folder),
         "stream": ("read", folder, 1),
     }
@@ -60,7 +73,9 @@ def _ratios(first: Metrics, last: Metrics) -> dict[str, float]:
     }
 
 
-def _page(official: dict[str, Metrics], sizes: dict[int, dict[str, Metrics]]) -> str:
+def _page(content: str, official: dict[str, Metrics], sizes: dict[int, dict[str, Metrics]]) -> str:
+    """Markdown with all metrics of the run."""
+    of_strokes = content == "strokes"
     rows: list[tuple[str, ...]] = [("drawings", "step", "seconds", "drawings/s", "peak memory")]
     for results in sizes.values():
         for step in STEPS:
@@ -71,12 +86,13 @@ def _page(official: dict[str, Metrics], sizes: dict[int, dict[str, Metrics]]) ->
     fixed_seconds = first["seconds"] - slope * first["drawings"]
     builds = [("of 50,426,266 drawings", "seconds", "drawings/s", "peak memory")]
     builds += [(what, *_cells(result)) for what, result in official.items()]
+    arguments = "ARGS='--page --content strokes'" if of_strokes else "ARGS=--page"
     packages = ("numpy", "torch", "isal", "deflate")
     return "\n".join(
         [
-            "# How cost grows",
+            f"# How cost grows{', with pen strokes' if of_strokes else ''}",
             "",
-            provenance("make bench-growth ARGS=--page", "n = 1", *packages),
+            provenance(f"make bench-growth {arguments}", "n = 1", *packages),
             "",
             f"Synthetic drawings of {CLASSES} classes; gzip, 65,536 per shard, 8 shards per group; "
             "one process. `stream` is an epoch after a warm-up epoch, with 64 lanes.",
@@ -84,7 +100,7 @@ def _page(official: dict[str, Metrics], sizes: dict[int, dict[str, Metrics]]) ->
             table(rows),
             "",
             f"From the first size to the last, sharding takes {slope * 1e6:.1f} us per additional "
-            f"drawing, and {fixed_seconds:.0f} s that do not grow: the source renders its pools "
+            f"drawing, and {fixed_seconds:.0f} s that do not grow: the source makes its pools "
             "first.",
             "",
             "The official dataset's plan (splits of every row, every shard) and order (schedule of "

@@ -28,6 +28,7 @@ Metrics = dict[str, Any]
 Case = Callable[[], Metrics | None]
 """A measurement; None: there is none to report."""
 
+CONTENTS = ("bitmaps", "strokes")
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 345
 _TRIES = 6
@@ -51,6 +52,18 @@ def parser(
     if page:
         made.add_argument("--page", action="store_true", help=f"write benchmarks/results/{page}")
     return made
+
+
+def add_content(arguments: ArgumentParser) -> None:
+    """Add `--content`: what is stored of every drawing."""
+    arguments.add_argument(
+        "--content", choices=CONTENTS, default="bitmaps", help="stored per drawing [bitmaps]"
+    )
+
+
+def page_of(page: str, content: str) -> str:
+    """The page of a benchmark that has one of bitmaps and another one of strokes."""
+    return page if content == "bitmaps" else page.replace(".md", "_strokes.md")
 
 
 def add_limits(arguments: ArgumentParser) -> None:
@@ -209,6 +222,11 @@ def synthetic_source(train_drawings: int) -> str:
 def real_bitmaps() -> Path:
     """Folder of the local slice of the official bitmaps; it need not exist."""
     return Path(os.environ.get("QUICKDRAW_REAL_DATA", "../shared/quickdraw"), "numpy_bitmap")
+
+
+def real_strokes() -> Path:
+    """Folder of the local slice of the official simplified strokes; it need not exist."""
+    return real_bitmaps().parent / "simplified"
 
 
 def train_records(run: Path) -> list[Metrics]:

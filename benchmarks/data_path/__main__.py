@@ -54,7 +54,7 @@ def main() -> None:
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
     folder = options.folder.resolve()
-    about = _bitmaps(folder / "bitmaps", options.drawings)
+    about = write_bitmaps(folder / "bitmaps", options.drawings)
     for name, count in (("classic", _CLASSIC_DRAWINGS), ("peers", _PEER_DRAWINGS)):
         pixels, labels = load_array(folder / "bitmaps", count)
         order = np.random.default_rng(1).permutation(len(labels))
@@ -71,7 +71,7 @@ def main() -> None:
     publish(options, PAGE, page(about, options.rounds, results, limits, metrics), metrics)
 
 
-def _bitmaps(folder: Path, drawings: int) -> str:
+def write_bitmaps(folder: Path, drawings: int) -> str:
     """Write .npy files with about `drawings` drawings; return a description."""
     folder.mkdir()
     real = real_bitmaps().is_dir()

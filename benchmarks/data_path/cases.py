@@ -12,12 +12,13 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import numpy as np
+from torch import Tensor
 
 from benchmarks.measure import call_case, peak_rss_bytes, report
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.settings import Settings, Shard, Stream, Train
 from quickdraw_dist.data.capacity import outline
-from quickdraw_dist.data.drawings.drawing import SIDE
+from quickdraw_dist.data.drawings.drawing import SIDE, Content
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.feed import ShardFeed
 from quickdraw_dist.data.order.digest import OrderDigest
@@ -40,7 +41,8 @@ def read(folder: str, epochs: int, **stream: object) -> None:
     started, drawings, digest = time.perf_counter(), 0, OrderDigest()
     for epoch in range(1, epochs + 1):
         for batch in feed.epoch(epoch):
-            assert batch.drawings.is_contiguous(), "a batch is one array"
+            if isinstance(batch.drawings, Tensor):
+                assert batch.drawings.is_contiguous(), "a batch is one array"
             digest.add(epoch, batch.step * BATCH, batch.labels, batch.rows)  # like the trainer
             drawings += len(batch.labels)
     seconds = time.perf_counter() - started
@@ -80,11 +82,18 @@ def bare(folder: str) -> None:
     report(dataset.drawings("train"), seconds)
 
 
-def shard(source: str, dest: str, compression: str, shard_drawings: int = 65_536) -> None:
-    """Shard bitmaps in one process; the final merge is not timed."""
-    opened = open_source(source)
-    sizes = {"drawings_per_shard": shard_drawings}
-    settings = Shard.model_validate({"compression": compression} | sizes)
+def shard(
+    source: str,
+    dest: str,
+    compression: str,
+    shard_drawings: int = 65_536,
+    content: Content = "bitmaps",
+) -> None:
+    """Shard drawings in one process; the final merge is not timed."""
+    opened = open_source(source, content=content)
+    settings = Shard.model_validate(
+        {"compression": compression, "drawings_per_shard": shard_drawings, "content": content}
+    )
     plan = Plan(opened.classes, opened.counts, settings, opened.identity)
     assert plan.split_sizes.sum() == plan.drawings  # every worker computes all splits first
     started, before = time.perf_counter(), time.process_time()
@@ -93,8 +102,8 @@ def shard(source: str, dest: str, compression: str, shard_drawings: int = 65_536
     busy = time.process_time() - before
     writer.merge_if_complete(plan, opened, dest)
     stored = sum(path.stat().st_size for path in Path(dest).rglob("*.tar"))
-    each = {"per_core": plan.drawings / busy, "bytes_per_drawing": stored / plan.drawings}
-    report(plan.drawings, seconds, **{name: round(value) for name, value in each.items()})
+    size = round(stored / plan.drawings, 2)
+    report(plan.drawings, seconds, per_core=round(plan.drawings / busy), bytes_per_drawing=size)
 
 
 def verify(folder: str) -> None:

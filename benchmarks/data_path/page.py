@@ -50,7 +50,7 @@ def _row(name: str, result: Metrics) -> tuple[str, ...]:
         name,
         f"{result['per_second']:,}",
         f"{result['slowest']:,} to {result['fastest']:,}",
-        f"{stored:,}" if stored else "",
+        f"{stored:,.0f}" if stored else "",
         f"{result['peak_rss_bytes'] / 1e6:,.0f} MB",
     )
 

@@ -88,7 +88,7 @@ class Shard(Section):
     compression: Literal["gzip", "none"] = "gzip"
     """gzip: about 280 bytes per drawing. none: 790, but several times as fast to read."""
     content: Literal["bitmaps", "strokes"] = "bitmaps"
-    """bitmaps: 28x28 pixels. strokes: pen strokes, about 90 bytes per drawing, which the training
+    """bitmaps: 28x28 pixels. strokes: pen strokes, about 85 bytes per drawing, which the training
     step renders; the source must have strokes."""
     layout: Literal["blocks", "per_drawing"] = "blocks"
     """blocks: for this trainer. per_drawing: a png and a cls per drawing, for other readers."""

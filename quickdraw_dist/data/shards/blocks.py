@@ -1,8 +1,15 @@
 """Encode and decode blocks: drawings, labels and rows as members of a tar.
 
-Bitmaps are one array. Pen strokes are five: coordinates as differences to the point before, end to
-end over the whole block, because gzip saves a sixth of those and next to nothing of the coordinates
-themselves; points per stroke; strokes per drawing; and `recognized`.
+Bitmaps are one array. Pen strokes are three, of bytes, since a member of a tar takes 770 bytes more
+than its contents:
+
+    dxdy     (2, points)    x and y of every point less those of the point before, modulo 256, end
+                            to end over the whole block; the first point's are themselves
+    points   (2, strokes)   points per stroke: low bytes, high bytes
+    strokes  (3, drawings)  strokes per drawing: low bytes, high bytes; then `recognized`
+
+gzip saves a sixth of differences, next to nothing of coordinates, and most of bytes that are nearly
+all 0 if they lie together.
 """
 
 from __future__ import annotations
@@ -35,11 +42,9 @@ _IDENTITY_DTYPES: dict[str, np.dtype[Any]] = {"labels": np.dtype("<u2"), "rows":
 _DTYPES: dict[str, dict[str, np.dtype[Any]]] = {
     "bitmaps": {"drawings": np.dtype(np.uint8), **_IDENTITY_DTYPES},
     "strokes": {
-        "dx": np.dtype(np.uint8),
-        "dy": np.dtype(np.uint8),
-        "points": np.dtype("<u2"),
-        "strokes": np.dtype("<u2"),
-        "recognized": np.dtype(np.uint8),
+        "dxdy": np.dtype(np.uint8),
+        "points": np.dtype(np.uint8),
+        "strokes": np.dtype(np.uint8),
         **_IDENTITY_DTYPES,
     },
 }
@@ -98,11 +103,9 @@ class Block:
         if isinstance(self.drawings, Strokes):
             content, strokes = "strokes", self.drawings
             arrays |= {
-                "dx": np.diff(strokes.x, prepend=np.uint8(0)),
-                "dy": np.diff(strokes.y, prepend=np.uint8(0)),
-                "points": strokes.points,
-                "strokes": strokes.strokes,
-                "recognized": strokes.recognized,
+                "dxdy": np.diff([strokes.x, strokes.y], prepend=np.uint8(0)),
+                "points": np.stack(_apart(strokes.points)),
+                "strokes": np.stack([*_apart(strokes.strokes), strokes.recognized]),
             }
         else:
             content = "bitmaps"
@@ -145,7 +148,7 @@ def decode(data: bytes | memoryview, count: int) -> Block:
         stored: dict[str, tuple[memoryview, bool]] = {}
         for name, payload in read_members(memoryview(data)):
             stored[name.split(".", 2)[1]] = payload, name.endswith(".gz")
-        content = "strokes" if "dx" in stored else "bitmaps"
+        content = "strokes" if "dxdy" in stored else "bitmaps"
         if stored.keys() != _DTYPES[content].keys():
             raise ValueError(f"has members {', '.join(stored)}")
         read = partial(_read, stored, _DTYPES[content])
@@ -181,20 +184,24 @@ def _read_strokes(read: Callable[..., NDArray[Any]], count: int) -> Strokes:
     Raises:
         ValueError: an array has another length, or values that no strokes have.
     """
-    strokes = read("strokes", count)
-    points = read("points", int(strokes.sum()))
+    *halves, recognized = read("strokes", 3, count)
+    if recognized.max(initial=0) > UNKNOWN:
+        raise ValueError(f"strokes has a recognized of {recognized.max()}, not 0, 1 or 2")
+    strokes = _together(*halves)
+    points = _together(*read("points", 2, int(strokes.sum())))
     if points.min(initial=2) < 2:
         raise ValueError(f"points has a stroke of {points.min()}, not two or more")
-    total = int(points.sum())
+    differences = read("dxdy", 2, int(points.sum()))
     # numpy adds up wide integers four times as fast as bytes.
-    x, y = (np.cumsum(read(name, total), dtype=np.uint32).astype(np.uint8) for name in ("dx", "dy"))
-    recognized = read("recognized", count)
-    if recognized.max(initial=0) > UNKNOWN:
-        raise ValueError(f"recognized has {recognized.max()}, not 0, 1 or 2")
-    return Strokes(
-        x,
-        y,
-        points.astype(np.uint16, copy=False),
-        strokes.astype(np.uint16, copy=False),
-        recognized,
-    )
+    x, y = np.cumsum(differences, axis=1, dtype=np.uint32).astype(np.uint8)
+    return Strokes(x, y, points, strokes, recognized)
+
+
+def _apart(counts: NDArray[np.uint16]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the low bytes and the high bytes of counts, (n,) each."""
+    return counts.astype(np.uint8), (counts >> np.uint16(8)).astype(np.uint8)
+
+
+def _together(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Return counts from their low and high bytes, (n,)."""
+    return low | high.astype(np.uint16) << np.uint16(8)

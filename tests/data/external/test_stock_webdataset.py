@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     OfLayout = Callable[..., Dataset]
 
-IDENTITIES = ("labels", "rows", "strokes", "recognized")
-
 
 def urls(made: Dataset, *splits: str) -> list[str]:
     """The addresses of the shards of some splits."""
@@ -63,13 +61,15 @@ def test_blocks_of_strokes(of_layout: OfLayout, layout: str, suffix: str) -> Non
     made = of_layout(layout, "strokes")
     found = {}
     for sample in webdataset.WebDataset(urls(made, "train"), shardshuffle=False).decode():
-        x, y = (np.cumsum(sample[f"{name}{suffix}"], dtype=np.uint8) for name in ("dx", "dy"))
-        cuts = np.cumsum(sample[f"points{suffix}"])[:-1]
+        x, y = np.cumsum(sample[f"dxdy{suffix}"], axis=1, dtype=np.uint8)
+        low, high = sample[f"points{suffix}"].astype(int)
+        cuts = np.cumsum(low + 256 * high)[:-1]
         strokes = list(zip(np.split(x, cuts), np.split(y, cuts), strict=True))
+        low, high, recognized = sample[f"strokes{suffix}"].astype(int)
+        labels, rows = sample[f"labels{suffix}"], sample[f"rows{suffix}"]
+        each = labels.tolist(), rows.tolist(), low + 256 * high, recognized.tolist()
         first = 0
-        for label, row, count, flag in zip(
-            *(sample[f"{name}{suffix}"].tolist() for name in IDENTITIES), strict=True
-        ):
+        for label, row, count, flag in zip(*each, strict=True):
             found[label, row] = strokes[first : first + count], flag
             first += count
         assert first == len(strokes)
