@@ -21,7 +21,7 @@ from quickdraw_dist.data.drawings.strokes.arrays import Strokes
 from quickdraw_dist.data.drawings.strokes.tiles import pack
 from quickdraw_dist.data.shards import blocks, manifest
 from quickdraw_dist.data.shards.schema import BlockEntry
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import StrokeBatch
 from quickdraw_dist.models.stroke_raster import StrokeRaster
 
 BATCH = 1_024

@@ -20,7 +20,7 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.schema import Manifest
-from quickdraw_dist.data.stream.batch import Batch, noise
+from quickdraw_dist.data.stream.batch import Batch, StrokeBatch, noise
 from quickdraw_dist.data.stream.evaluation_loader import evaluation_batches
 from quickdraw_dist.data.stream.loader import TrainLoader
 from quickdraw_dist.data.stream.prefetch import ShardPrefetch
@@ -31,7 +31,6 @@ from quickdraw_dist.data.stream.resident.loaders import (
     HostLoader,
     resident_loader,
 )
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 from quickdraw_dist.distributed.ranks import World
 
 Dataset = Manifest | ExternalShards

@@ -17,9 +17,9 @@ from quickdraw_dist.data.drawings.strokes.arrays import Strokes
 from quickdraw_dist.data.drawings.strokes.totals import Totals
 from quickdraw_dist.data.external import samples
 from quickdraw_dist.data.shards import blocks, integrity, manifest
-from quickdraw_dist.data.shards.blocks import Block
+from quickdraw_dist.data.shards.blocks import Block, pixel_sums
 from quickdraw_dist.data.shards.group import read_rows, replace_rows
-from quickdraw_dist.data.shards.pixels import normalisation, pixel_sums, summed_drawings
+from quickdraw_dist.data.shards.manifest import normalisation, summed_drawings
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 from quickdraw_dist.data.shards.schema import BlockEntry, Manifest, ShardEntry
 

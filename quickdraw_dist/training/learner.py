@@ -16,7 +16,7 @@ from quickdraw_dist.base.hashing import key64
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.data.feed import DatasetInfo
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import StrokeBatch
 from quickdraw_dist.distributed.ranks import World, average_gradients
 from quickdraw_dist.distributed.stragglers import WorkClock
 from quickdraw_dist.models.input import NetworkInput, Normalisation, Raster, stored

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base.errors import RefusedError
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import StrokeBatch
 from tests.support.data.caching import URL, base, downloads, held, shards_of
 from tests.support.data.datasets import Dataset, DatasetMaker, as_bytes
 from tests.support.data.delivery import Identity, Shape, deliver, line, pairs

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quickdraw_dist.data.drawings import raster
 from quickdraw_dist.data.drawings.strokes.arrays import Strokes
 from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing, pack
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import StrokeBatch
 from quickdraw_dist.models import stroke_raster
 from quickdraw_dist.models.stroke_raster import PADDING, StrokeRaster
 from tests.support.data.strokes import drawings, random_strokes

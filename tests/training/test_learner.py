@@ -16,7 +16,7 @@ from quickdraw_dist.data.drawings.strokes.arrays import RECOGNIZED, UNKNOWN, UNR
 from quickdraw_dist.data.feed import DatasetInfo
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.schema import Manifest
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import StrokeBatch
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.models.input import stored
 from quickdraw_dist.run.checkpoint.files import Checkpoint

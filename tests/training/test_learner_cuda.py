@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
 from quickdraw_dist.data.shards.schema import Manifest
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import StrokeBatch
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
 from tests.support.data.datasets import Dataset

@@ -11,8 +11,8 @@ import numpy as np
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError
+from quickdraw_dist.data.drawings.classes import ClassFiles
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Content, Rows
-from quickdraw_dist.data.drawings.folder import ClassFiles
 
 _FIRST_READ_BYTES = 512
 """Enough for every header seen: 80 bytes in the official files, 128 from numpy.save."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.drawings.bitmaps import open_bitmaps
+from quickdraw_dist.data.drawings.classes import find_class_files
 from quickdraw_dist.data.drawings.drawing import Content, Source
-from quickdraw_dist.data.drawings.folder import find_class_files
 from quickdraw_dist.data.drawings.stroke_files import open_strokes
 from quickdraw_dist.data.drawings.synthetic.source import open_synthetic
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import StorageError
 from quickdraw_dist.data.drawings import raster
+from quickdraw_dist.data.drawings.classes import ClassFiles
 from quickdraw_dist.data.drawings.drawing import Content, Rows
-from quickdraw_dist.data.drawings.folder import ClassFiles
 from quickdraw_dist.data.drawings.strokes import binary, ndjson
 from quickdraw_dist.data.drawings.strokes.arrays import Strokes
 from quickdraw_dist.data.drawings.strokes.records import (

@@ -35,8 +35,7 @@ from quickdraw_dist.data.external.shuffle import (
 from quickdraw_dist.data.order.content_bytes import BitmapBytes
 from quickdraw_dist.data.order.memory import PREFETCHED_BATCHES
 from quickdraw_dist.data.order.share import Share
-from quickdraw_dist.data.stream.batch import Batch, allocate, noise
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import Batch, StrokeBatch, allocate, noise
 from quickdraw_dist.distributed import ranks
 from quickdraw_dist.distributed.ranks import World
 

@@ -26,8 +26,8 @@ from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.drawings.classes import official_names
 from quickdraw_dist.data.external.samples import decode, read_labels, read_samples
-from quickdraw_dist.data.shards.manifest import stored_sizes
-from quickdraw_dist.data.shards.pixels import normalisation, pixel_sums
+from quickdraw_dist.data.shards.blocks import pixel_sums
+from quickdraw_dist.data.shards.manifest import normalisation, stored_sizes
 from quickdraw_dist.distributed import ranks
 from quickdraw_dist.distributed.ranks import World
 

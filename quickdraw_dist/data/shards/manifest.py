@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from pydantic import (
@@ -14,8 +14,9 @@ from pydantic import (
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError, one_line
 from quickdraw_dist.data.drawings.classes import official_names
+from quickdraw_dist.data.drawings.drawing import PIXELS, Content
+from quickdraw_dist.data.shards.blocks import STROKES_SAMPLED
 from quickdraw_dist.data.shards.consistency import find_contradictions
-from quickdraw_dist.data.shards.pixels import normalisation, summed_drawings
 from quickdraw_dist.data.shards.plan import SPLITS, Plan
 from quickdraw_dist.data.shards.schema import (
     FORMAT_VERSIONS,
@@ -72,6 +73,19 @@ def merge(
         pixel_std=std,
         digest=digest(plan.classes, splits),
     )
+
+
+def summed_drawings(shards: Iterable[ShardEntry], content: Content) -> int:
+    """Return how many drawings of some shards `pixel_sums` has counted."""
+    step = 1 if content == "bitmaps" else STROKES_SAMPLED
+    return sum(-(-block.drawings // step) for shard in shards for block in shard.blocks)
+
+
+def normalisation(pixel_sum: int, pixel_square_sum: int, drawings: int) -> tuple[float, float]:
+    """Return mean and standard deviation of pixels on a scale of 0 to 1, from sums of 0 to 255."""
+    pixels = max(drawings, 1) * PIXELS
+    mean = pixel_sum / pixels
+    return mean / 255, (pixel_square_sum / pixels - mean**2) ** 0.5 / 255
 
 
 def read(folder: str) -> Manifest:

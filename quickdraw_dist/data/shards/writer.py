@@ -23,9 +23,9 @@ from quickdraw_dist.base.storage import Scratch
 from quickdraw_dist.data.drawings.drawing import Source
 from quickdraw_dist.data.drawings.strokes.totals import Totals
 from quickdraw_dist.data.shards import blocks, integrity, manifest
+from quickdraw_dist.data.shards.blocks import pixel_sums
 from quickdraw_dist.data.shards.group import make_blocks, read_rows
 from quickdraw_dist.data.shards.members import END_OF_TAR
-from quickdraw_dist.data.shards.pixels import pixel_sums
 from quickdraw_dist.data.shards.plan import SPLITS, Plan, PlannedShard
 from quickdraw_dist.data.shards.schema import BlockEntry, Manifest, PartFile, ShardEntry
 

@@ -2,15 +2,134 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from quickdraw_dist.data.drawings.drawing import SIDE
-from quickdraw_dist.data.drawings.strokes.tiles import TILE, TilesPerDrawing
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.drawings.strokes.arrays import ends
+from quickdraw_dist.data.drawings.strokes.tiles import TILE, Tiles, TilesPerDrawing, tile_counts
+
+
+@dataclass(frozen=True)
+class StrokeBatch:
+    """n drawings in T tiles of 16 segments, on the host or a device.
+
+    T is `per_drawing.capacity(n)`, the same for every batch of n drawings, so that a compiled step
+    meets one shape; a batch that needs more has twice as many, or four times. Nothing is cut.
+    """
+
+    tiles: torch.Tensor  # (T, 16, 4) uint8: x1, y1, x2, y2; a drawing's are consecutive rows
+    counts: torch.Tensor  # (n,) int32: segments per drawing, without repetitions; 0: blank
+    recognized: torch.Tensor  # (n,) uint8: as in `Strokes`
+    first: NDArray[np.int64]  # (n + 1,): where each drawing's tiles begin; on the host
+    per_drawing: TilesPerDrawing  # of the dataset
+
+    @classmethod
+    def allocate(cls, drawings: int, per_drawing: TilesPerDrawing, pin: bool) -> StrokeBatch:
+        """Return memory for batches of `drawings`, which are blank until it is filled; pinned for
+        asynchronous copies to a CUDA device if `pin`."""
+        tiles = _allocate_tiles(per_drawing.capacity(drawings), pin)
+        counts = torch.zeros(drawings, dtype=torch.int32, pin_memory=pin)
+        recognized = torch.zeros(drawings, dtype=torch.uint8, pin_memory=pin)
+        return cls(tiles, counts, recognized, np.zeros(drawings + 1, np.int64), per_drawing)
+
+    def filled(self, parts: Sequence[Tiles]) -> StrokeBatch:
+        """Return the batch of the drawings of `parts`, n in all, in this batch's memory; with tiles
+        in memory of its own where they are more than fit."""
+        np.concatenate([part.counts for part in parts], out=self.counts.numpy())
+        np.concatenate([part.recognized for part in parts], out=self.recognized.numpy())
+        first = ends(tile_counts(self.counts.numpy()))
+        tiles, needed = self.tiles, int(first[-1])
+        if needed > len(tiles):
+            capacity = self.per_drawing.capacity(len(self), needed)
+            tiles = _allocate_tiles(capacity, self.tiles.is_pinned())
+        np.concatenate([part.segments for part in parts], out=tiles.numpy()[:needed])
+        return StrokeBatch(tiles, self.counts, self.recognized, first, self.per_drawing)
+
+    def __len__(self) -> int:
+        """Return the number of drawings."""
+        return len(self.counts)
+
+    @property
+    def owners(self) -> torch.Tensor:
+        """Index in the batch of the drawing that each tile belongs to, (T,) int64; n, that of a
+        spare picture, for unused tiles."""
+        return self._owners_and_numbers[0]
+
+    @property
+    def numbers(self) -> torch.Tensor:
+        """Number of each tile's first segment within its drawing, (T,) int32: 0, 16, 32, ..."""
+        return self._owners_and_numbers[1]
+
+    @cached_property
+    def _owners_and_numbers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computed where the batch lies and on the stream that needs them: less is copied."""
+        return owners_and_numbers(self.counts, len(self.tiles))
+
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """Return what a network's input layer takes: tiles, owners, numbers, counts, recognized."""
+        return self.tiles, self.owners, self.numbers, self.counts, self.recognized
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> StrokeBatch:
+        """Return the batch on a device; see `torch.Tensor.to`."""
+        return StrokeBatch(
+            self.tiles.to(device, non_blocking=non_blocking),
+            self.counts.to(device, non_blocking=non_blocking),
+            self.recognized.to(device, non_blocking=non_blocking),
+            self.first,
+            self.per_drawing,
+        )
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory until `stream` has done what was submitted to it; see
+        `torch.Tensor.record_stream`."""
+        for tensor in (self.tiles, self.counts, self.recognized):
+            tensor.record_stream(stream)
+
+    def tensor_split(self, parts: int) -> tuple[StrokeBatch, ...]:
+        """Return the drawings in `parts` batches of the sizes that `torch.Tensor.tensor_split`
+        makes, each with the tiles of a batch of its size."""
+        least, more = divmod(len(self), parts)
+        starts = ends(np.array([least + (part < more) for part in range(parts)]))
+        return tuple(map(self._part, starts[:-1].tolist(), starts[1:].tolist()))
+
+    def _part(self, start: int, stop: int) -> StrokeBatch:
+        first = self.first[start : stop + 1]
+        begin, needed = int(first[0]), int(first[-1] - first[0])
+        capacity = self.per_drawing.capacity(stop - start, needed)
+        tiles = self.tiles[begin : begin + capacity]  # those of the next drawings are unused tiles
+        if missing := capacity - len(tiles):
+            tiles = torch.nn.functional.pad(tiles, (0, 0, 0, 0, 0, missing))
+        own = slice(start, stop)
+        return StrokeBatch(
+            tiles, self.counts[own], self.recognized[own], first - begin, self.per_drawing
+        )
+
+
+def owners_and_numbers(counts: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the owners and numbers of `capacity` tiles, from the segments per drawing, (n,); the
+    host does not wait for the device."""
+    begins = torch.nn.functional.pad(((counts + (TILE - 1)) // TILE).cumsum(0), (1, 0))
+    rows = torch.arange(capacity, device=counts.device)
+    owners = torch.searchsorted(begins[1:], rows, right=True)
+    within = torch.where(owners < len(counts), rows - begins[owners], 0)
+    return owners, (within * TILE).int()
+
+
+def _allocate_tiles(count: int, pin: bool) -> torch.Tensor:
+    """Return uninitialised tiles, (count, 16, 4) uint8."""
+    shape = (count, TILE, 4)
+    # numpy requests huge pages, which speed up writes.
+    return (
+        torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        if pin
+        else torch.from_numpy(np.empty(shape, np.uint8))
+    )
 
 
 @dataclass

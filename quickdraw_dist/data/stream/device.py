@@ -9,8 +9,7 @@ import torch
 
 from quickdraw_dist.base.telemetry import metrics
 from quickdraw_dist.base.telemetry.device_timer import DeviceTimer
-from quickdraw_dist.data.stream.batch import Batch
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import Batch, StrokeBatch
 
 
 @dataclass

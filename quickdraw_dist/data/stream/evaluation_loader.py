@@ -10,10 +10,9 @@ import torch
 from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing, pack
 from quickdraw_dist.data.order.order import evaluation_pieces
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream.batch import Batch, allocate
+from quickdraw_dist.data.stream.batch import Batch, StrokeBatch, allocate
 from quickdraw_dist.data.stream.prefetch import decoding_threads, map_ahead
 from quickdraw_dist.data.stream.reader import SplitReader
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 
 
 def evaluation_batches(

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from quickdraw_dist.data.order.order import Order
-from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.batch import Batch, StrokeBatch
 from quickdraw_dist.data.stream.device import DeviceBatch, on_device
 from quickdraw_dist.data.stream.loader import TrainLoader
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 from tests.support.data.datasets import Dataset, as_bytes
 from tests.support.data.delivery import Identity, make_loader, open_local
 from tests.support.streams import LateDevice

@@ -13,8 +13,8 @@ from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
+from quickdraw_dist.data.stream.batch import StrokeBatch
 from quickdraw_dist.data.stream.reader import SplitReader
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
 
 Location = tuple[int, int, int]
 """Shard, block and index in the block of a drawing."""

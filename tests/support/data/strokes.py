@@ -15,7 +15,7 @@ from quickdraw_dist.data.drawings.drawing import Rows
 from quickdraw_dist.data.drawings.strokes.arrays import Strokes
 from quickdraw_dist.data.drawings.strokes.tiles import TilesPerDrawing, pack
 from quickdraw_dist.data.shards.schema import Manifest
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import StrokeBatch
 
 _STROKE = st.lists(
     st.tuples(st.integers(0, 255), st.integers(0, 255)), min_size=1, max_size=40

@@ -18,8 +18,7 @@ from quickdraw_dist.data.drawings.strokes.tiles import (
     tile_counts,
 )
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream.batch import allocate
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch, owners_and_numbers
+from quickdraw_dist.data.stream.batch import StrokeBatch, allocate, owners_and_numbers
 
 
 class ResidentMemory(Protocol):

@@ -24,8 +24,7 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.schedule import ScheduledWindow
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream.batch import Batch
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import Batch, StrokeBatch
 
 
 class _Window:

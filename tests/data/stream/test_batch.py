@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quickdraw_dist.data.drawings.strokes.tiles import TILE, Tiles, TilesPerDrawing, pack
-from quickdraw_dist.data.stream.stroke_batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import StrokeBatch
 from tests.support.data.strokes import random_strokes
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
