@@ -28,13 +28,14 @@ from benchmarks.measure import (
 
 STEPS = ("shard", "verify", "stream")
 PAGE = "growth.md"
+_DRAWINGS = [500_000, 1_600_000, 5_000_000]
 
 
 def main() -> None:
     """Measure every size and print the table."""
     arguments = parser("bench-growth", __doc__, PAGE)
     arguments.add_argument(
-        "--drawings", type=int, nargs="+", default=[500_000, 1_600_000, 5_000_000],
+        "--drawings", type=int, nargs="+", default=_DRAWINGS,
         help="sizes of the datasets, at least two [500000 1600000 5000000]",
     )  # fmt: skip
     add_content(arguments)
@@ -51,7 +52,10 @@ def main() -> None:
     first, last = sizes[options.drawings[0]], sizes[options.drawings[-1]]
     growth = {step: _ratios(first[step], last[step]) for step in STEPS}
     metrics = {"drawings": last["shard"]["drawings"]} | growth
-    text = _page(options.content, official, sizes)
+    given = "--page" + (" --content strokes" if options.content == "strokes" else "")
+    if options.drawings != _DRAWINGS:
+        given += f" --drawings {' '.join(map(str, options.drawings))}"
+    text = _page(options.content, given, official, sizes)
     publish(options, page_of(PAGE, options.content), text, metrics)
 
 
@@ -73,9 +77,10 @@ def _ratios(first: Metrics, last: Metrics) -> dict[str, float]:
     }
 
 
-def _page(content: str, official: dict[str, Metrics], sizes: dict[int, dict[str, Metrics]]) -> str:
+def _page(
+    content: str, given: str, official: dict[str, Metrics], sizes: dict[int, dict[str, Metrics]]
+) -> str:
     """Markdown with all metrics of the run."""
-    of_strokes = content == "strokes"
     rows: list[tuple[str, ...]] = [("drawings", "step", "seconds", "drawings/s", "peak memory")]
     for results in sizes.values():
         for step in STEPS:
@@ -86,13 +91,12 @@ def _page(content: str, official: dict[str, Metrics], sizes: dict[int, dict[str,
     fixed_seconds = first["seconds"] - slope * first["drawings"]
     builds = [("of 50,426,266 drawings", "seconds", "drawings/s", "peak memory")]
     builds += [(what, *_cells(result)) for what, result in official.items()]
-    arguments = "ARGS='--page --content strokes'" if of_strokes else "ARGS=--page"
     packages = ("numpy", "torch", "isal", "deflate")
     return "\n".join(
         [
-            f"# How cost grows{', with pen strokes' if of_strokes else ''}",
+            f"# How cost grows{', with pen strokes' if content == 'strokes' else ''}",
             "",
-            provenance(f"make bench-growth {arguments}", "n = 1", *packages),
+            provenance(f"make bench-growth ARGS='{given}'", "n = 1", *packages),
             "",
             f"Synthetic drawings of {CLASSES} classes; gzip, 65,536 per shard, 8 shards per group; "
             "one process. `stream` is an epoch after a warm-up epoch, with 64 lanes.",
