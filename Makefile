@@ -92,7 +92,7 @@ bench-strokes: $(INSTALLED) ## bytes, speed per core and nearness of pen strokes
 	$(BIN)/python -m benchmarks.strokes $(ARGS)
 
 bench-growth: $(INSTALLED) ## shard, verify and stream 0.5 to 5 million drawings; the last line is JSON
-	$(BIN)/python -m benchmarks.growth $(ARGS)
+	$(BIN)/python -m benchmarks.scale.growth $(ARGS)
 
 bench-input: $(INSTALLED) ## compare augmentations and inputs on real drawings, hours; the last line is JSON
 	$(BIN)/python -m benchmarks.input_ablation $(ARGS)
@@ -107,10 +107,10 @@ bench-gpu: $(INSTALLED) ## all that a GPU has to prove, in 8 minutes (ARGS=--cpu
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 full-size: $(INSTALLED) ## shard, verify and train on 50,426,266 drawings (ARGS='--fraction 0.001'); the last line is JSON
-	$(BIN)/python -m benchmarks.full_size $(ARGS)
+	$(BIN)/python -m benchmarks.scale.full_size $(ARGS)
 
 bench-scaling: $(INSTALLED) ## 1, 2 and 4 ranks here, arithmetic for 8 to 512 GPUs; the last line is JSON
-	$(BIN)/python -m benchmarks.scaling $(ARGS)
+	$(BIN)/python -m benchmarks.scale.ranks $(ARGS)
 
 chaos: $(INSTALLED) ## 100 kills over one run, equal to an undisturbed run; the last line is JSON
 	$(BIN)/python -m benchmarks.chaos $(ARGS)

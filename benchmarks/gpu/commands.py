@@ -24,7 +24,7 @@ def command_of(step: str, folder: Path, results: Path, seconds: float, cpu: bool
         "smoke": ["benchmarks.gpu.smoke", *common],
         "tests": ["benchmarks.gpu.cuda_tests", *common, "--marker", f"cuda and {kind}"],
         "speed": ["benchmarks.train_speed", *common, *(_SMALL_SPEED if cpu else _GPU_SPEED)],
-        "full-size": ["benchmarks.full_size", *common, "--resident",
+        "full-size": ["benchmarks.scale.full_size", *common, "--resident",
                       *(_SMALL_FULL_SIZE if cpu else [])],
     }  # fmt: skip
     modules["slow-tests"] = modules["tests"]

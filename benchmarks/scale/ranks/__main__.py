@@ -29,7 +29,7 @@ from benchmarks.measure import (
     synthetic_source,
     train_records,
 )
-from benchmarks.scaling.model import (
+from benchmarks.scale.ranks.model import (
     EPOCH_DRAWINGS,
     Links,
     Step,
@@ -37,7 +37,7 @@ from benchmarks.scaling.model import (
     efficiency,
     fit,
 )
-from benchmarks.scaling.page import page
+from benchmarks.scale.ranks.page import page
 from quickdraw_dist import models
 from quickdraw_dist.base.settings import Model
 
@@ -115,7 +115,7 @@ def _measure(options: argparse.Namespace, ranks: int) -> Metrics:
     rate = statistics.median(rates[1:])
     step_ms = 1e3 * options.batch / rate
     size = gradient_bytes(options.width)
-    all_reduce_ms = float(_run_ranks(ranks, "benchmarks.scaling.all_reduce", str(size)))
+    all_reduce_ms = float(_run_ranks(ranks, "benchmarks.scale.ranks.all_reduce", str(size)))
     return {
         "drawings_per_second": round(rate),
         "step_ms": round(step_ms, 2),

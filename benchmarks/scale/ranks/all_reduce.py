@@ -1,4 +1,4 @@
-"""Time all-reduce alone: torchrun --nproc_per_node=2 -m benchmarks.scaling.all_reduce BYTES."""
+"""Time all-reduce alone: torchrun --nproc_per_node=2 -m benchmarks.scale.ranks.all_reduce BYTES."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.full_size import page, source
 from benchmarks.measure import CONTENTS
+from benchmarks.scale.full_size import page, source
 from quickdraw_dist.data.drawings.classes import official
 from quickdraw_dist.data.drawings.sources import open_source
 from quickdraw_dist.data.shards import manifest
@@ -33,7 +33,13 @@ def test_the_page_says_how_to_run_it_again() -> None:
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 @pytest.mark.parametrize("content", CONTENTS)
 def test_all_phases(tmp_path: Path, content: str) -> None:
-    command = [sys.executable, "-m", "benchmarks.full_size", "--folder", str(tmp_path / "full")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scale.full_size",
+        "--folder",
+        str(tmp_path / "full"),
+    ]
     small = ["--content", content, "--resident", "--fraction", "0.00002"]
     small += ["--model.width", "2", "--train.global_batch", "256"]
     done = subprocess.run([*command, *small], capture_output=True, text=True, check=False)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.scaling.__main__ import GPUS, gradient_bytes, modelled
-from benchmarks.scaling.model import Links, Step, all_reduce_seconds, efficiency, fit
+from benchmarks.scale.ranks.__main__ import GPUS, gradient_bytes, modelled
+from benchmarks.scale.ranks.model import Links, Step, all_reduce_seconds, efficiency, fit
 
 FAST = Links(gpus_per_node=8, node_bytes_per_second=100, network_bytes_per_second=10, hop_seconds=0)
 

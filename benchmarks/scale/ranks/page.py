@@ -6,7 +6,7 @@ import argparse
 import os
 
 from benchmarks.measure import Metrics, provenance, table
-from benchmarks.scaling.model import EPOCH_DRAWINGS, Links, Step
+from benchmarks.scale.ranks.model import EPOCH_DRAWINGS, Links, Step
 
 
 def page(
