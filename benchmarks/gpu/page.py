@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks import full_size
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.smoke.checks import PASSED as CASE_PASSED
 from benchmarks.measure import Metrics, table
+from benchmarks.scale import full_size
 from benchmarks.train_speed import page as train_speed
 from quickdraw_dist.base.errors import RefusedError
 

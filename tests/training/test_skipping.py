@@ -115,8 +115,15 @@ def check_skip(learner: Learner, fresh: Learner, kind: str, bad_rank: int, passe
     take_steps(learner, [0, 1, 2], spoil)
     _, before, after = states
     assert_equal(after, before)
-    take_steps(fresh, [0, 2], lambda _: None)
+
+    def lower_scale(number: int) -> None:
+        """As the skipped step does, which fp16's smallest gradients show in their last bits."""
+        if number == 2 and fresh.scaler.is_enabled():
+            fresh.scaler.update(fresh.scaler.get_scale() / 2)
+
+    take_steps(fresh, [0, 2], lower_scale)
     assert_equal(snapshot(learner), snapshot(fresh))
+    assert learner.loss_scale() == fresh.loss_scale()
     metrics = learner.tally.read()
     assert metrics.skipped() == [1]
     counts = metrics.summary(BATCH, learner.rate)
@@ -140,9 +147,6 @@ def test_one_rank(
     manifest = with_content(dataset.manifest, content)
     one, fresh = (make(manifest, world, **train) for _ in range(2))
     check_skip(one, fresh, kind, bad_rank=0, passes=passes)
-    scale = one.loss_scale()
-    if scale is not None:
-        assert scale == fresh.loss_scale() / 2  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
