@@ -9,6 +9,7 @@ smoke       20 training steps in every precision and compile mode, one rank with
 tests       the tests marked cuda
 speed       benchmarks.train_speed, with a profile of the training step
 full-size   benchmarks.scale.full_size: 50,426,266 drawings, an epoch streamed and an epoch resident
+strokes     the same with pen strokes
 slow-tests  the slow ones of the tests marked cuda
 The same command again runs the steps that are not finished, and --only STEP runs those again.
 --cpu runs everything in miniature without a GPU. --page DIR writes benchmarks/results/gpu.md and

@@ -27,11 +27,12 @@ def command_of(step: str, folder: Path, results: Path, seconds: float, cpu: bool
         "full-size": ["benchmarks.scale.full_size", *common, "--resident",
                       *(_SMALL_FULL_SIZE if cpu else [])],
     }  # fmt: skip
+    modules["strokes"] = [*modules["full-size"], "--content", "strokes"]
     modules["slow-tests"] = modules["tests"]
     return [sys.executable, "-m", *modules[step]]
 
 
 _GPU_SPEED = ["--drawings", "2000000"]
 _SMALL_SPEED = ["--drawings", "2048", "--batch", "64", "--width", "4", "--batches",
-                "--only", "ours", "resident", "small", "profile"]  # fmt: skip
+                "--only", "ours", "resident", "small", "profile", "28 px"]  # fmt: skip
 _SMALL_FULL_SIZE = ["--fraction", "0.0004", "--model.width", "2", "--train.global_batch", "256"]

@@ -37,6 +37,7 @@ def text(records: Records) -> str:
         "slow-tests": ("The slow ones of these tests", _tests),
         "speed": ("How fast it trains", train_speed.body),
         "full-size": ("The full-size rehearsal", _full_size),
+        "strokes": ("The full-size rehearsal, with pen strokes", _full_size),
     }
     for step, (title, body) in sections.items():
         if step in records and records[step].results:
@@ -190,16 +191,16 @@ def _speed_rows(records: Records) -> list[tuple[str, ...]]:
 
 
 def _full_size_rows(records: Records) -> list[tuple[str, ...]]:
-    """The epochs of the rehearsal that were trained to their end."""
-    if "full-size" not in records:
-        return []
+    """The epochs of the rehearsals that were trained to their end."""
     kinds = {full_size.STREAMED: "streamed", full_size.RESIDENT: "resident"}
     rows: list[tuple[str, ...]] = []
-    for name, result in records["full-size"].results.get("phases", {}).items():
-        if name in kinds and result["exit_code"] == 0:
-            what = f"an epoch of {result['drawings']:,} drawings, {kinds[name]}"
-            note = f"{result['seconds']:,.0f} s, start-up and validation included"
-            rows.append((what, f"{result['drawings_per_second']:,}", note))
+    for step, content in (("full-size", "drawings"), ("strokes", "drawings as strokes")):
+        phases = records[step].results.get("phases", {}) if step in records else {}
+        for name, result in phases.items():
+            if name in kinds and result["exit_code"] == 0:
+                what = f"an epoch of {result['drawings']:,} {content}, {kinds[name]}"
+                note = f"{result['seconds']:,.0f} s, start-up and validation included"
+                rows.append((what, f"{result['drawings_per_second']:,}", note))
     return rows
 
 

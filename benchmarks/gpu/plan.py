@@ -24,6 +24,7 @@ STEPS = (
     Step("tests", 45, 120),
     Step("speed", 90, 400),
     Step("full-size", 180),
+    Step("strokes", 120),
     Step("slow-tests", 60),
 )
 """All steps, in order of worth."""

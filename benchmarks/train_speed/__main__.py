@@ -35,6 +35,7 @@ from benchmarks.measure import (
     synthetic_source,
     write_json,
 )
+from benchmarks.train_speed import strokes
 from benchmarks.train_speed.page import page
 
 CASES = "benchmarks.train_speed.cases"
@@ -70,11 +71,13 @@ def main() -> int:
     precision = best_precision(on_gpu)
     limits = run_case(CASES, "limits", options.batch, options.width, precision)
     source = synthetic_source(options.drawings)
-    run_module("jobs.shard", "--source", source, "--dest", str(options.folder / "shards"))
     about = f"SketchCNN of width {options.width}, {limits['parameters']:,} parameters, "
     about += f"{CLASSES} classes; base case: batch {options.batch:,}, {precision}"
     deadline = began + options.seconds
     timed, failed = _cases(options, source, precision, on_gpu), dict[str, str]()
+    for content in {content_of(name) for name in timed}:
+        dest = str(options.folder / content)
+        run_module("jobs.shard", "--source", source, "--dest", dest, "--shard.content", content)
     cases: dict[str, Case] = {
         name: partial(_tried, name, case, deadline, failed) for name, case in timed.items()
     }
@@ -124,7 +127,12 @@ def _cases(
         name: partial(_ours, options, name, chosen) for name, chosen in settings.items()
     }
     first = {name: ours.pop(name) for name in (BASE, RESIDENT)}
-    cases = first | _small(source, options) | ours
+    base = settings[BASE]
+    of_strokes: dict[str, TimedCase] = {
+        name: partial(_ours, options, name, chosen)
+        for name, chosen in strokes.training_cases(base, on_gpu).items()
+    }
+    cases = first | _small(source, options) | of_strokes | _rendering(options, on_gpu) | ours
     if options.only:
         cases = {n: c for n, c in cases.items() if any(word in n for word in options.only)}
     return cases
@@ -190,8 +198,26 @@ def _ours(
                 "evaluation.batch": 1_024, "metrics.report": False} | settings  # fmt: skip
     output = options.folder / "runs" / name.replace(" ", "-")
     shutil.rmtree(output, ignore_errors=True)
-    shards = options.folder / "shards"
+    shards = options.folder / content_of(name)
     return run_case(CASES, "ours", shards, output, *flags(settings), seconds=seconds)
+
+
+def content_of(case: str) -> str:
+    """Return what the drawings of a case are stored as, the name of its folder of shards."""
+    return "strokes" if case.startswith((strokes.STROKES, strokes.RENDERING)) else "bitmaps"
+
+
+def _rendering(options: argparse.Namespace, on_gpu: bool) -> dict[str, TimedCase]:
+    """Rendering alone, one case per kind of picture."""
+
+    def run(side: int, channels: int, seconds: float) -> Metrics:
+        case = ("rendering", options.folder / "strokes", options.batch, side, channels)
+        return run_case("benchmarks.train_speed.strokes", *case, seconds=seconds)
+
+    return {
+        strokes.name_of(strokes.RENDERING, *picture): partial(run, *picture)
+        for picture in strokes.pictures(on_gpu)
+    }
 
 
 def _small(source: str, options: argparse.Namespace) -> dict[str, TimedCase]:
