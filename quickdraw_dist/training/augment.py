@@ -105,9 +105,9 @@ def random_strokes(
     if settings.flip:
         if transform is None:
             transform = torch.eye(2, 3, device=device).expand(count, 2, 3)
-        mirror = torch.tensor([[-1.0], [1.0]], device=device)
-        flipped = _chosen(count, settings.flip, device)[:, :, :, 0]
-        transform = torch.where(flipped, mirror * transform, transform)
+        # No constant from the host: the step would wait for its copy.
+        sign = torch.where(_chosen(count, settings.flip, device)[:, 0, 0], -1.0, 1.0)  # (count, 1)
+        transform = torch.stack([sign * transform[:, 0], transform[:, 1]], 1)
     return transform, width
 
 

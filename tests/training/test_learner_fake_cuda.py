@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,11 +16,14 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from quickdraw_dist import models
-from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Train
+from quickdraw_dist.base.settings import Augment, Model, Optimizer, Settings, Strokes, Train
+from quickdraw_dist.data.drawings.strokes.tiles import TILE, TilesPerDrawing
+from quickdraw_dist.data.stream.batch import StrokeBatch
 from quickdraw_dist.distributed import stragglers
 from quickdraw_dist.distributed.ranks import World
 from quickdraw_dist.training.learner import Learner
 from tests.support.data.datasets import Dataset
+from tests.support.data.strokes import with_content
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.cuda.is_built() or torch.cuda.is_available(),
@@ -63,9 +67,24 @@ def on_fake_cuda(module: nn.Module) -> nn.Module:
     return module
 
 
+def on_fake(content: str) -> torch.Tensor | StrokeBatch:
+    """A batch of drawings; of strokes, three tiles each."""
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device="cuda")
+
+    if content == "bitmaps":
+        return zeros(BATCH, 28, 28)
+    per_drawing = TilesPerDrawing(3.0, 1.0)
+    tiles = zeros(per_drawing.capacity(BATCH), TILE, 4)
+    first = 3 * np.arange(BATCH + 1)
+    return StrokeBatch(tiles, zeros(BATCH, dtype=torch.int32), zeros(BATCH), first, per_drawing)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(("content", "channels"), [("bitmaps", 1), ("strokes", 1), ("strokes", 4)])
 def test_nothing_touches_the_host(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, precision: str
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, precision: str, content: str, channels: int
 ) -> None:
     """Augmentation, network, loss, clipping, AdamW (torch cannot fake its SGD), skip flag, average
     and metrics."""
@@ -80,8 +99,9 @@ def test_nothing_touches_the_host(
              "micro_batch": 20}
         ),
         optimizer=Optimizer(warmup_drawings=0),
+        strokes=Strokes.model_validate({"channels": channels, "unrecognized_weight": 0.5}),
     )  # fmt: skip
-    network = models.build(settings.model, len(dataset.manifest.classes))
+    network = models.build(settings.model, len(dataset.manifest.classes), channels)
     monkeypatch.setattr(Learner, "_build_model", lambda _: on_fake_cuda(network))
 
     def backward(learner: Learner, loss: torch.Tensor) -> None:
@@ -92,11 +112,13 @@ def test_nothing_touches_the_host(
     monkeypatch.setattr(Learner, "_backward", backward)
     with FakeTensorMode(), torch.no_grad():
         world = World(0, 1, 0, 1, torch.device("cuda:0"))
-        learner = Learner(settings, world, dataset.manifest, 100 * BATCH)
-        drawings = torch.zeros(BATCH, 28, 28, dtype=torch.uint8, device="cuda")
+        manifest = with_content(dataset.manifest, content)
+        learner = Learner(settings, world, manifest, 100 * BATCH)
+        drawings = on_fake(content)
         labels = torch.zeros(BATCH, dtype=torch.int64, device="cuda")
         with Watch() as watch:
             for number in range(2):
                 learner.step(drawings, labels, number)
-    assert {"convolution", "grid_sampler_2d", "_fused_adamw_"} <= watch.seen
+    moved = "grid_sampler_2d" if content == "bitmaps" else "scatter_reduce_"
+    assert {"convolution", moved, "_fused_adamw_"} <= watch.seen
     assert watch.waits == []

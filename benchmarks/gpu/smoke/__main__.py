@@ -17,6 +17,7 @@ import torch
 from benchmarks.gpu.smoke.cases import Case, cases
 from benchmarks.gpu.smoke.checks import PASSED, STEPS, Bench, run_case
 from benchmarks.measure import (
+    CONTENTS,
     Metrics,
     add_limits,
     parser,
@@ -40,7 +41,9 @@ def main() -> int:
     batch, width = (1_024, 64) if on_gpu else (32, 4)
     bench = Bench(options.folder, batch, width, began + options.seconds, max(1, cores // at_once))
     source = synthetic_source((STEPS + 1) * batch)
-    run_module("jobs.shard", "--source", source, "--dest", str(bench.shards))
+    for content in CONTENTS:
+        dest = str(bench.shards(content))
+        run_module("jobs.shard", "--source", source, "--dest", dest, "--shard.content", content)
     todo, results = cases(on_gpu), dict[str, Metrics]()
     with ThreadPoolExecutor(at_once) as pool:
         running = {pool.submit(run_case, case, bench): case.name for case in todo}

@@ -24,6 +24,8 @@ class Case:
     name: str
     kind: Kind = "train"
     settings: Settings = field(default_factory=dict)
+    content: str = "bitmaps"
+    """What is stored of the drawings: bitmaps or strokes."""
 
 
 def cases(on_gpu: bool) -> list[Case]:
@@ -55,17 +57,21 @@ def _others(on_gpu: bool) -> list[Case]:
     pieces: Settings = {"train.micro_batch": 300 if on_gpu else 10}
     everything: Settings = {
         "optimizer.name": "sgd", "optimizer.learning_rate": 0.02, "optimizer.weight_decay": 5e-4,
-        "augment.flip": 0.5, "augment.erase": 0.5, "augment.thickness": 0.5,
+        "augment.affine": True, "augment.flip": 0.5, "augment.erase": 0.5, "augment.thickness": 0.5,
         "train.channels_last": False,
     }  # fmt: skip
+    strokes: Settings = {"strokes.channels": 4, "augment.affine": True}
     found = [
         Case("evaluated", "evaluated", _settings(precision, usual)),
+        Case("strokes, evaluated", "evaluated", _settings(precision, usual), "strokes"),
         Case("launched", "launched", _settings(precision, usual)),
     ]
     for mode in replayed:
         settings = _settings(precision, mode)
         found += [
             Case(f"resident, {mode}", settings=settings | resident),
+            Case(f"strokes, {mode}", settings=settings | strokes, content="strokes"),
+            Case(f"strokes, resident, {mode}", settings=settings | resident, content="strokes"),
             Case(f"joined, {mode}", "joined", settings),
             Case(f"stopped and resumed, {mode}", "resumed", settings),
             Case(f"joined, micro-batches, {mode}", "joined", settings | pieces),

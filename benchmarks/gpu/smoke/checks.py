@@ -41,15 +41,14 @@ class Bench:
     deadline: float  # of time.monotonic()
     compiler_threads: int  # per process
 
-    @property
-    def shards(self) -> Path:
-        """The dataset of all cases."""
-        return self.folder / "shards"
+    def shards(self, content: str) -> Path:
+        """The dataset of all cases with this content."""
+        return self.folder / content
 
     def command(self, case: Case, run: str, **more: object) -> list[str]:
         """The command line of a case's training into the folder `run`."""
         settings = {
-            "data": self.shards, "output": self.folder / run, "train.epochs": 1,
+            "data": self.shards(case.content), "output": self.folder / run, "train.epochs": 1,
             "train.global_batch": self.batch, "train.log_every": 1, "model.width": self.width,
             "metrics.port": 0, "metrics.report": False, "evaluation.batch": self.batch,
         }  # fmt: skip
@@ -111,7 +110,7 @@ def _evaluate(case: Case, bench: Bench, name: str, log: Path) -> Metrics:
     """Train, then evaluate the checkpoint on the test split, with the report page."""
     found = _train(case, bench, name, log)
     run = bench.folder / name
-    given = ["--checkpoint", str(run), "--data", str(bench.shards)]
+    given = ["--checkpoint", str(run), "--data", str(bench.shards(case.content))]
     bench.run([sys.executable, "-m", "jobs.evaluate", *given], log)
     if not (run / "report-test" / "index.html").exists():
         raise CaseError("jobs.evaluate wrote no page")

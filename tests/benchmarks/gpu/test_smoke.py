@@ -39,7 +39,7 @@ def test_a_gpu_tries_every_pair_and_the_slowest_last() -> None:
 
 
 def bench(dataset: Dataset, folder: Path, seconds: float = 600) -> Bench:
-    (folder / "shards").symlink_to(dataset.folder)
+    (folder / "bitmaps").symlink_to(dataset.folder)
     return Bench(folder, 64, 2, time.monotonic() + seconds, 1)
 
 
