@@ -101,6 +101,16 @@ QUESTIONS = (
     ),
 )
 
+DEFAULTS = {
+    "augment.affine": "a run over the whole dataset has few epochs, in which it costs. Switch it "
+    "on where many epochs see few drawings.",
+    "shard.content": "there are more sources of bitmaps. Strokes are worth as much to the network, "
+    "take less space, and with 1 channel it classifies bitmaps as well.",
+    "strokes.channels": "a network of 1 channel also classifies bitmaps, which hold neither order "
+    "nor direction. Choose 4 where all that it will ever see are strokes.",
+}
+"""Why the settings of the questions have the default that they have, in words without figures."""
+
 COMMON = {
     "model.width": 16, "train.global_batch": 128, "train.precision": "bf16",
     "train.device": "cpu", "train.compile": "off",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.input_ablation.arms import COMMON, QUESTIONS, TASKS, Question, Task
+from benchmarks.input_ablation.arms import COMMON, DEFAULTS, QUESTIONS, TASKS, Question, Task
 from benchmarks.input_ablation.compare import Difference, Runs, compare, hits, training_noise
 from benchmarks.input_ablation.held_out import unpack
 from benchmarks.measure import Metrics, provenance, table
@@ -52,8 +52,9 @@ def page(records: Sequence[Metrics]) -> str:
         "with the same drawings in the same order per seed and "
         f"{_listed(COMMON)}, otherwise the defaults; nothing was tuned for an arm. The "
         "last checkpoint's averaged weights are scored on all drawings held out. `core s` is the "
-        "least CPU time of an arm's runs, evaluation included, where it was measured. A star marks "
-        "a setting of an earlier state of the code: what has earned nothing is gone.",
+        "least CPU time of an arm's runs, evaluation included, where it was measured; other work "
+        "on the machine raises it. A star marks a setting of an earlier state of the code: what "
+        "has earned nothing is gone.",
         "",
         *_conclusions(tree, tasks, noise),
     ]
@@ -65,19 +66,17 @@ def page(records: Sequence[Metrics]) -> str:
 def _conclusions(tree: Tree, tasks: Sequence[Task], noise: float) -> list[str]:
     """The answers to all questions."""
     rows: list[tuple[str, ...]] = [
-        ("question", "arms", *(task.name for task in tasks), "gains, costs", "default")
+        ("question", "arms", *(task.name for task in tasks), "gains, costs")
     ]
     for question in QUESTIONS:
         found = [_answer(tree[task.name], question) for task in tasks]
         verdicts = [one.clear(noise) for one in found if one is not None]
-        default = setting_fields()[question.setting].default
         rows.append(
             (
                 question.text,
                 f"{question.arm} - {question.base}",
                 *(f"{_with_error(one)} ({len(one.by_seed)})" if one else "" for one in found),
                 f"{verdicts.count(1)}, {verdicts.count(-1)} of {len(verdicts)}",
-                f"`{question.setting} {default}`",
             )
         )
     return [
@@ -90,6 +89,10 @@ def _conclusions(tree: Tree, tasks: Sequence[Task], noise: float) -> list[str]:
         "than two standard errors of both together.",
         "",
         table(rows),
+        "",
+        "The defaults:",
+        "",
+        *(f"- `{name} {setting_fields()[name].default}`: {why}" for name, why in DEFAULTS.items()),
     ]
 
 

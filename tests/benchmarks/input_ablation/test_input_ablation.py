@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.input_ablation.__main__ import largest
-from benchmarks.input_ablation.arms import COMMON, INPUTS, QUESTIONS, TASKS, Arm, plan
+from benchmarks.input_ablation.arms import COMMON, DEFAULTS, INPUTS, QUESTIONS, TASKS, Arm, plan
 from benchmarks.input_ablation.compare import difference, training_noise
 from benchmarks.input_ablation.held_out import pack, score, unpack
 from benchmarks.input_ablation.page import page, summary
@@ -39,6 +39,7 @@ def test_every_arm_is_valid_and_differs() -> None:
 
 
 def test_arms_of_a_question_differ_in_its_setting_only() -> None:
+    assert {question.setting for question in QUESTIONS} == DEFAULTS.keys()
     arms = {arm.name: settings_of(arm).model_dump() for task in TASKS for arm in task.arms}
     for question in QUESTIONS:
         one, base = (dict(leaves(arms[name])) for name in (question.arm, question.base))
@@ -130,10 +131,7 @@ def test_page_compares_with_the_first_arm_over_common_seeds() -> None:
     assert rows[1] == f"| {second} | {settings} | {means} |  | 65 | {difference} |"
     assert "`augment.gone 2`*" in rows[2], "a setting that exists no longer is marked"
     answer = table(text, "What follows")[0]
-    assert (
-        f"| {second} - {first} | +25.00 ± 25.00 (1) | 0, 0 of 1 | `augment.affine False` |"
-        in answer
-    )
+    assert f"| {second} - {first} | +25.00 ± 25.00 (1) | 0, 0 of 1 |" in answer
 
 
 def test_page_shows_all_arms_over_the_recognised_drawings_of_the_strokes() -> None:
