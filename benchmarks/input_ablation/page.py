@@ -1,45 +1,25 @@
-"""The recorded runs as a page: means, spread, and paired differences; pure."""
+"""The recorded runs as a page: what follows, and per task means, spread and differences; pure."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import numpy as np
-
-from benchmarks.input_ablation.arms import ARMS, COMMON
-from benchmarks.input_ablation.held_out import Hits, unpack
+from benchmarks.input_ablation.arms import COMMON, DEFAULTS, QUESTIONS, TASKS, Question, Task
+from benchmarks.input_ablation.compare import Difference, Runs, compare, hits, training_noise
+from benchmarks.input_ablation.held_out import unpack
 from benchmarks.measure import Metrics, provenance, table
 from quickdraw_dist.base.settings import setting_fields
 
-
-class Difference(NamedTuple):
-    """Top-1 of an arm minus that of another, over the seeds that both have; shares, not percent."""
-
-    mean: float
-    error: float  # standard error of the mean that is due to which drawings were held out
-    by_seed: tuple[float, ...]  # its spread is due to training
+Tree = dict[str, dict[str, dict[int, Metrics]]]
+"""Records by task, arm and seed."""
 
 
-def difference(arm: Sequence[Hits], base: Sequence[Hits]) -> Difference:
-    """Compare two arms drawing by drawing; pure.
-
-    Args:
-        arm, base: the hits of one run per seed, on the same held-out drawings.
-    """
-    gains = np.stack(arm).astype(np.float64) - np.stack(base)  # (seeds, N)
-    per_drawing = gains.mean(0)
-    error = float(per_drawing.std(ddof=1)) / math.sqrt(len(per_drawing))
-    return Difference(float(per_drawing.mean()), error, tuple(gains.mean(1).tolist()))
-
-
-def by_arm(records: Sequence[Metrics]) -> dict[str, dict[str, dict[int, Metrics]]]:
-    """Return the records by task, arm and seed; the arms in the order of `ARMS`, then those that
-    are no longer among them."""
-    names = [arm.name for arm in ARMS]
-    tree: dict[str, dict[str, dict[int, Metrics]]] = {}
+def by_arm(records: Sequence[Metrics]) -> Tree:
+    """Return the records as a tree; the arms in the order of their task, then those that are no
+    longer among them."""
+    names = [arm.name for task in TASKS for arm in task.arms]
+    tree: Tree = {}
     for record in sorted(records, key=lambda r: [*names, r["arm"]].index(r["arm"])):
         arms = tree.setdefault(record["task"], {})
         arms.setdefault(record["arm"], {})[record["seed"]] = record
@@ -58,70 +38,118 @@ def summary(records: Sequence[Metrics]) -> Metrics:
 
 
 def page(records: Sequence[Metrics]) -> str:
-    """Markdown with a table per task. Every arm is compared with the first of `ARMS`."""
+    """Markdown: what follows for the defaults, then a table per task."""
     repeats = f"n in the tables, recorded from {min(r['date'] for r in records)} on, in turn"
+    tree = by_arm(records)
+    tasks = [task for task in TASKS if task.name in tree]
+    noise = training_noise(runs for arms in tree.values() for runs in arms.values())
     lines = [
         "# What a network gets to see",
         "",
         provenance("make bench-input ARGS=--page", repeats, "torch", "numpy"),
         "",
-        "Real drawings: the local slice of the official bitmaps. Every run is the training command "
+        "Real drawings: the local slice of the official files. Every run is the training command "
         "with the same drawings in the same order per seed and "
         f"{_listed(COMMON)}, otherwise the defaults; nothing was tuned for an arm. The "
-        "last checkpoint's averaged weights are scored on all drawings held out.",
+        "last checkpoint's averaged weights are scored on all drawings held out. `core s` is the "
+        "least CPU time of an arm's runs, evaluation included, where it was measured; other work "
+        "on the machine raises it. A star marks a setting of an earlier state of the code: what "
+        "has earned nothing is gone.",
         "",
-        f"Differences are to `{ARMS[0].name}`, in points of top-1, over the seeds that both have. "
-        "The value after ± is the paired standard error over the held-out drawings; from seed to "
-        "seed training adds noise of its own, which the differences by seed show. A star marks a "
-        "setting of an earlier state of the code: what has earned nothing is gone.",
+        *_conclusions(tree, tasks, noise),
     ]
-    for task, arms in by_arm(records).items():
-        lines += ["", *_section(task, arms)]
+    for task in tasks:
+        lines += ["", *_section(task, tree[task.name])]
     return "\n".join([*lines, ""])
 
 
-def _section(task: str, arms: dict[str, dict[int, Metrics]]) -> list[str]:
-    """One task's heading and table."""
-    classes, epochs = task.split("-")
+def _conclusions(tree: Tree, tasks: Sequence[Task], noise: float) -> list[str]:
+    """The answers to all questions."""
     rows: list[tuple[str, ...]] = [
-        ("arm", "settings", "n", "top-1 %", "lowest, highest", "mean per class %", "difference",
-         "by seed")
+        ("question", "arms", *(task.name for task in tasks), "gains, costs")
+    ]
+    for question in QUESTIONS:
+        found = [_answer(tree[task.name], question) for task in tasks]
+        verdicts = [one.clear(noise) for one in found if one is not None]
+        rows.append(
+            (
+                question.text,
+                f"{question.arm} - {question.base}",
+                *(f"{_with_error(one)} ({len(one.by_seed)})" if one else "" for one in found),
+                f"{verdicts.count(1)}, {verdicts.count(-1)} of {len(verdicts)}",
+            )
+        )
+    return [
+        "## What follows",
+        "",
+        "Differences in points of top-1, over the seeds that both arms have, their number in "
+        "brackets. The value after ± is the paired standard error over the held-out drawings. From "
+        f"seed to seed an arm's top-1 varies by {100 * noise:.2f} points (standard deviation, "
+        "pooled over all arms with several seeds); a gain or a cost is counted where it is more "
+        "than two standard errors of both together.",
+        "",
+        table(rows),
+        "",
+        "The defaults:",
+        "",
+        *(f"- `{name} {setting_fields()[name].default}`: {why}" for name, why in DEFAULTS.items()),
+    ]
+
+
+def _answer(arms: dict[str, dict[int, Metrics]], question: Question) -> Difference | None:
+    """The difference that a question asks for, if its arms are among these."""
+    return compare(arms.get(question.arm, {}), arms.get(question.base, {}))
+
+
+def _section(task: Task, arms: dict[str, dict[int, Metrics]]) -> list[str]:
+    """One task's heading and table."""
+    base = task.arms[0].name
+    rows: list[tuple[str, ...]] = [
+        ("arm", "stored, settings", "n", "top-1 %", "lowest, highest", "mean per class %",
+         "recognised %", "core s", f"less {base}", "by seed")
     ]  # fmt: skip
-    some = next(iter(next(iter(arms.values())).values()))
+    records = [run for runs in arms.values() for run in runs.values()]
+    mask = next((run["recognized"] for run in records if "recognized" in run), None)
     for name, runs in arms.items():
+        some = next(iter(runs.values()))
         top1 = [run["top1"] for run in runs.values()]
-        settings = next(iter(runs.values()))["settings"]
+        seconds = [run["core_seconds"] for run in runs.values() if run["core_seconds"]]
+        against = compare(runs, arms.get(base, {})) if name != base else None
         rows.append(
             (
                 name,
-                _listed(settings),
+                ", ".join(filter(None, (some["content"], _listed(some["settings"])))),
                 str(len(runs)),
-                f"{statistics.fmean(top1):.2%}"[:-1],
-                f"{min(top1):.2%}, {max(top1):.2%}".replace("%", ""),
-                f"{statistics.fmean(r['mean_class_accuracy'] for r in runs.values()):.2%}"[:-1],
-                *_compared(runs, arms.get(ARMS[0].name, {}) if name != ARMS[0].name else {}),
+                _percent(statistics.fmean(top1)),
+                f"{_percent(min(top1))}, {_percent(max(top1))}",
+                _percent(statistics.fmean(run["mean_class_accuracy"] for run in runs.values())),
+                _percent(_recognized(runs, mask)) if mask else "",
+                f"{min(seconds):,.0f}" if seconds else "",
+                _with_error(against),
+                ", ".join(f"{100 * value:+.2f}" for value in against.by_seed) if against else "",
             )
         )
-    about = f"{some['train_drawings']:,} drawings to train on, {some['drawings']:,} held out."
-    return [f"## {classes} classes, {epochs} epochs", "", about, "", table(rows)]
+    about = f"{some['train_drawings']:,} drawings to train on, {some['drawings']:,} held out"
+    if mask:
+        known = int(unpack(mask, some["drawings"]).sum())
+        about += f", {known:,} of them known to have been recognised as they were drawn"
+    return [f"## {task.title}", "", f"{about}.", "", table(rows)]
 
 
-def _compared(runs: dict[int, Metrics], base: dict[int, Metrics]) -> tuple[str, str]:
-    """The difference of an arm to the first one, and by seed; empty where no seed is common.
+def _recognized(runs: Runs, mask: str) -> float:
+    """Mean top-1 over the recognised drawings."""
+    chosen = [hits(run)[unpack(mask, run["drawings"])].mean() for run in runs.values()]
+    return statistics.fmean(chosen)
 
-    Raises:
-        ValueError: the two were scored on different drawings.
-    """
-    seeds = sorted(runs.keys() & base.keys())
-    if not seeds:
-        return "", ""
-    if len({record["dataset"] for some in (runs, base) for record in some.values()}) > 1:
-        raise ValueError("runs of one task were scored on different datasets")
-    pairs = ([unpack(some[seed]["hits"], some[seed]["drawings"]) for seed in seeds]
-             for some in (runs, base))  # fmt: skip
-    found = difference(*pairs)
-    by_seed = ", ".join(f"{100 * value:+.2f}" for value in found.by_seed)
-    return f"{100 * found.mean:+.2f} ± {100 * found.error:.2f}", by_seed
+
+def _percent(share: float) -> str:
+    """A share as percent, without the sign."""
+    return f"{100 * share:.2f}"
+
+
+def _with_error(found: Difference | None) -> str:
+    """A difference in points with its error; nothing where there is none."""
+    return f"{100 * found.mean:+.2f} ± {100 * found.error:.2f}" if found else ""
 
 
 def _listed(settings: dict[str, object]) -> str:

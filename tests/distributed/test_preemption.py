@@ -19,7 +19,13 @@ import pytest
 from tests.support import runs
 from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request, Response
-from tests.support.processes.system import PID_NAMESPACE, children, has_signal, may_unshare
+from tests.support.processes.system import (
+    PID_NAMESPACE,
+    children,
+    command_line,
+    has_signal,
+    may_unshare,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +78,13 @@ def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
     """Return the ranks' processes as soon as both handle signals; they then import for seconds."""
     while True:
         assert launcher.poll() is None
-        ranks = [rank for torchrun in children(launcher.pid) for rank in children(torchrun)]
+        ranks = [
+            rank
+            for torchrun in children(launcher.pid)
+            for rank in children(torchrun)
+            # Until it runs its own program, a child has torchrun's command line and handlers.
+            if command_line(rank) != command_line(torchrun)
+        ]
         if len(ranks) == 2 and all(has_signal(rank, "SigCgt", signal.SIGTERM) for rank in ranks):
             return ranks
         time.sleep(0.001)

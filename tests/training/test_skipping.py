@@ -60,6 +60,11 @@ def assert_equal(one: Snapshot, other: Snapshot) -> None:
         assert torch.equal(value, other[name]), name
 
 
+def movement(start: Snapshot, end: Snapshot) -> torch.Tensor:
+    """What steps have changed of weights, buffers and average, in one vector."""
+    return torch.cat([(end[name] - value).flatten().double() for name, value in start.items()])
+
+
 class Poison:
     """Spoils the normalised drawings or the logits of one forward pass, counted from `arm`."""
 
@@ -165,9 +170,12 @@ def test_compiled(
     manifest = with_content(dataset.manifest, content)
     plain = make(manifest, world, random=False)
     learner = make(manifest, world, random=False, compile="reduce-overhead")
+    start = snapshot(plain)
     for one in (plain, learner):
         take_steps(one, [0, 5], lambda _: None)
-    torch.testing.assert_close(snapshot(learner), snapshot(plain), rtol=1e-3, atol=2e-5)
+    # AdamW makes as much of gradients that are nothing but rounding as of others, here and there.
+    moved, other = (movement(start, snapshot(one)) for one in (plain, learner))
+    assert (moved - other).norm() < 0.05 * moved.norm()
     # Hooks are part of the compiled graph: one that is added now would not run.
     bias = learner.model.get_parameter("classifier.4.bias").detach()
     bias[0] = torch.finfo().max  # the loss is infinite

@@ -162,7 +162,8 @@ def test_the_disk_fills(dataset: Dataset, tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in Path(newest.url).iterdir())
     output = tmp_path / "run"
     output.mkdir()
-    arguments = command(dataset, str(output), 4, "--checkpoint.keep_last", "3")
+    keep = ["--checkpoint.keep_last", "3", "--checkpoint.keep_best", "0"]
+    arguments = command(dataset, str(output), 4, *keep)
     program = [sys.executable, "-m", "tests.support.processes.programs.train_twice_on_full_disk"]
     done = subprocess.run(
         [*with_disk_of(int(2.6 * size), output), *program, str(output), *arguments],

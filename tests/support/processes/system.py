@@ -24,6 +24,11 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def command_line(pid: int) -> bytes:
+    """Return the command line of a process, its parts ended by zero bytes."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def with_disk_of(size_bytes: int, folder: Path) -> list[str]:
     """Return a prefix for a command that sees the folder as an empty disk of this size.
 
