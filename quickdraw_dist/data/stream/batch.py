@@ -154,7 +154,7 @@ def noise(count: int, per_drawing: TilesPerDrawing | None) -> torch.Tensor | Str
         return torch.randint(256, (count, SIDE, SIDE), dtype=torch.uint8)
     capacity = per_drawing.capacity(count)
     tiles = torch.randint(256, (capacity, TILE, 4), dtype=torch.uint8)
-    each = capacity // count
+    each = int(per_drawing.mean)  # what fits a micro-batch of any size: its shape is the usual one
     counts = torch.full((count,), each * TILE, dtype=torch.int32)
     recognized = torch.zeros(count, dtype=torch.uint8)
     return StrokeBatch(tiles, counts, recognized, np.arange(count + 1) * each, per_drawing)
