@@ -139,7 +139,8 @@ class Stream(Section):
 
 
 class Strokes(Section):
-    """Rendering of drawings that are stored as strokes, a layer in front of the network."""
+    """Rendering of drawings that are stored as strokes, a layer in front of the network. A dataset
+    of bitmaps allows the defaults only."""
 
     channels: Channels = 1
     """Channels of the picture. 1: ink; the network classifies bitmaps, too. 4: also when a line was

@@ -10,7 +10,7 @@ import torch
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError, flag
-from quickdraw_dist.base.settings import Settings
+from quickdraw_dist.base.settings import Settings, Strokes
 from quickdraw_dist.data.external.feed import ExternalFeed
 from quickdraw_dist.data.external.shards import ExternalShards, check_fit, find_splits, open_shards
 from quickdraw_dist.data.order.content_bytes import content_bytes
@@ -122,16 +122,34 @@ def _has_only_tars(data: str) -> bool:
 
 
 def check_dataset(settings: Settings, dataset: Dataset, world_size: int) -> None:
-    """Check that dataset, batch and ranks fit together, before any drawing is read or any other
+    """Check that dataset, settings and ranks fit together, before any drawing is read or any other
     rank waited for.
 
     Raises:
         RefusedError: they do not fit together.
     """
+    if dataset.content != "strokes":
+        _refuse_settings_of_strokes(settings)
     if isinstance(dataset, ExternalShards):
         check_fit(settings, dataset, world_size)
     else:
         make_order(settings, dataset, settings.stream.lanes, world_size)
+
+
+def _refuse_settings_of_strokes(settings: Settings) -> None:
+    """Refuse what a dataset of bitmaps would leave unused.
+
+    Raises:
+        RefusedError: a setting of strokes is not the default.
+    """
+    for name, default in Strokes():
+        if (value := getattr(settings.strokes, name)) != default:
+            raise RefusedError(
+                flag(f"strokes.{name}"),
+                value,
+                f"{settings.data} holds bitmaps, and this is of drawings stored as strokes",
+                f"Remove it, or use a dataset made with {flag('shard.content', 'strokes')}",
+            )
 
 
 def open_feed(

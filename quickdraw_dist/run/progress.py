@@ -152,7 +152,9 @@ class ProgressLog:
         for name in ("top1", "top3", "map3", "mean_class_accuracy"):
             metrics.EVALUATION_ACCURACY.labels(result.split, name).set(getattr(result, name))
         self.validation = result
-        recognized = f" ({result.top1_recognized:.2%} of recognised)" if result.recognized else ""
+        recognized = ""
+        if result.recognized:  # few may be known to be
+            recognized = f" ({result.top1_recognized:.2%} of {result.recognized:,} recognised)"
         self.say(
             f"validation after {position.drawings:,} drawings: top-1 {result.top1:.2%}{recognized}"
             f", top-3 {result.top3:.2%}, MAP@3 {result.map3:.4f}, mean per class "

@@ -7,10 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from quickdraw_dist.base.settings import Augment
+from quickdraw_dist.data.drawings.strokes.arrays import UNRECOGNIZED
 from quickdraw_dist.models.input import NetworkInput, Stored
 from quickdraw_dist.training.augment import training_input
-
-_UNRECOGNIZED = 0  # `strokes.arrays.UNRECOGNIZED`, which verdicts of any other value are not
 
 
 class Objective(nn.Module):
@@ -64,5 +63,5 @@ class Objective(nn.Module):
         losses = functional.cross_entropy(
             logits, labels, reduction="none", label_smoothing=smoothing
         )
-        unrecognized = drawings[4] == _UNRECOGNIZED
+        unrecognized = drawings[4] == UNRECOGNIZED
         return torch.where(unrecognized, self._unrecognized_weight, 1.0).mul(losses).sum()

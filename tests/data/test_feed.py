@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.settings import Strokes
+from quickdraw_dist.data.feed import check_dataset
 from quickdraw_dist.data.stream.batch import StrokeBatch
 from tests.support.data.caching import URL, base, downloads, held, shards_of
 from tests.support.data.datasets import Dataset, DatasetMaker, as_bytes
@@ -70,6 +72,27 @@ def test_a_feed_of_strokes_follows_the_dataset(make_dataset: DatasetMaker, tmp_p
         assert shapes[0] == shapes[1]
     found = [drawing for batch in feed.validation() for drawing in as_bytes(batch.drawings)]
     assert found == dataset.drawings(dataset.stored("val").values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("channels", 4), ("side", 56), ("unrecognized_weight", 0.0)]
+)
+def test_settings_that_bitmaps_would_leave_unused(
+    either: Dataset, tmp_path: Path, name: str, value: float
+) -> None:
+    """Refused before anything is read, with what to remove; a dataset of strokes takes them."""
+    usual = make_settings(either.folder, tmp_path, MANY_LANES)
+    check_dataset(usual, either.manifest, world_size=1)
+    changed = usual.model_copy(update={"strokes": Strokes(**{name: value})})  # type: ignore[arg-type]
+    if either.source.content == "strokes":
+        check_dataset(changed, either.manifest, world_size=1)
+        return
+    with pytest.raises(RefusedError) as refused:
+        check_dataset(changed, either.manifest, world_size=1)
+    error = refused.value
+    assert (error.subject, error.value) == (f"--strokes.{name}", value)
+    assert either.folder in error.problem
+    assert error.remedy == "Remove it, or use a dataset made with --shard.content strokes"
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from quickdraw_dist.base.telemetry import phases as phases_module
 from quickdraw_dist.base.telemetry.metrics import REGISTRY
 from quickdraw_dist.base.telemetry.phases import Phases
 from quickdraw_dist.base.units import duration
+from quickdraw_dist.evaluation.metrics import Evaluation
 from quickdraw_dist.run.folder import RunFolder
 from quickdraw_dist.run.position import Interval, Position, TrainingMetrics
 from quickdraw_dist.run.progress import ProgressLog
@@ -167,6 +169,31 @@ def test_speed_is_the_loops(
         },
     }
     assert (second["epoch"], second["data_wait_share"]) == (1.2, 0)
+
+
+@pytest.mark.parametrize(
+    ("recognized", "hits", "said"),
+    [
+        (0, 0, "top-1 75.00%, top-3"),
+        (1_400, 300, "top-1 75.00% (21.43% of 1,400 recognised), top-3"),
+    ],
+)
+def test_accuracy_over_recognized_drawings(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], recognized: int, hits: int, said: str
+) -> None:
+    """With their number, as most drawings may have no verdict; not at all without any."""
+    result = Evaluation(
+        split="val",
+        classes=("cat", "zebra"),
+        confusion=np.array([[1_000, 500], [0, 500]]),
+        top3_per_class=np.array([1_500, 500]),
+        map3=0.9,
+        loss=0.5,
+        recognized=recognized,
+        recognized_hits=hits,
+    )
+    ProgressLog(Phases(), folder, Metrics()).log_validation(at(20), result)
+    assert said in capsys.readouterr().out
 
 
 def test_other_ranks_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,7 @@ class ExternalShards:
     classes: tuple[str, ...]
     train: tuple[ExternalShard, ...]
     val: tuple[ExternalShard, ...]  # empty without a validation split
+    content: str = "bitmaps"
 
     @cached_property
     def digest(self) -> str:

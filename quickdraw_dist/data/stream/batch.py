@@ -68,17 +68,25 @@ class StrokeBatch:
 
     @cached_property
     def _owners_and_numbers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computed where the batch lies and on the stream that needs them: less is copied."""
-        return owners_and_numbers(self.counts, len(self.tiles))
+        """Computed where the batch lies and on the stream that needs them, once: less is copied.
+        The host does not wait for the device."""
+        begins = torch.nn.functional.pad(((self.counts + (TILE - 1)) // TILE).cumsum(0), (1, 0))
+        rows = torch.arange(len(self.tiles), device=self.counts.device)
+        owners = torch.searchsorted(begins[1:], rows, right=True)
+        within = torch.where(owners < len(self), rows - begins[owners], 0)
+        return owners, (within * TILE).int()
 
     def inputs(self) -> tuple[torch.Tensor, ...]:
         """Return what a network's input layer takes: tiles, owners, numbers, counts, recognized."""
         return self.tiles, self.owners, self.numbers, self.counts, self.recognized
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> StrokeBatch:
-        """Return the batch on a device; see `torch.Tensor.to`."""
+        """Return the batch on a device, itself if it is there; see `torch.Tensor.to`."""
+        tiles = self.tiles.to(device, non_blocking=non_blocking)
+        if tiles is self.tiles:
+            return self
         return StrokeBatch(
-            self.tiles.to(device, non_blocking=non_blocking),
+            tiles,
             self.counts.to(device, non_blocking=non_blocking),
             self.recognized.to(device, non_blocking=non_blocking),
             self.first,
@@ -94,6 +102,8 @@ class StrokeBatch:
     def tensor_split(self, parts: int) -> tuple[StrokeBatch, ...]:
         """Return the drawings in `parts` batches of the sizes that `torch.Tensor.tensor_split`
         makes, each with the tiles of a batch of its size."""
+        if parts == 1:
+            return (self,)
         least, more = divmod(len(self), parts)
         starts = ends(np.array([least + (part < more) for part in range(parts)]))
         return tuple(map(self._part, starts[:-1].tolist(), starts[1:].tolist()))
@@ -109,16 +119,6 @@ class StrokeBatch:
         return StrokeBatch(
             tiles, self.counts[own], self.recognized[own], first - begin, self.per_drawing
         )
-
-
-def owners_and_numbers(counts: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the owners and numbers of `capacity` tiles, from the segments per drawing, (n,); the
-    host does not wait for the device."""
-    begins = torch.nn.functional.pad(((counts + (TILE - 1)) // TILE).cumsum(0), (1, 0))
-    rows = torch.arange(capacity, device=counts.device)
-    owners = torch.searchsorted(begins[1:], rows, right=True)
-    within = torch.where(owners < len(counts), rows - begins[owners], 0)
-    return owners, (within * TILE).int()
 
 
 def _allocate_tiles(count: int, pin: bool) -> torch.Tensor:
@@ -154,7 +154,7 @@ def noise(count: int, per_drawing: TilesPerDrawing | None) -> torch.Tensor | Str
         return torch.randint(256, (count, SIDE, SIDE), dtype=torch.uint8)
     capacity = per_drawing.capacity(count)
     tiles = torch.randint(256, (capacity, TILE, 4), dtype=torch.uint8)
-    each = capacity // count
+    each = int(per_drawing.mean)  # what fits a micro-batch of any size: its shape is the usual one
     counts = torch.full((count,), each * TILE, dtype=torch.int32)
     recognized = torch.zeros(count, dtype=torch.uint8)
     return StrokeBatch(tiles, counts, recognized, np.arange(count + 1) * each, per_drawing)

@@ -8,6 +8,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError, flag
 from quickdraw_dist.base.settings import Settings, leaves
 from quickdraw_dist.distributed import ranks
+from quickdraw_dist.models.input import Raster
 from quickdraw_dist.run.checkpoint import files
 from quickdraw_dist.run.checkpoint.files import Checkpoint
 
@@ -61,7 +62,7 @@ def _choose(settings: Settings) -> str | None:
 
 
 _FIXED = (
-    *("model", "strokes.channels", "strokes.side", "optimizer.name"),
+    *("model", "optimizer.name"),
     *("train.global_batch", "train.seed", "stream.window_blocks"),
 )
 """Settings that decide the network, the optimizer's state or the order of drawings, and so cannot
@@ -73,7 +74,7 @@ def check_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> li
     """Compare a checkpoint with the settings and dataset; return harmless changes, one line each.
 
     Raises:
-        RefusedError: the dataset, network or order is not the checkpoint's.
+        RefusedError: the dataset, pictures, network or order are not the checkpoint's.
     """
     before, now = (
         dict(leaves(c)) for c in (saved.meta["config"], settings.model_dump(mode="json"))
@@ -104,6 +105,7 @@ def check_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> li
             f"trained on other classes than those of {settings.data}",
             "Use the same dataset, or another --output",
         )
+    _check_pictures(saved, settings, dataset)
     if saved.meta["dataset_digest"] != dataset.digest and not settings.train.allow_dataset_change:
         raise RefusedError(
             saved.url,
@@ -114,3 +116,24 @@ def check_changes(saved: Checkpoint, settings: Settings, dataset: Dataset) -> li
             f"{flag('train.allow_dataset_change', True)}",
         )
     return list(changes.values())
+
+
+def _check_pictures(saved: Checkpoint, settings: Settings, dataset: Dataset) -> None:
+    """Refuse pictures of another size than the network was trained on. Bitmaps and strokes of one
+    channel and 28 pixels are the same to it.
+
+    Raises:
+        RefusedError: they are of another size.
+    """
+    before = Raster.parse(saved.meta["raster"])
+    now = Raster.of(dataset.content, settings.strokes)
+    if (before.side, before.channels) != (now.side, now.channels):
+        flags = f"{flag('strokes.side', before.side)} {flag('strokes.channels', before.channels)}"
+        raise RefusedError(
+            saved.url,
+            None,
+            f"trained on pictures {before.name}, and those of {settings.data} are {now.name}",
+            f"Use a dataset of strokes with {flags}, or another --output",
+            before=before.name,
+            now=now.name,
+        )

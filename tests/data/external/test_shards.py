@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quickdraw_dist.base.errors import RefusedError
+from quickdraw_dist.base.settings import Strokes
 from quickdraw_dist.data.external.shards import find_shards, open_shards
 from quickdraw_dist.data.feed import check_dataset, open_dataset
 from tests.support.data.datasets import Dataset
@@ -112,6 +113,15 @@ def test_what_cannot_work_is_refused(
     made = make_settings(tmp_path, batch=batch, **stream)
     error = refusal(lambda: check_dataset(made, open_dataset(made), ranks))
     assert error.subject == setting and remedy in error.remedy
+
+
+def test_settings_of_strokes_are_refused(tmp_path: Path) -> None:
+    """External data has bitmaps only."""
+    write_shards(tmp_path, [5])
+    made = make_settings(tmp_path)
+    made = made.model_copy(update={"strokes": Strokes(channels=4)})
+    error = refusal(lambda: check_dataset(made, open_dataset(made), 1))
+    assert (error.subject, error.value) == ("--strokes.channels", 4)
 
 
 def test_too_few_drawings_or_too_little_memory(tmp_path: Path) -> None:

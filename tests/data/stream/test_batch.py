@@ -7,11 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quickdraw_dist.data.drawings.strokes.tiles import TILE, Tiles, TilesPerDrawing, pack
-from quickdraw_dist.data.stream.batch import StrokeBatch
+from quickdraw_dist.data.stream.batch import StrokeBatch, noise
 from tests.support.data.strokes import random_strokes
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -78,3 +78,20 @@ def test_parts_are_those_of_tensor_split(device: str, sizes: TilesPerDrawing, pa
         for piece, edge in zip(part.tensor_split(2), (0, -(-len(part) // 2)), strict=True):
             check_holds(piece, want.slice(edge, edge + len(piece)))
         start += len(part)
+
+
+@given(
+    st.builds(TilesPerDrawing, st.floats(0, 8), st.floats(0, 4)),
+    st.integers(1, 200),
+    st.integers(1, 9),
+)
+@example(TilesPerDrawing(2.0, 0.8), 85, 2)  # 3 tiles per drawing fit the whole, not its halves
+def test_parts_of_noise_have_the_shape_of_any_of_their_size(
+    sizes: TilesPerDrawing, count: int, parts: int
+) -> None:
+    """A compiled step meets the shapes of micro-batches in warm-up, not in the first step."""
+    made = noise(count, sizes)
+    assert isinstance(made, StrokeBatch)
+    for part in (made, *made.tensor_split(parts)):
+        assert len(part.tiles) == sizes.capacity(len(part))
+        assert int(part.first[-1]) == int((part.owners < len(part)).sum())

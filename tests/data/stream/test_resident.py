@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.order.share import Share
 from quickdraw_dist.data.shards.blocks import Block
 from quickdraw_dist.data.stream import prefetch
-from quickdraw_dist.data.stream.batch import Batch
+from quickdraw_dist.data.stream.batch import Batch, StrokeBatch
+from quickdraw_dist.data.stream.device import on_device
 from quickdraw_dist.data.stream.reader import SplitReader
 from quickdraw_dist.data.stream.resident import drawings as resident
 from quickdraw_dist.data.stream.resident.drawings import ResidentDrawings
@@ -161,6 +163,29 @@ def test_longer_strokes_than_the_manifest_says_are_not_cut(
     for made in (loaders, streamed):
         got = deliver(made.__getitem__, order, 2)
         assert got.drawings_in_order() == dataset.drawings(line(dataset, USUAL, 0))
+
+
+def test_owners_of_tiles_are_found_once(
+    make_dataset: DatasetMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gather needs them first; the step on the whole batch takes the same."""
+    searches = []
+    search = torch.searchsorted
+
+    def recorded(*given: Any, **named: Any) -> torch.Tensor:
+        searches.append(given)
+        return search(*given, **named)
+
+    monkeypatch.setattr(torch, "searchsorted", recorded)
+    dataset = make_dataset(content="strokes")
+    reader = open_local(dataset)
+    made = make_resident(reader, USUAL.order(reader.block_counts), way="device")
+    cpu = torch.device("cpu")
+    for steps, batch in enumerate(on_device(made.epoch(0), cpu), 1):
+        (whole,) = batch.drawings.tensor_split(1)
+        assert isinstance(whole, StrokeBatch)
+        whole.inputs()
+        assert len(searches) == steps
 
 
 @pytest.mark.parametrize("local_size", [1, 3])

@@ -11,15 +11,22 @@ import torch
 
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.settings import Settings, Train
+from quickdraw_dist.models.input import Raster
 from quickdraw_dist.run.checkpoint import files, resume
 from tests.support.checkpoints import CLASSES, DIGEST, flip, meta, save
 
 
+def dataset(
+    classes: tuple[str, ...] = CLASSES, digest: str = DIGEST, content: str = "bitmaps"
+) -> Any:
+    """What resuming reads of a dataset."""
+    return SimpleNamespace(classes=classes, digest=digest, content=content)
+
+
 def find(output: Path, mode: str = "auto") -> files.Checkpoint | None:
     """Find the checkpoint as the trainer does, on one rank."""
-    dataset: Any = SimpleNamespace(classes=CLASSES, digest=DIGEST)
     asked = Settings(output=str(output), train=Train(resume=mode))  # type: ignore[arg-type]
-    return resume.find(asked, dataset)[0]
+    return resume.find(asked, dataset())[0]
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
@@ -66,11 +73,14 @@ def compare(
     classes: tuple[str, ...] = CLASSES,
     digest: str = DIGEST,
     lanes: int = 64,
+    content: str = "bitmaps",
+    raster: str = "quickdraw-28x28",
 ) -> list[str]:
     """Save a run with the settings `before`, and resume it with `now`."""
-    home = save(tmp_path, 1, config=before, lanes=lanes)
-    dataset: Any = SimpleNamespace(classes=classes, digest=digest)
-    return resume.check_changes(files.load(str(home)), Settings(**now), dataset)
+    home = save(tmp_path, 1, config=before, lanes=lanes, raster=raster)
+    return resume.check_changes(
+        files.load(str(home)), Settings(**now), dataset(classes, digest, content)
+    )
 
 
 def test_no_change(tmp_path: Path) -> None:
@@ -84,8 +94,6 @@ def test_no_change(tmp_path: Path) -> None:
         ("model", "name", "other"),
         ("model", "width", 32),
         ("model", "dropout", 0.1),
-        ("strokes", "channels", 4),
-        ("strokes", "side", 56),
         ("optimizer", "name", "sgd"),
         ("train", "global_batch", 8192),
         ("train", "seed", 2),
@@ -136,6 +144,42 @@ def test_other_dataset(tmp_path: Path) -> None:
     assert changes == ["train.allow_dataset_change: False -> True"]
 
 
+@pytest.mark.parametrize(
+    ("raster", "content", "strokes", "now"),
+    [
+        ("strokes-28-4", "bitmaps", {}, "quickdraw-28x28"),
+        ("strokes-56-1", "bitmaps", {}, "quickdraw-28x28"),
+        ("strokes-28-1", "strokes", {"channels": 4}, "strokes-28-4"),
+        ("strokes-28-1", "strokes", {"side": 56}, "strokes-56-1"),
+        ("quickdraw-28x28", "strokes", {"side": 56}, "strokes-56-1"),
+    ],
+)
+def test_pictures_of_another_size(
+    tmp_path: Path, raster: str, content: str, strokes: dict[str, Any], now: str
+) -> None:
+    """Another network or, where its weights fit any side, other input: refused, whatever change of
+    the dataset is allowed, with what gives the checkpoint's pictures."""
+    settings = {"strokes": strokes, "train": {"allow_dataset_change": True}}
+    with pytest.raises(RefusedError) as refused:
+        compare(tmp_path, settings, content=content, raster=raster, digest="e2" * 32)
+    error = refused.value
+    assert error.subject.startswith(str(tmp_path)) and error.value is None
+    assert (error.before, error.now) == (raster, now)
+    assert raster in error.problem and now in error.problem
+    was = Raster.parse(raster)
+    assert f"--strokes.side {was.side} --strokes.channels {was.channels}" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("raster", "content"), [("strokes-28-1", "bitmaps"), ("quickdraw-28x28", "strokes")]
+)
+def test_the_same_pictures_stored_otherwise(tmp_path: Path, raster: str, content: str) -> None:
+    """Bitmaps are what strokes of one channel are rendered to: a change of the dataset like any."""
+    allowed = {"train": {"allow_dataset_change": True}}
+    changes = compare(tmp_path, allowed, content=content, raster=raster, digest="e2" * 32)
+    assert changes == ["train.allow_dataset_change: False -> True"]
+
+
 def test_harmless_changes_are_listed(tmp_path: Path) -> None:
     """More epochs or another machine are allowed, and the differences are reported."""
     now = {
@@ -162,8 +206,7 @@ def test_settings_that_were_removed(tmp_path: Path) -> None:
     older["config"]["train"] |= {"patience_seconds": 2_100, "start_seconds": 1_800}
     older["config"]["removed"] = {"name": 1}
     home = files.save(str(tmp_path), 1, {"weight": torch.ones(1)}, {}, {}, older)
-    dataset: Any = SimpleNamespace(classes=CLASSES, digest=DIGEST)
-    assert resume.check_changes(files.load(home), Settings(), dataset) == []
+    assert resume.check_changes(files.load(home), Settings(), dataset()) == []
 
 
 def test_settings_that_did_not_exist_yet(tmp_path: Path) -> None:
@@ -171,6 +214,5 @@ def test_settings_that_did_not_exist_yet(tmp_path: Path) -> None:
     older = meta()
     del older["config"]["metrics"], older["config"]["train"]["compile"]
     home = files.save(str(tmp_path), 1, {"weight": torch.ones(1)}, {}, {}, older)
-    dataset: Any = SimpleNamespace(classes=CLASSES, digest=DIGEST)
-    changes = resume.check_changes(files.load(home), Settings(), dataset)
+    changes = resume.check_changes(files.load(home), Settings(), dataset())
     assert "train.compile: None -> auto" in changes

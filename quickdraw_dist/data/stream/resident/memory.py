@@ -18,7 +18,7 @@ from quickdraw_dist.data.drawings.strokes.tiles import (
     tile_counts,
 )
 from quickdraw_dist.data.shards.blocks import Block
-from quickdraw_dist.data.stream.batch import StrokeBatch, allocate, owners_and_numbers
+from quickdraw_dist.data.stream.batch import StrokeBatch, allocate
 
 
 class ResidentMemory(Protocol):
@@ -101,7 +101,8 @@ class ResidentStrokes:
         begins, counts, recognized = (
             torch.index_select(tensor, 0, on_device) for tensor in self._on_device
         )
-        owners, within = owners_and_numbers(counts, capacity)
-        rows = torch.nn.functional.pad(begins, (0, 1))[owners] + within // TILE
-        tiles = torch.index_select(self._tiles, 0, rows)
-        return StrokeBatch(tiles, counts, recognized, first, self._per_drawing)
+        tiles = self._tiles.new_empty((capacity, TILE, 4))
+        batch = StrokeBatch(tiles, counts, recognized, first, self._per_drawing)
+        rows = torch.nn.functional.pad(begins, (0, 1))[batch.owners] + batch.numbers // TILE
+        torch.index_select(self._tiles, 0, rows, out=tiles)
+        return batch
