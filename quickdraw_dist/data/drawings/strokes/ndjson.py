@@ -117,6 +117,10 @@ def _strokes(record: Any, word: str) -> list[_Stroke]:
         strokes = _simplified(drawing)
     else:
         strokes = [_stroke(number, stroke) for number, stroke in enumerate(drawing)]
+    for number, (x, _) in enumerate(strokes):
+        if len(x) > _MOST:
+            problem = f"stroke {number} has {len(x):,} points, {_MOST:,} at most can be stored"
+            raise ValueError(problem)
     return [(x * 2, y * 2) if len(x) == 1 else (x, y) for x, y in strokes]  # a dot: two points
 
 
@@ -133,8 +137,6 @@ def _stroke(number: int, stroke: list[Any]) -> _Stroke:
         raise ValueError(f"stroke {number} has {len(x):,} x and {len(y):,} y")
     if not x:
         raise ValueError(f"stroke {number} has no points")
-    if len(x) > _MOST:
-        raise ValueError(f"stroke {number} has {len(x):,} points, {_MOST:,} at most can be stored")
     return x, y
 
 
@@ -145,11 +147,9 @@ def _simplified(drawing: list[Any]) -> list[_Stroke]:
             raise ValueError(f"stroke {number} is not three lists, as the others are: x, y, times")
         if len(stroke[0]) != len(stroke[1]):
             raise ValueError(f"stroke {number} has {len(stroke[0]):,} x and {len(stroke[1]):,} y")
-    try:
-        strokes = simplify(drawing)
-    except TypeError:
-        raise ValueError("a coordinate is not a number") from None
-    return [(x.tobytes(), y.tobytes()) for x, y in strokes]
+        if not {*map(type, stroke[0]), *map(type, stroke[1])} <= {int, float}:  # numpy takes "1"
+            raise ValueError(f"stroke {number} has a coordinate that is not a number")
+    return [(x.tobytes(), y.tobytes()) for x, y in simplify(drawing)]
 
 
 def _loads() -> Callable[[bytes], Any]:

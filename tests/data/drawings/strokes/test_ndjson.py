@@ -67,6 +67,11 @@ def of(*stroke: object) -> bytes:
     return line(drawing=[[[1, 2], [3, 4]], list(stroke)])
 
 
+def raw(x: list[object], y: list[object]) -> bytes:
+    """A record of a good raw stroke and another one."""
+    return line(drawing=[[[1.5, 2], [3, 4], [0, 1]], [x, y, [0, 1]]])
+
+
 BAD = {
     "not JSON": (b'{"word": }', "unexpected character"),
     "an array": (b'["{}"]', "not a JSON object"),
@@ -88,8 +93,11 @@ BAD = {
     "half raw": (of([1], [1], [0]), "stroke 0 is not three lists, as the others are"),
     "raw, uneven": (line(drawing=[[[1, 2], [1], [0]]]), "stroke 0 has 2 x and 1 y"),
     "raw, no points": (line(drawing=[[[], [], []]]), "a stroke has no points"),
-    "raw, words": (line(drawing=[[["a"], [1], [0]]]), "could not convert string to float"),
-    "raw, null": (line(drawing=[[[{}], [1], [0]]]), "a coordinate is not a number"),
+    "raw, digits": (raw(["1", "9"], [2, 3]), "stroke 1 has a coordinate that is not a number"),
+    "raw, words": (raw([1, 9], ["a", 3]), "stroke 1 has a coordinate that is not a number"),
+    "raw, null": (raw([1, None], [2, 3]), "stroke 1 has a coordinate that is not a number"),
+    "raw, true": (raw([1, 9], [2, True]), "stroke 1 has a coordinate that is not a number"),
+    "raw, nested": (raw([[1], [9]], [[2], [3]]), "stroke 1 has a coordinate that is not a number"),
 }
 
 
@@ -104,6 +112,18 @@ def test_a_bad_record_is_named(case: str) -> None:
     error = caught.value
     assert (error.row, error.byte) == (1, len(line()) + 1)
     assert problem in error.problem
+
+
+def test_a_raw_stroke_that_keeps_too_many_points_is_named() -> None:
+    """A scribble in a small corner: hardly a point of it lies near the line of its neighbours."""
+    scribble = np.random.default_rng(1).integers(0, 20, (2, 80_000)).tolist()
+    stroke = [[0, 255], [0, 255], [0, 1]]
+    data = line(drawing=[stroke, [*scribble, []]])
+    with pytest.raises(
+        BadRecord, match=r"stroke 1 has \d\d,\d{3} points, 65,535 at most"
+    ) as caught:
+        parsed(data)
+    assert (caught.value.row, caught.value.byte) == (0, 0)
 
 
 def test_longest_strokes_and_blank_drawings_are_read() -> None:
