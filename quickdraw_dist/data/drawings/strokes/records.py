@@ -27,7 +27,7 @@ _MOST_RECORD_BYTES = 1 << 26
 _STRIDE = 256
 """Records between two whose first byte is held in memory; those between are added up."""
 
-_VERSION = "records 1"
+_VERSION = "records 2"
 """Changes with the rules that say where a record ends: older indices are made again."""
 
 FindEnds = Callable[[bytes, bool], NDArray[np.int64]]
@@ -55,7 +55,8 @@ class BadRecord(Exception):  # noqa: N818 becomes an error where file and first 
     def corrupt(self, url: str) -> CorruptError:
         """Return the error of a file, in which `row` and `byte` are those of the whole file."""
         problem = f"row {self.row:,}, byte {self.byte:,}: {self.problem}"
-        return CorruptError(url, None, problem, "Fetch it again", row=self.row, byte=self.byte)
+        remedy = "Fetch it again, or correct this row if you made the file"
+        return CorruptError(url, None, problem, remedy, row=self.row, byte=self.byte)
 
 
 @dataclass(frozen=True, eq=False)

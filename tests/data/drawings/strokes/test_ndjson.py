@@ -24,13 +24,17 @@ def parsed(data: bytes, word: str = "cat") -> Strokes:
     return ndjson.parse(data, edges, word)
 
 
+NEWLINES = ["\n", "\r\n", "\n\n", "\r\n\r\n\r\n", "\n \t\n", "\r\n  \r\n  "]
+
+
 @given(made=support.drawings(least=1), data=st.data())
 def test_any_drawings_come_back_from_any_range(made: Strokes, data: st.DataObject) -> None:
     """Whatever ends a line; blank lines belong to the record before them, or to the first."""
     flags = [data.draw(st.sampled_from([int(flag), UNKNOWN])) for flag in made.recognized]
-    newline = data.draw(st.sampled_from(["\n", "\r\n", "\n\n", "\r\n\r\n\r\n"]))
+    newline = data.draw(st.sampled_from(NEWLINES))
     written = support.to_ndjson(support.as_lists(made), flags, "cat", newline)
-    written = data.draw(st.sampled_from([b"", b"\n", b"\r\n"])) + written
+    written = data.draw(st.sampled_from([b"", b"\n", b"\r\n", b" \n\t"])) + written
+    written += data.draw(st.sampled_from([b"", b"  ", b"\t\r"]))  # a last line without an end
     if data.draw(st.booleans()):
         written = written.rstrip()
     edges = np.concatenate([[0], ndjson.find_ends(written, True)])
@@ -43,7 +47,7 @@ def test_any_drawings_come_back_from_any_range(made: Strokes, data: st.DataObjec
     assert read.recognized.tolist() == flags[start:stop]
 
 
-@given(made=support.drawings(least=1), newline=st.sampled_from(["\n", "\r\n", "\n\n"]),
+@given(made=support.drawings(least=1), newline=st.sampled_from(NEWLINES),
        data=st.data())  # fmt: skip
 def test_records_are_found_in_pieces(made: Strokes, newline: str, data: st.DataObject) -> None:
     """A file is read a few megabytes at a time: a piece may end between a record and its end."""
@@ -149,7 +153,13 @@ def test_a_file_that_is_cut_off_is_told() -> None:
     assert (error.row, error.byte) == (1, len(line()) + 1)
     assert error.problem == f"the file ends within this record, at byte {len(data)}"
     with pytest.raises(BadRecord, match="no drawing in it"):
-        ndjson.find_ends(b"\r\n\n", True)
+        ndjson.find_ends(b"\r\n \n\t", True)
+
+
+def test_a_byte_order_mark_is_named() -> None:
+    """An editor on Windows adds it; fetching the file again would not help."""
+    with pytest.raises(BadRecord, match="a byte order mark; save the file as UTF-8 without one"):
+        ndjson.find_ends(b"\xef\xbb\xbf" + line() + b"\n", False)
 
 
 def test_without_orjson_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ FORMATS = {
     ),
     ".ndjson": (
         ndjson.find_ends,
-        lambda made: support.to_ndjson(support.as_lists(made), made.recognized, "cat", "\r\n\n"),
+        lambda made: support.to_ndjson(support.as_lists(made), made.recognized, "cat", "\r\n \t\n"),
     ),
 }
 
@@ -96,6 +96,7 @@ def test_a_cut_file_is_named_with_the_row(
     assert (error.subject, error.row, error.byte) == (str(path), 31, ends[30])
     assert "row 31, byte" in error.problem
     assert "the file ends within this record" in error.problem
+    assert error.remedy == "Fetch it again, or correct this row if you made the file"
     with pytest.raises(CorruptError, match="the file ends here, it was"):
         make_index(str(path), len(data), lambda data, _: find_ends(data, False))
     path.write_bytes(b"")
