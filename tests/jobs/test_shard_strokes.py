@@ -57,6 +57,17 @@ def test_files_of_strokes_are_sharded_and_verified(
     verify.main([str(dest), "--source", str(folder)])
 
 
+def test_verify_writes_nothing_into_the_dataset(folder: Path, tmp_path: Path) -> None:
+    """An index that it has to make stays in memory."""
+    dest = tmp_path / "dest"
+    make(folder, dest, "--shard.content=strokes")
+    for path in (dest / "parts").glob("*.records"):
+        path.unlink()
+    before = {path: path.stat().st_mtime_ns for path in dest.rglob("*")}
+    verify.main([str(dest), "--source", str(folder)])
+    assert {path: path.stat().st_mtime_ns for path in dest.rglob("*")} == before
+
+
 def test_bitmaps_of_strokes_are_those_of_bitmap_files(folder: Path, tmp_path: Path) -> None:
     """Equal pixels make equal shards, wherever they come from."""
     (tmp_path / "bitmaps").mkdir()

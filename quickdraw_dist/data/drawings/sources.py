@@ -18,8 +18,9 @@ from quickdraw_dist.data.drawings.synthetic.source import open_synthetic
 
 
 def open_source(
-    url: str, classes: Sequence[str] = (), content: Content = "bitmaps", records: str = ""
-) -> Source:
+    url: str, classes: Sequence[str] = (), content: Content = "bitmaps", records: str = "",
+    keep: bool = True,
+) -> Source:  # fmt: skip
     """Open the source at a folder, a `gs://` prefix or a `synthetic:` address.
 
     Args:
@@ -29,6 +30,7 @@ def open_source(
             ones were.
         records: folder in which the record indices of stroke files are kept, made in one pass over
             the files if they are not there; empty to keep none.
+        keep: whether new indices are written there.
 
     Raises:
         RefusedError: there is no source, or an unknown class in it or in `classes`, or one twice,
@@ -43,7 +45,7 @@ def open_source(
         return open_synthetic(url, classes, content)
     files = find_class_files(url, classes)
     if files.suffix != ".npy":
-        return open_strokes(files, content, records)
+        return open_strokes(files, content, records, keep)
     if content == "strokes":
         raise RefusedError(
             "source",
