@@ -134,8 +134,9 @@ def open_strokes(
         # Workers that start together begin with different files and find each other's indices.
         random.shuffle(missing)
         total = sum(files.sizes[label] for label in missing)
+        desc = "reading the source whole for its records"
         with (
-            tqdm(total=total, unit="B", unit_scale=True, desc="records of the source") as bar,
+            tqdm(total=total, unit="B", unit_scale=True, desc=desc) as bar,
             ThreadPoolExecutor(_READERS) as pool,
         ):
             made = pool.map(
