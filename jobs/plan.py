@@ -41,14 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "except Google's own"
     )
     before.add_argument("--source", type=source_address, help=source_help)
-    rate = SHARD_DRAWINGS_PER_SECOND
+    rates = " or ".join(f"{rate:,.0f} {of}" for of, rate in SHARD_DRAWINGS_PER_SECOND.items())
     numbers = {
         "--world-size": (whole_number, 1, "ranks, one per GPU [1]"),
         "--nodes": (whole_number, 1, "machines that the ranks run on [1]"),
         "--gpu-bytes": (whole_number, None, "memory of one GPU in bytes, such as 80e9"),
         "--drawings-per-second": (real_number, None, "training rate of one rank"),
         "--shard-workers": (whole_number, 1, "processes that shard, over all workers [1]"),
-        "--shard-drawings-per-second": (real_number, rate, f"rate of one of them [{rate:,.0f}]"),
+        "--shard-drawings-per-second": (real_number, None, f"rate of one of them [{rates}]"),
     }
     for name, (kind, default, text) in numbers.items():
         parser.add_argument(name, type=kind, default=default, metavar="N", help=text)

@@ -18,7 +18,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.data.drawings.strokes.arrays import ends
 
-_READ_BYTES = 1 << 23
+READ_BYTES = 1 << 23
 """Bytes read at a time. Over a network each read is a round trip."""
 
 _MOST_RECORD_BYTES = 1 << 26
@@ -175,7 +175,7 @@ def _walk(
     """Yield the lengths of all records, (n,) at a time; append the file's CRC-32C to `crcs`."""
     rest, row, read, crc = b"", 0, 0, 0
     while read < size:
-        data = storage.read_range(url, read, min(_READ_BYTES, size - read))
+        data = storage.read_range(url, read, min(READ_BYTES, size - read))
         if not data:
             raise BadRecord(row, read, f"the file ends here, it was {size:,} bytes long")
         first = read - len(rest)
