@@ -16,7 +16,7 @@ from quickdraw_dist.base.settings import Settings
 from quickdraw_dist.data.capacity import outline
 from quickdraw_dist.data.capacity.estimate import SHARD_DRAWINGS_PER_SECOND, Cluster, capacity
 from quickdraw_dist.data.capacity.text import format_capacity
-from quickdraw_dist.data.drawings.sources import open_source, source_address
+from quickdraw_dist.data.drawings.sources import count_drawings, source_address
 from quickdraw_dist.data.shards import manifest
 from quickdraw_dist.data.shards.plan import Plan
 
@@ -36,16 +36,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser("python -m jobs.plan", "Estimate what a run needs.", EPILOG)
     before = parser.add_mutually_exclusive_group()
     before.add_argument("--official", action="store_true", help="plan for the official drawings")
-    source_help = "plan for these drawings, as in jobs.shard"
+    source_help = (
+        "plan for these drawings, as in jobs.shard; files of strokes are read whole to count them, "
+        "except Google's own"
+    )
     before.add_argument("--source", type=source_address, help=source_help)
-    rate = SHARD_DRAWINGS_PER_SECOND
+    rates = " or ".join(f"{rate:,.0f} {of}" for of, rate in SHARD_DRAWINGS_PER_SECOND.items())
     numbers = {
         "--world-size": (whole_number, 1, "ranks, one per GPU [1]"),
         "--nodes": (whole_number, 1, "machines that the ranks run on [1]"),
         "--gpu-bytes": (whole_number, None, "memory of one GPU in bytes, such as 80e9"),
         "--drawings-per-second": (real_number, None, "training rate of one rank"),
         "--shard-workers": (whole_number, 1, "processes that shard, over all workers [1]"),
-        "--shard-drawings-per-second": (real_number, rate, f"rate of one of them [{rate:,.0f}]"),
+        "--shard-drawings-per-second": (real_number, None, f"rate of one of them [{rates}]"),
     }
     for name, (kind, default, text) in numbers.items():
         parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
@@ -68,7 +71,7 @@ def _outline(settings: Settings, given: argparse.Namespace) -> tuple[outline.Out
         plan = outline.official_plan(settings.shard)
         return outline.of_plan(plan, OFFICIAL), "planned from the official counts"
     if given.source is not None:
-        source = open_source(given.source, settings.shard.classes, settings.shard.content)
+        source = count_drawings(given.source, settings.shard.classes, settings.shard.content)
         plan = Plan(source.classes, source.counts, settings.shard, source.identity)
         return outline.of_plan(plan, given.source), f"planned from {given.source}"
     if settings.stream.reader == "webdataset":

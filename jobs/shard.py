@@ -13,7 +13,7 @@ from quickdraw_dist.base.command_line import Parser, load
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.base.process.cpus import processors
 from quickdraw_dist.data.drawings.drawing import Source
-from quickdraw_dist.data.drawings.sources import open_source, source_address
+from quickdraw_dist.data.drawings.sources import count_drawings, open_source, source_address
 from quickdraw_dist.data.shards import integrity, manifest, writer
 from quickdraw_dist.data.shards.plan import Plan, describe
 from quickdraw_dist.data.shards.schema import Manifest, PartFile
@@ -54,25 +54,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--of", type=int, metavar="N", help="number of workers [1]")
     parser.add_argument("--processes", type=whole_number, metavar="N", help="processes [all CPUs]")
     parser.add_argument("--merge", action="store_true", help="build nothing, write manifest.json")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop; keeps "
+                        "nothing, but reads files of strokes whole to count them, except Google's "
+                        "own and those with records in DEST/parts")  # fmt: skip
     settings, arguments = load(parser, argv, ("data", "shard"))
     dest = arguments.dest or settings.data
     worker, of = worker_share(arguments.worker, arguments.of)
     if not storage.is_remote(dest) and Path(dest).exists() and not Path(dest).is_dir():
         raise RefusedError("--dest", dest, "is a file", "Give a folder or a gs:// address")
 
-    # A dry run leaves nothing behind.
-    records = "" if arguments.dry_run else storage.join(dest, "parts")
-    shard = settings.shard
+    shard, records = settings.shard, storage.join(dest, "parts")
+    processes = arguments.processes or processors()
+    if arguments.dry_run:  # leaves nothing behind
+        counts = count_drawings(arguments.source, shard.classes, shard.content, records)
+        plan = Plan(counts.classes, counts.counts, shard, counts.identity)
+        _print_plan(plan, arguments.source, dest, processes)
+        return
     source = open_source(arguments.source, shard.classes, shard.content, records)
     plan = Plan(source.classes, source.counts, shard, source.identity)
-    done = {} if arguments.dry_run else writer.finished_groups(plan, dest)
+    done = writer.finished_groups(plan, dest)
     dataset = None if arguments.merge else writer.finished_dataset(plan, dest, done)
     if dataset is None:
-        processes = max(min(arguments.processes or processors(), plan.groups), 1)
-        print(f"{arguments.source} -> {dest}\n{describe(plan, processes)}")
-        if arguments.dry_run:
-            return
+        processes = _print_plan(plan, arguments.source, dest, processes)
         share = range(worker, plan.groups, of)
         if not arguments.merge and any(group not in done for group in share):
             _build(plan, share, source, dest, processes, done)
@@ -91,6 +94,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.merge:
         raise RefusedError(dest, None, left, "Run their workers, then --merge again")
     print(f"{dest}: {left}; the worker that finishes last merges")
+
+
+def _print_plan(plan: Plan, source: str, dest: str, processes: int) -> int:
+    """Print the plan; returns the number of processes, not more than there are groups."""
+    processes = max(min(processes, plan.groups), 1)
+    print(f"{source} -> {dest}\n{describe(plan, processes)}")
+    return processes
 
 
 def _build(

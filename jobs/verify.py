@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = None
     if arguments.source:
         content, records = dataset.settings.content, storage.join(folder, "parts")
-        source = open_source(arguments.source, dataset.classes, content, records)
+        source = open_source(arguments.source, dataset.classes, content, records, keep=False)
     blank: Counter[str] = Counter()
     total = sum(file.drawings for file in dataset.source_files)
     with tqdm(total=total, unit=" drawings", unit_scale=True) as bar:

@@ -52,7 +52,9 @@ def test_the_official_strokes_fit_on_one_gpu(capsys: pytest.CaptureFixture[str])
     assert needs["drawings"]["train"] == 45_383_650
     assert (needs["resident_fits"], needs["resident_gpus"]) == (True, 1)
     assert 10e9 < needs["rank"]["resident_bytes"] < 11e9
-    assert needs["sharding"]["source"]["bytes"] == 50_426_266 * 117
+    assert needs["sharding"]["source"]["bytes"] == 2 * 50_426_266 * 117
+    assert 33_465 + 700 < needs["sharding"]["source"]["reads"] < 33_465 + 700 + 6 * 345
+    assert needs["sharding"]["hours"] * 3600 == pytest.approx(50_426_266 / 150_000)
     needs = numbers(capsys, "--official", "--shard.content", "strokes", "--gpu-bytes", "8e9")
     assert (needs["resident_fits"], needs["resident_gpus"]) == (False, 2)
     plan.main(["--official", "--shard.content", "strokes", "--gpu-bytes", "80e9"])

@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import gcsfs
 import google_crc32c
 import numpy as np
 import pytest
 
-from jobs import shard, verify
+from jobs import plan, shard, verify
 from quickdraw_dist.base.errors import CorruptError
 from quickdraw_dist.data.drawings import classes, raster, stroke_files
 from quickdraw_dist.data.drawings.classes import OfficialFile
 from quickdraw_dist.data.shards import manifest
 from tests.support.data import stroke_files as support
+
+if TYPE_CHECKING:
+    from tests.support.gcs.local import Store
 
 COUNTS = {"cat": 301, "dog": 77}
 SMALL = [
@@ -55,6 +60,17 @@ def test_files_of_strokes_are_sharded_and_verified(
 
     monkeypatch.setattr(stroke_files, "make_index", no_pass)
     verify.main([str(dest), "--source", str(folder)])
+
+
+def test_verify_writes_nothing_into_the_dataset(folder: Path, tmp_path: Path) -> None:
+    """An index that it has to make stays in memory."""
+    dest = tmp_path / "dest"
+    make(folder, dest, "--shard.content=strokes")
+    for path in (dest / "parts").glob("*.records"):
+        path.unlink()
+    before = {path: path.stat().st_mtime_ns for path in dest.rglob("*")}
+    verify.main([str(dest), "--source", str(folder)])
+    assert {path: path.stat().st_mtime_ns for path in dest.rglob("*")} == before
 
 
 def test_bitmaps_of_strokes_are_those_of_bitmap_files(folder: Path, tmp_path: Path) -> None:
@@ -101,8 +117,42 @@ def test_synthetic_strokes_are_sharded_and_verified(tmp_path: Path) -> None:
     verify.main([str(tmp_path), "--source", source])
 
 
-def test_a_dry_run_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
-    """It finds the drawings in a pass, and keeps none of it."""
+def test_a_dry_run_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It finds the drawings in a pass, and keeps none of it; the bar says so."""
     arguments = ["--source", str(folder), "--dest", str(tmp_path / "dest"), "--dry-run", *SMALL]
     shard.main(arguments)
     assert not (tmp_path / "dest").exists()
+    shown = capsys.readouterr()
+    assert "drawings  378 " in shown.out
+    assert "reading the source whole for its records: 100%" in shown.err
+
+
+def test_a_dry_run_uses_the_records_that_are_kept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the first worker has read the source, a plan costs no pass."""
+    make(folder, tmp_path / "dest")
+    capsys.readouterr()
+    shard.main(["--source", str(folder), "--dest", str(tmp_path / "dest"), "--dry-run", *SMALL])
+    shown = capsys.readouterr()
+    assert "drawings  378 " in shown.out
+    assert "for its records" not in shown.err
+
+
+@pytest.mark.parametrize("command", ["plan", "dry run"])
+def test_googles_own_files_are_planned_without_a_look_into_them(
+    folder: Path, store: Store, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """195 GB of raw drawings are not read to print how many they are."""
+    gcsfs.GCSFileSystem().mkdir("quickdraw_dataset")
+    source = store.upload(folder, "gs://quickdraw_dataset/full/raw")
+    store.requests.clear()
+    if command == "plan":
+        plan.main(["--source", source, "--shard.content=strokes"])
+        assert "2 classes, planned from gs://quickdraw_dataset/full/raw" in capsys.readouterr().out
+    else:
+        shard.main(["--source", source, "--dest", "gs://bucket/dest", "--dry-run"])
+        assert f"drawings  {123_202 + 152_159:,} " in capsys.readouterr().out
+    assert store.media_reads("") == 0

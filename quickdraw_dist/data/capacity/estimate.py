@@ -31,9 +31,10 @@ from quickdraw_dist.data.order.memory import (
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import SPLITS
 
-SHARD_DRAWINGS_PER_SECOND = 200_000.0
-"""Of one sharding process, with gzip to a local disk: 249,000 were measured for drawings that cost
-nothing to read. Reading as many from a bucket takes 160 MB/s."""
+SHARD_DRAWINGS_PER_SECOND = {"bitmaps": 200_000.0, "strokes": 150_000.0}
+"""Of one sharding process, by content, with gzip to a local disk, for drawings that cost nothing to
+read. 249,000 bitmaps were measured; reading as many from a bucket takes 160 MB/s. 156,177 strokes
+were (benchmarks/results/growth_strokes.md, of a million)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Cluster:
     gpu_bytes: int | None = None  # memory of one GPU; None: unknown
     drawings_per_second: float | None = None  # that one rank trains; None: unknown
     shard_workers: int = 1  # sharding processes, each a command of its own
-    shard_drawings_per_second: float = SHARD_DRAWINGS_PER_SECOND  # of one worker
+    shard_drawings_per_second: float | None = None  # of one worker; None: as measured
 
     def __post_init__(self) -> None:
         if self.world_size % self.nodes:
@@ -154,6 +155,8 @@ def capacity(dataset: Outline, cluster: Cluster, settings: Settings) -> Capacity
     cache_bytes = _cache_bytes(cluster, stream, least)
     fetched = shard_bytes if cache_bytes else 0
     content = content_bytes(dataset.per_drawing)
+    rate = cluster.shard_drawings_per_second
+    rate = SHARD_DRAWINGS_PER_SECOND[dataset.plan.settings.content] if rate is None else rate
     ranks = [_rank(order, content, cluster, stream, fetched, rank) for rank in range(world)]
     nodes = []
     for first in range(0, world, cluster.ranks_per_node):
@@ -169,11 +172,11 @@ def capacity(dataset: Outline, cluster: Cluster, settings: Settings) -> Capacity
     limit = None if cluster.gpu_bytes is None else resident_limit(cluster.gpu_bytes)
     epoch = _epoch(order, validations, nodes)
     return Capacity(
-        cluster=cluster,
+        cluster=replace(cluster, shard_drawings_per_second=rate),
         drawings={split: sum(map(sum, dataset.blocks[split])) for split in SPLITS},
         shards={split: len(dataset.blocks[split]) for split in SPLITS},
         shard_bytes={split: sum(dataset.shard_bytes[split]) for split in SPLITS},
-        sharding=sharding(dataset, cluster.shard_workers, cluster.shard_drawings_per_second),
+        sharding=sharding(dataset, cluster.shard_workers, rate),
         epoch=epoch,
         node=node,
         rank=rank,

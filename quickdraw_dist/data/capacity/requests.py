@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 from quickdraw_dist.base import storage
 from quickdraw_dist.data.capacity.outline import Outline
 from quickdraw_dist.data.drawings.drawing import PIXELS
+from quickdraw_dist.data.drawings.strokes.records import READ_BYTES
 from quickdraw_dist.data.order.content_bytes import content_bytes
 from quickdraw_dist.data.order.order import Order, Piece, evaluation_pieces
-from quickdraw_dist.data.shards.plan import SPLITS
+from quickdraw_dist.data.shards.plan import RECORD_INDEX_BYTES, SPLITS
 
 LIST_PAGE = 1000
 """Objects per page of a listing; each page is a request."""
@@ -56,7 +57,7 @@ class Sharding:
 
 
 def sharding(dataset: Outline, workers: int, drawings_per_second: float) -> Sharding:
-    """Return what sharding takes.
+    """Return what sharding takes: of bitmap files to bitmaps, or of stroke files to strokes.
 
     Args:
         dataset: to be made.
@@ -70,9 +71,8 @@ def sharding(dataset: Outline, workers: int, drawings_per_second: float) -> Shar
     ]
     of_workers = [sum(map(sum, ranges[worker::workers])) for worker in range(workers)]
     reads = sum(1 for group in ranges for count in group if count)
-    # Every worker lists the classes and reads each header twice, as a range has no checksum; the
-    # merge reads two checksums of each file.
-    reads += (2 * workers + 2) * len(labels)
+    # Every worker lists the classes; the merge reads two checksums of each file.
+    reads += 2 * len(labels)
     each = SOURCE_BYTES_PER_DRAWING[plan.settings.content]
     source = Requests(workers * _pages(len(labels)), reads, bytes=plan.drawings * each)
     # Every worker looks for finished groups before its work and after it: it lists shards and part
@@ -84,6 +84,17 @@ def sharding(dataset: Outline, workers: int, drawings_per_second: float) -> Shar
         writes=sum(shards) + plan.groups + 1,
         bytes=sum(sum(dataset.shard_bytes[split]) for split in SPLITS),
     )
+    if plan.settings.content == "strokes":
+        # Every worker looks at each file for changes; one pass finds the records of all, with a
+        # checksum of each. The indices are kept: every worker looks for each, at most twice.
+        passes = sum(-(-count * each // READ_BYTES) for count in plan.counts)
+        stats = (workers + 1) * len(labels)
+        source += Requests(reads=stats + passes, bytes=plan.drawings * each)
+        moved = workers * plan.drawings * RECORD_INDEX_BYTES
+        dest += Requests(reads=looks * len(labels), writes=len(labels), bytes=moved)
+    else:
+        # Every worker reads each header twice, as a range has no checksum.
+        source += Requests(reads=2 * workers * len(labels))
     return Sharding(
         groups=plan.groups,
         workers=workers,

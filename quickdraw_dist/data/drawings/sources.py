@@ -7,19 +7,21 @@ A source is a folder or bucket of `.npy` bitmaps or of `.bin` or `.ndjson` strok
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import RefusedError
 from quickdraw_dist.data.drawings.bitmaps import open_bitmaps
-from quickdraw_dist.data.drawings.classes import find_class_files
+from quickdraw_dist.data.drawings.classes import ClassFiles, find_class_files
 from quickdraw_dist.data.drawings.drawing import Content, Source
 from quickdraw_dist.data.drawings.stroke_files import open_strokes
 from quickdraw_dist.data.drawings.synthetic.source import open_synthetic
 
 
 def open_source(
-    url: str, classes: Sequence[str] = (), content: Content = "bitmaps", records: str = ""
-) -> Source:
+    url: str, classes: Sequence[str] = (), content: Content = "bitmaps", records: str = "",
+    keep: bool = True,
+) -> Source:  # fmt: skip
     """Open the source at a folder, a `gs://` prefix or a `synthetic:` address.
 
     Args:
@@ -29,6 +31,7 @@ def open_source(
             ones were.
         records: folder in which the record indices of stroke files are kept, made in one pass over
             the files if they are not there; empty to keep none.
+        keep: whether new indices are written there.
 
     Raises:
         RefusedError: there is no source, or an unknown class in it or in `classes`, or one twice,
@@ -36,15 +39,48 @@ def open_source(
         CorruptError: a file is not a bitmap file, or not one of strokes.
         StorageError: the store failed.
     """
+    files = _find_files(url, classes, content)
+    if files is None:
+        return open_synthetic(url, classes, content)
+    if files.suffix != ".npy":
+        return open_strokes(files, content, records, keep)
+    return open_bitmaps(files)
+
+
+class Counts(NamedTuple):
+    """What a plan needs of a source; the fields are those of `Source`."""
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    identity: str
+
+
+def count_drawings(
+    url: str, classes: Sequence[str] = (), content: Content = "bitmaps", records: str = ""
+) -> Counts:
+    """Return what a plan needs of a source; writes nothing.
+
+    Google's own files have the official counts, none is opened. Other files of strokes are read
+    whole, unless their indices are in `records`. Arguments and errors are those of `open_source`.
+    """
+    files = _find_files(url, classes, content)
+    if files is not None:
+        official = [count for count in files.official_counts() if count is not None]
+        if len(official) == len(files.classes):
+            return Counts(files.classes, tuple(official), identity="")
+    source = open_source(url, classes, content, records, keep=False)
+    return Counts(source.classes, source.counts, source.identity)
+
+
+def _find_files(url: str, classes: Sequence[str], content: Content) -> ClassFiles | None:
+    """Return the class files of a source, None if it is synthetic; errors are `open_source`'s."""
     for name in classes:
         if classes.count(name) > 1:
             raise RefusedError("--shard.classes", name, "named twice", "Name each class once")
     if url.startswith("synthetic:"):
-        return open_synthetic(url, classes, content)
+        return None
     files = find_class_files(url, classes)
-    if files.suffix != ".npy":
-        return open_strokes(files, content, records)
-    if content == "strokes":
+    if files.suffix == ".npy" and content == "strokes":
         raise RefusedError(
             "source",
             url,
@@ -52,7 +88,7 @@ def open_source(
             "Use the official strokes, gs://quickdraw_dataset/full/binary (5.9 GB) or "
             "gs://quickdraw_dataset/full/simplified (24 GB), or --shard.content bitmaps",
         )
-    return open_bitmaps(files)
+    return files
 
 
 def source_address(text: str) -> str:

@@ -107,7 +107,9 @@ class StrokeFiles:
         return ndjson.parse(data, edges - edges[0], self.classes[label])
 
 
-def open_strokes(files: ClassFiles, content: Content, records: str = "") -> StrokeFiles:
+def open_strokes(
+    files: ClassFiles, content: Content, records: str = "", keep: bool = True
+) -> StrokeFiles:
     """Load the record index of every file, or make it in a pass over the file.
 
     Args:
@@ -115,6 +117,7 @@ def open_strokes(files: ClassFiles, content: Content, records: str = "") -> Stro
         content: what to read of every drawing.
         records: folder in which indices are kept for other workers and later starts; empty to
             keep none.
+        keep: whether a new index is written there; False for a dataset that is only checked.
 
     Raises:
         CorruptError: a file is empty, cut off, or has a record that does not end, or Google's
@@ -131,11 +134,14 @@ def open_strokes(files: ClassFiles, content: Content, records: str = "") -> Stro
         # Workers that start together begin with different files and find each other's indices.
         random.shuffle(missing)
         total = sum(files.sizes[label] for label in missing)
+        desc = "reading the source whole for its records"
         with (
-            tqdm(total=total, unit="B", unit_scale=True, desc="records of the source") as bar,
+            tqdm(total=total, unit="B", unit_scale=True, desc=desc) as bar,
             ThreadPoolExecutor(_READERS) as pool,
         ):
-            made = pool.map(lambda n: _make(files, n, stamps[n], records, bar.update), missing)
+            made = pool.map(
+                lambda n: _make(files, n, stamps[n], records, keep, bar.update), missing
+            )
             indices |= dict(zip(missing, made, strict=True))
     source = StrokeFiles(files, content, tuple(index for index in indices.values() if index))
     files.check_official_counts(source.counts)
@@ -151,17 +157,19 @@ def _load(files: ClassFiles, label: int, stamp: str, records: str) -> RecordInde
 
 
 def _make(
-    files: ClassFiles, label: int, stamp: str, records: str, progress: Callable[[int], object]
-) -> RecordIndex:
-    """Return a file's index: the one that another worker has kept by now, or a new one, kept."""
+    files: ClassFiles, label: int, stamp: str, records: str, keep: bool,
+    progress: Callable[[int], object],
+) -> RecordIndex:  # fmt: skip
+    """Return a file's index: the one that another worker has kept by now, or a new one, which is
+    then kept."""
     index = _load(files, label, stamp, records)
     if index is not None:
         progress(files.sizes[label])
         return index
     index = make_index(files.url(label), files.sizes[label], _FIND_ENDS[files.suffix], progress)
-    if records:
+    if records and keep:
         try:
             storage.publish(_index_url(files, label, records), index.to_bytes(stamp))
-        except (OSError, StorageError) as error:  # a dataset that is only read, by jobs.verify
+        except (OSError, StorageError) as error:  # a finished dataset that can only be read
             print(f"source: an index of records is not kept: {error}", file=sys.stderr)
     return index

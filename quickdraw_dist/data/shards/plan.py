@@ -38,6 +38,10 @@ most; other strokes may have any number of points."""
 _MEMORY_PER_DRAWING = {"bitmaps": PIXELS, "strokes": 105}
 """Bytes of a decoded drawing: of official ones, for strokes."""
 
+RECORD_INDEX_BYTES = 2
+"""Per drawing of a source of strokes, in memory, and at most as much in its file: the length of its
+record. Raw ones take twice that in a class with a record of 64 KiB or more."""
+
 
 def stored_settings(settings: Shard) -> dict[str, Any]:
     """Return the settings that shards follow from: not the limit `max_blank`, and `content` only
@@ -134,11 +138,13 @@ class Plan:
     @property
     def worker_bytes(self) -> int:
         """Estimated memory of a process that builds groups: the drawings of one group, the split of
-        every drawing, and 200 MB for the interpreter, reads in progress and one shard."""
-        each = _MEMORY_PER_DRAWING[self.settings.content]
+        every drawing, for strokes the index of the source's records, and 200 MB for the
+        interpreter, reads in progress and one shard."""
+        each, of_all = _MEMORY_PER_DRAWING[self.settings.content], 1
         if self.settings.content == "strokes":
             each *= 2  # the ranges as read, and joined
-        return -(-self.drawings // self.groups) * each + self.drawings + 200_000_000
+            of_all += RECORD_INDEX_BYTES
+        return -(-self.drawings // self.groups) * each + self.drawings * of_all + 200_000_000
 
     def rows(self, group: int, label: int) -> tuple[int, int]:
         """Return the rows [start, stop) of a class that a group reads; the ranges tile the file."""

@@ -24,6 +24,7 @@ from quickdraw_dist.data.feed import ShardFeed, make_order
 from quickdraw_dist.data.order.order import Order
 from quickdraw_dist.data.shards.plan import Plan
 from quickdraw_dist.distributed.ranks import World
+from tests.support.data import stroke_files
 from tests.support.data.datasets import Dataset
 from tests.support.gcs.local import Store
 from tests.support.gcs.server import Request
@@ -35,9 +36,10 @@ SMALL = Shard(block=10, drawings_per_shard=20, group_shards=1, val_fraction=0.2,
 
 
 def needs(
-    source: str, workers: int = 1, rate: float = 1.0, counts: tuple[int, ...] = (30, 20)
-) -> Sharding:
-    plan = Plan(tuple("abcdefgh"[: len(counts)]), counts, SMALL)
+    source: str, workers: int = 1, rate: float = 1.0, counts: tuple[int, ...] = (30, 20),
+    shard: Shard = SMALL,
+) -> Sharding:  # fmt: skip
+    plan = Plan(tuple("abcdefgh"[: len(counts)]), counts, shard)
     return sharding(outline.of_plan(plan, source), workers, rate)
 
 
@@ -51,6 +53,20 @@ def test_by_hand() -> None:
     assert needed.dest == Requests(2 * 4, 2 * 3, writes=9 + 3 + 1, bytes=50 * 290)
     assert needs("synthetic:").source == Requests()
     assert needs("some/folder").source == Requests()
+
+
+def test_strokes_by_hand() -> None:
+    """They have no headers, but a pass that finds the records, whose lengths are kept."""
+    shard = SMALL.model_copy(update={"content": "strokes", "drawings_per_shard": 2_000_000})
+    needed = needs("gs://bucket/source", workers=2, counts=(100_000, 3), shard=shard)
+    assert needed.groups == 1
+    # A range per class, two checksums for the merge and one for the pass, two looks for changes;
+    # 11.7 MB are read in two pieces.
+    reads = 2 + 2 * 2 + 2 + 2 * 2 + (2 + 1)
+    assert needed.source == Requests(lists=2, reads=reads, bytes=2 * 100_003 * 117)
+    # Three shards, the part, the manifest and two indices, for which every worker looks twice.
+    moved = 100_003 * 93 + 2 * 100_003 * 2
+    assert needed.dest == Requests(4 * 4, 4 * 1 + 4 * 2, writes=3 + 1 + 1 + 2, bytes=moved)
 
 
 def test_hours_are_those_of_the_worker_with_most() -> None:
@@ -101,6 +117,35 @@ def test_jobs_shard_asks_for_that(dataset: Dataset, store: Store) -> None:
     done = (plan.groups + 1) // 2  # by the first worker, which finds none before
     assert count("GET", "/parts/") == done + done + plan.groups <= needed.dest.reads
     assert count("list") + count("GET") + count("POST") == len(asked)
+
+
+def test_jobs_shard_asks_for_that_of_strokes(tmp_path: Path, store: Store) -> None:
+    """The second worker finds the indices of the first."""
+    stroke_files.write_strokes(tmp_path / "cats", {"cat": 301, "dog": 77}, ".bin")
+    source, dest = store.upload(tmp_path / "cats", "gs://bucket/source"), "gs://bucket/dest"
+    shard = Shard(block=32, drawings_per_shard=64, group_shards=2, content="strokes")
+    plan = Plan(("cat", "dog"), (301, 77), shard)
+    needed = sharding(outline.of_plan(plan, source), 2, 1.0)
+    asked: list[tuple[str, str]] = []
+
+    def note(request: Request) -> None:
+        name = request.params.get("name", "") or unquote(request.path)
+        asked.append((request.method, name))
+
+    store.intercept = note
+    flags = [f"--shard.{name}={getattr(shard, name)}" for name in shard.model_fields_set]
+    for worker in ("0", "1"):
+        share = ["--worker", worker, "--of", "2", "--processes", "1"]
+        main(["--source", source, "--dest", dest, *share, *flags])
+
+    def count(kind: str, about: str) -> int:
+        return sum(k == kind and about in text for k, text in asked)
+
+    # Google's MD5 is looked up for official files only.
+    assert count("GET", "source/") == needed.source.reads - len(plan.classes)
+    assert count("POST", "") == needed.dest.writes
+    looks = count("GET", ".records")
+    assert looks == len(plan.classes) * 3 <= 2 * 2 * len(plan.classes)
 
 
 # -- training --------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def test_indices_are_kept_and_used_while_the_file_is_the_same(
 def test_a_folder_that_takes_no_index_costs_a_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Verify someone else's dataset, which can only be read."""
+    """Someone else's finished dataset, which can only be read."""
     (tmp_path / "parts").write_text("a file where the folder would be")
     source = open_source(str(folder), content="strokes", records=str(tmp_path / "parts"))
     assert source.counts == (301, 77)

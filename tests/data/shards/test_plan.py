@@ -316,7 +316,7 @@ def test_the_description_of_strokes() -> None:
     for part in (
         "drawings  50,426,266 (about 5.29 GB of strokes)",
         "train     45,383,650 drawings in 776 shards",
-        "memory    about 360 MB per process, 5.75 GB for 16",
+        "memory    about 460 MB per process, 7.37 GB for 16",
         "writes    about 4.69 GB, if they are as official ones",
     ):
         assert part in text

@@ -3,11 +3,13 @@
 `drawing` is a list of strokes: [[x, ...], [y, ...]] in integers of 0 to 255 when simplified, with a
 third list, of times, and x and y in any unit when raw. Raw drawings are simplified as the official
 files were. `recognized` may be missing, as in lines recovered without it; so may `word`, but if it
-is there, it is the class's name. Blank lines belong to the record before them.
+is there, it is the class's name. Blank lines, of nothing but white space, belong to the record
+before them.
 """
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +26,10 @@ from quickdraw_dist.data.drawings.strokes.arrays import (
 from quickdraw_dist.data.drawings.strokes.records import BadRecord
 from quickdraw_dist.data.drawings.strokes.simplify import simplify
 
-_NEWLINE, _RETURN = b"\n\r"
+_NEWLINE = ord("\n")
+
+_WHITE = b" \t\r\n"
+"""White space in JSON."""
 
 _MOST = (1 << 16) - 1
 """Most points of a stroke, and most strokes of a drawing: shards keep both as uint16."""
@@ -43,13 +48,18 @@ def find_ends(data: bytes, at_end: bool) -> NDArray[np.int64]:
         at_end: whether the file ends with them.
 
     Raises:
-        BadRecord: the file ends within a record, or has none.
+        BadRecord: the file ends within a record, has none, or begins with a byte order mark.
     """
+    if data.startswith(codecs.BOM_UTF8):  # of a file: no other record begins with it
+        raise BadRecord(0, 0, "a byte order mark; save the file as UTF-8 without one")
     octets = np.frombuffer(data, np.uint8)
     lines: NDArray[np.int64] = np.concatenate([[0], np.flatnonzero(octets == _NEWLINE) + 1])
     if lines[-1] == len(data):
         lines = lines[:-1]
-    blank = (octets[lines] == _NEWLINE) | (octets[lines] == _RETURN)
+    blank = octets[lines] == _NEWLINE
+    after = np.append(lines[1:], len(data))
+    for line in np.flatnonzero(np.isin(octets[lines], [*_WHITE]) & ~blank):
+        blank[line] = not data[lines[line] : after[line]].strip(_WHITE)
     records: NDArray[np.int64] = lines[~blank]
     if not at_end:
         return records[1:]
@@ -117,6 +127,10 @@ def _strokes(record: Any, word: str) -> list[_Stroke]:
         strokes = _simplified(drawing)
     else:
         strokes = [_stroke(number, stroke) for number, stroke in enumerate(drawing)]
+    for number, (x, _) in enumerate(strokes):
+        if len(x) > _MOST:
+            problem = f"stroke {number} has {len(x):,} points, {_MOST:,} at most can be stored"
+            raise ValueError(problem)
     return [(x * 2, y * 2) if len(x) == 1 else (x, y) for x, y in strokes]  # a dot: two points
 
 
@@ -133,8 +147,6 @@ def _stroke(number: int, stroke: list[Any]) -> _Stroke:
         raise ValueError(f"stroke {number} has {len(x):,} x and {len(y):,} y")
     if not x:
         raise ValueError(f"stroke {number} has no points")
-    if len(x) > _MOST:
-        raise ValueError(f"stroke {number} has {len(x):,} points, {_MOST:,} at most can be stored")
     return x, y
 
 
@@ -145,11 +157,9 @@ def _simplified(drawing: list[Any]) -> list[_Stroke]:
             raise ValueError(f"stroke {number} is not three lists, as the others are: x, y, times")
         if len(stroke[0]) != len(stroke[1]):
             raise ValueError(f"stroke {number} has {len(stroke[0]):,} x and {len(stroke[1]):,} y")
-    try:
-        strokes = simplify(drawing)
-    except TypeError:
-        raise ValueError("a coordinate is not a number") from None
-    return [(x.tobytes(), y.tobytes()) for x, y in strokes]
+        if not {*map(type, stroke[0]), *map(type, stroke[1])} <= {int, float}:  # numpy takes "1"
+            raise ValueError(f"stroke {number} has a coordinate that is not a number")
+    return [(x.tobytes(), y.tobytes()) for x, y in simplify(drawing)]
 
 
 def _loads() -> Callable[[bytes], Any]:

@@ -18,7 +18,7 @@ from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError
 from quickdraw_dist.data.drawings.strokes.arrays import ends
 
-_READ_BYTES = 1 << 23
+READ_BYTES = 1 << 23
 """Bytes read at a time. Over a network each read is a round trip."""
 
 _MOST_RECORD_BYTES = 1 << 26
@@ -27,7 +27,7 @@ _MOST_RECORD_BYTES = 1 << 26
 _STRIDE = 256
 """Records between two whose first byte is held in memory; those between are added up."""
 
-_VERSION = "records 1"
+_VERSION = "records 2"
 """Changes with the rules that say where a record ends: older indices are made again."""
 
 FindEnds = Callable[[bytes, bool], NDArray[np.int64]]
@@ -55,7 +55,8 @@ class BadRecord(Exception):  # noqa: N818 becomes an error where file and first 
     def corrupt(self, url: str) -> CorruptError:
         """Return the error of a file, in which `row` and `byte` are those of the whole file."""
         problem = f"row {self.row:,}, byte {self.byte:,}: {self.problem}"
-        return CorruptError(url, None, problem, "Fetch it again", row=self.row, byte=self.byte)
+        remedy = "Fetch it again, or correct this row if you made the file"
+        return CorruptError(url, None, problem, remedy, row=self.row, byte=self.byte)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +175,7 @@ def _walk(
     """Yield the lengths of all records, (n,) at a time; append the file's CRC-32C to `crcs`."""
     rest, row, read, crc = b"", 0, 0, 0
     while read < size:
-        data = storage.read_range(url, read, min(_READ_BYTES, size - read))
+        data = storage.read_range(url, read, min(READ_BYTES, size - read))
         if not data:
             raise BadRecord(row, read, f"the file ends here, it was {size:,} bytes long")
         first = read - len(rest)

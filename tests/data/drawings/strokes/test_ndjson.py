@@ -24,13 +24,17 @@ def parsed(data: bytes, word: str = "cat") -> Strokes:
     return ndjson.parse(data, edges, word)
 
 
+NEWLINES = ["\n", "\r\n", "\n\n", "\r\n\r\n\r\n", "\n \t\n", "\r\n  \r\n  "]
+
+
 @given(made=support.drawings(least=1), data=st.data())
 def test_any_drawings_come_back_from_any_range(made: Strokes, data: st.DataObject) -> None:
     """Whatever ends a line; blank lines belong to the record before them, or to the first."""
     flags = [data.draw(st.sampled_from([int(flag), UNKNOWN])) for flag in made.recognized]
-    newline = data.draw(st.sampled_from(["\n", "\r\n", "\n\n", "\r\n\r\n\r\n"]))
+    newline = data.draw(st.sampled_from(NEWLINES))
     written = support.to_ndjson(support.as_lists(made), flags, "cat", newline)
-    written = data.draw(st.sampled_from([b"", b"\n", b"\r\n"])) + written
+    written = data.draw(st.sampled_from([b"", b"\n", b"\r\n", b" \n\t"])) + written
+    written += data.draw(st.sampled_from([b"", b"  ", b"\t\r"]))  # a last line without an end
     if data.draw(st.booleans()):
         written = written.rstrip()
     edges = np.concatenate([[0], ndjson.find_ends(written, True)])
@@ -43,7 +47,7 @@ def test_any_drawings_come_back_from_any_range(made: Strokes, data: st.DataObjec
     assert read.recognized.tolist() == flags[start:stop]
 
 
-@given(made=support.drawings(least=1), newline=st.sampled_from(["\n", "\r\n", "\n\n"]),
+@given(made=support.drawings(least=1), newline=st.sampled_from(NEWLINES),
        data=st.data())  # fmt: skip
 def test_records_are_found_in_pieces(made: Strokes, newline: str, data: st.DataObject) -> None:
     """A file is read a few megabytes at a time: a piece may end between a record and its end."""
@@ -67,6 +71,11 @@ def of(*stroke: object) -> bytes:
     return line(drawing=[[[1, 2], [3, 4]], list(stroke)])
 
 
+def raw(x: list[object], y: list[object]) -> bytes:
+    """A record of a good raw stroke and another one."""
+    return line(drawing=[[[1.5, 2], [3, 4], [0, 1]], [x, y, [0, 1]]])
+
+
 BAD = {
     "not JSON": (b'{"word": }', "unexpected character"),
     "an array": (b'["{}"]', "not a JSON object"),
@@ -88,8 +97,11 @@ BAD = {
     "half raw": (of([1], [1], [0]), "stroke 0 is not three lists, as the others are"),
     "raw, uneven": (line(drawing=[[[1, 2], [1], [0]]]), "stroke 0 has 2 x and 1 y"),
     "raw, no points": (line(drawing=[[[], [], []]]), "a stroke has no points"),
-    "raw, words": (line(drawing=[[["a"], [1], [0]]]), "could not convert string to float"),
-    "raw, null": (line(drawing=[[[{}], [1], [0]]]), "a coordinate is not a number"),
+    "raw, digits": (raw(["1", "9"], [2, 3]), "stroke 1 has a coordinate that is not a number"),
+    "raw, words": (raw([1, 9], ["a", 3]), "stroke 1 has a coordinate that is not a number"),
+    "raw, null": (raw([1, None], [2, 3]), "stroke 1 has a coordinate that is not a number"),
+    "raw, true": (raw([1, 9], [2, True]), "stroke 1 has a coordinate that is not a number"),
+    "raw, nested": (raw([[1], [9]], [[2], [3]]), "stroke 1 has a coordinate that is not a number"),
 }
 
 
@@ -104,6 +116,18 @@ def test_a_bad_record_is_named(case: str) -> None:
     error = caught.value
     assert (error.row, error.byte) == (1, len(line()) + 1)
     assert problem in error.problem
+
+
+def test_a_raw_stroke_that_keeps_too_many_points_is_named() -> None:
+    """A scribble in a small corner: hardly a point of it lies near the line of its neighbours."""
+    scribble = np.random.default_rng(1).integers(0, 20, (2, 80_000)).tolist()
+    stroke = [[0, 255], [0, 255], [0, 1]]
+    data = line(drawing=[stroke, [*scribble, []]])
+    with pytest.raises(
+        BadRecord, match=r"stroke 1 has \d\d,\d{3} points, 65,535 at most"
+    ) as caught:
+        parsed(data)
+    assert (caught.value.row, caught.value.byte) == (0, 0)
 
 
 def test_longest_strokes_and_blank_drawings_are_read() -> None:
@@ -129,7 +153,13 @@ def test_a_file_that_is_cut_off_is_told() -> None:
     assert (error.row, error.byte) == (1, len(line()) + 1)
     assert error.problem == f"the file ends within this record, at byte {len(data)}"
     with pytest.raises(BadRecord, match="no drawing in it"):
-        ndjson.find_ends(b"\r\n\n", True)
+        ndjson.find_ends(b"\r\n \n\t", True)
+
+
+def test_a_byte_order_mark_is_named() -> None:
+    """An editor on Windows adds it; fetching the file again would not help."""
+    with pytest.raises(BadRecord, match="a byte order mark; save the file as UTF-8 without one"):
+        ndjson.find_ends(b"\xef\xbb\xbf" + line() + b"\n", False)
 
 
 def test_without_orjson_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

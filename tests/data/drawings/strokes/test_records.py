@@ -56,7 +56,7 @@ FORMATS = {
     ),
     ".ndjson": (
         ndjson.find_ends,
-        lambda made: support.to_ndjson(support.as_lists(made), made.recognized, "cat", "\r\n\n"),
+        lambda made: support.to_ndjson(support.as_lists(made), made.recognized, "cat", "\r\n \t\n"),
     ),
 }
 
@@ -70,7 +70,7 @@ def test_a_pass_in_pieces_finds_what_one_piece_shows(
     find_ends, write = FORMATS[suffix]
     path = tmp_path / f"cat{suffix}"
     path.write_bytes(data := write(support.some_drawings("cat", 40)))
-    monkeypatch.setattr(records, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(records, "READ_BYTES", read_bytes)
     read: list[int] = []
     index = make_index(str(path), len(data), find_ends, read.append)
     assert index.edges(0, 40)[1:].tolist() == find_ends(data, True).tolist()
@@ -89,13 +89,14 @@ def test_a_cut_file_is_named_with_the_row(
     ends = find_ends(data, True)
     path = tmp_path / f"cat{suffix}"
     path.write_bytes(data[: ends[30] + 5])
-    monkeypatch.setattr(records, "_READ_BYTES", read_bytes)
+    monkeypatch.setattr(records, "READ_BYTES", read_bytes)
     with pytest.raises(CorruptError) as caught:
         make_index(str(path), path.stat().st_size, find_ends)
     error = caught.value
     assert (error.subject, error.row, error.byte) == (str(path), 31, ends[30])
     assert "row 31, byte" in error.problem
     assert "the file ends within this record" in error.problem
+    assert error.remedy == "Fetch it again, or correct this row if you made the file"
     with pytest.raises(CorruptError, match="the file ends here, it was"):
         make_index(str(path), len(data), lambda data, _: find_ends(data, False))
     path.write_bytes(b"")
@@ -107,7 +108,7 @@ def test_a_record_without_an_end_takes_no_memory_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One JSON array of all drawings, in one line of gigabytes."""
-    monkeypatch.setattr(records, "_READ_BYTES", 100)
+    monkeypatch.setattr(records, "READ_BYTES", 100)
     monkeypatch.setattr(records, "_MOST_RECORD_BYTES", 1000)
     path = tmp_path / "cat.ndjson"
     path.write_bytes(b"[" + b"1," * 10_000 + b"1]")
@@ -120,7 +121,7 @@ def test_an_index_is_made_of_the_objects_own_bytes(
     store: Store, monkeypatch: pytest.MonkeyPatch, last_wrong: int
 ) -> None:
     """A bit that flips on the way would shift every later row."""
-    monkeypatch.setattr(records, "_READ_BYTES", 1 << 12)
+    monkeypatch.setattr(records, "READ_BYTES", 1 << 12)
     data = FORMATS[".bin"][1](support.some_drawings("cat", 300))
     url = "gs://bucket/binary/cat.bin"
     storage.publish(url, data)
