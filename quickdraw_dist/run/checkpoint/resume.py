@@ -61,10 +61,7 @@ def _choose(settings: Settings) -> str | None:
     return found.url if found is not None else None
 
 
-_FIXED = (
-    *("model", "optimizer.name"),
-    *("train.global_batch", "train.seed", "stream.window_blocks"),
-)
+_FIXED = ("model", "optimizer.name", "train.global_batch", "train.seed", "stream.window_blocks")
 """Settings that decide the network, the optimizer's state or the order of drawings, and so cannot
 change within a run. One that the checkpoint lacks was added since, with the default that keeps its
 behaviour."""
