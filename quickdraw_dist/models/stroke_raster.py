@@ -14,12 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-FRAME_UNITS = 304.0
-MARGIN_UNITS = 24.0
-"""From the edge of the frame to the square of 256 units in which a drawing is centred: 16, and half
-a line's width."""
+from quickdraw_dist.base.geometry import FRAME, LINE_WIDTH, MARGIN
 
-LINE_UNITS = 16.0
 PADDING = 1e4
 """Coordinate of the points of segments that do not exist, in `StrokeRaster.from_segments`: so far
 away that no pixel is near."""
@@ -52,7 +48,7 @@ class StrokeRaster(nn.Module):
     def __init__(self, side: int = 28, channels: int = 1) -> None:
         super().__init__()
         self.side, self.channels = side, channels
-        self.unit_pixels = side / FRAME_UNITS
+        self.unit_pixels = side / FRAME
         centres = (torch.arange(side) + 0.5) / self.unit_pixels
         self.register_buffer("x", centres.repeat(side), persistent=False)
         self.register_buffer("y", centres.repeat_interleave(side), persistent=False)
@@ -143,7 +139,7 @@ class StrokeRaster(nn.Module):
 
     def _ink(self, nearest: torch.Tensor, width: torch.Tensor | None) -> torch.Tensor:
         """Return the ink of pixels, (n, side * side), by the squared distance."""
-        radius = LINE_UNITS / 2 if width is None else width[:, None] / 2
+        radius = LINE_WIDTH / 2 if width is None else width[:, None] / 2
         return (0.5 + (radius - nearest.sqrt()) * self.unit_pixels).clamp(0, 1)
 
     def _pictures(self, channels: list[torch.Tensor]) -> torch.Tensor:
@@ -180,12 +176,12 @@ class StrokeRaster(nn.Module):
 
 def _centre(points: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     """Place (..., 2) points on the frame, given the largest x and y of their drawings."""
-    return points + ((256 - largest) / 2 + MARGIN_UNITS)
+    return points + ((256 - largest) / 2 + MARGIN)
 
 
 def _moved(points: torch.Tensor, transform: torch.Tensor) -> torch.Tensor:
     """Map (T, P, 2) points on the frame by (T, 2, 3) matrices in halves of its side."""
-    half = FRAME_UNITS / 2
+    half = FRAME / 2
     places = points / half - 1
     x, y = places[:, :, :1], places[:, :, 1:]
     across, down, shift = transform[:, None].unbind(-1)  # (T, 1, 2) each; no matmul, so no TF32

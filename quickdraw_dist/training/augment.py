@@ -13,9 +13,9 @@ import math
 import torch
 from torch.nn import functional
 
+from quickdraw_dist.base.geometry import FRAME, LINE_WIDTH
 from quickdraw_dist.base.settings import Augment
 from quickdraw_dist.models.input import NetworkInput, Stored
-from quickdraw_dist.models.stroke_raster import FRAME_UNITS, LINE_UNITS
 
 ROTATION_RADIANS = 0.2
 SCALE = 0.15
@@ -101,7 +101,7 @@ def random_strokes(
     width = None
     if settings.thickness:
         share = _shares(count, settings.thickness, device).flatten()
-        width = LINE_UNITS + share * (2 * FRAME_UNITS / _SIDE)
+        width = LINE_WIDTH + share * (2 * FRAME / _SIDE)
     if settings.flip:
         if transform is None:
             transform = torch.eye(2, 3, device=device).expand(count, 2, 3)

@@ -18,17 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraw_dist.base.errors import RefusedError, flag
+from quickdraw_dist.base.geometry import FRAME, LINE_WIDTH, MARGIN
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE
 from quickdraw_dist.data.drawings.strokes.arrays import Strokes
-
-FRAME = 304
-"""Units along the side of a drawing, margins included."""
-
-MARGIN = 24
-"""Units around the 256 x 256 in which the points are centred."""
-
-LINE_WIDTH = 16
-"""Units."""
 
 LINE_WIDTH_PX = LINE_WIDTH * SIDE / FRAME
 """Width of a line: 1.4737 pixels."""

@@ -17,8 +17,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from quickdraw_dist.base.geometry import FRAME
 from quickdraw_dist.data.drawings.drawing import SIDE
-from quickdraw_dist.data.drawings.raster import FRAME, draw_segments
+from quickdraw_dist.data.drawings.raster import draw_segments
 
 Line = NDArray[np.float64]
 """One stroke of a template: (points, 2), x to the right, y down."""
