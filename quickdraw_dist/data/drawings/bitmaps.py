@@ -11,7 +11,7 @@ import numpy as np
 
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import CorruptError, RefusedError
-from quickdraw_dist.data.drawings.classes import ClassFiles
+from quickdraw_dist.data.drawings.classes import ClassFiles, FileSource
 from quickdraw_dist.data.drawings.drawing import PIXELS, SIDE, Content, Rows
 
 _FIRST_READ_BYTES = 512
@@ -25,44 +25,20 @@ _OPENERS = 16
 
 
 @dataclass(frozen=True)
-class Bitmaps:
+class Bitmaps(FileSource):
     """A `Source` over `.npy` files."""
 
-    files: ClassFiles
     counts: tuple[int, ...]
     headers: tuple[bytes, ...]
-
-    @property
-    def url(self) -> str:
-        """The folder."""
-        return self.files.folder
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes that have a file."""
-        return self.files.classes
 
     @property
     def content(self) -> Content:
         """Bitmaps."""
         return "bitmaps"
 
-    @property
-    def identity(self) -> str:
-        """Empty: files have checksums."""
-        return ""
-
-    def file_url(self, label: int) -> str:
-        """Return the address of a class's file."""
-        return self.files.url(label)
-
     def header(self, label: int) -> bytes:
         """Return the bytes of a class's file before its first row."""
         return self.headers[label]
-
-    def checksum(self, label: int) -> int | None:
-        """Return the CRC-32C that the store has of a class's file; a local file is read for it."""
-        return storage.object_crc32c(self.file_url(label))
 
     def span(self, label: int, start: int, stop: int) -> tuple[int, int]:
         """Return the first byte of rows `start` to `stop` of a class, and the byte after them."""

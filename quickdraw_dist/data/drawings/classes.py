@@ -132,6 +132,36 @@ class ClassFiles:
                 raise CorruptError(self.url(label), None, problem)
 
 
+@dataclass(frozen=True)
+class FileSource:
+    """What every `Source` over class files has in common."""
+
+    files: ClassFiles
+
+    @property
+    def url(self) -> str:
+        """The folder."""
+        return self.files.folder
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that have a file."""
+        return self.files.classes
+
+    @property
+    def identity(self) -> str:
+        """Empty: files have checksums."""
+        return ""
+
+    def file_url(self, label: int) -> str:
+        """Return the address of a class's file."""
+        return self.files.url(label)
+
+    def checksum(self, label: int) -> int | None:
+        """Return the CRC-32C that the store has of a class's file; a local file is read for it."""
+        return storage.object_crc32c(self.file_url(label))
+
+
 def find_class_files(url: str, classes: Sequence[str] = ()) -> ClassFiles:
     """Find the class files in a folder, which must be of one kind.
 

@@ -39,12 +39,7 @@ def open_source(
         CorruptError: a file is not a bitmap file, or not one of strokes.
         StorageError: the store failed.
     """
-    files = _find_files(url, classes, content)
-    if files is None:
-        return open_synthetic(url, classes, content)
-    if files.suffix != ".npy":
-        return open_strokes(files, content, records, keep)
-    return open_bitmaps(files)
+    return _open(_find_files(url, classes, content), url, classes, content, records, keep)
 
 
 class Counts(NamedTuple):
@@ -68,8 +63,20 @@ def count_drawings(
         official = [count for count in files.official_counts() if count is not None]
         if len(official) == len(files.classes):
             return Counts(files.classes, tuple(official), identity="")
-    source = open_source(url, classes, content, records, keep=False)
+    source = _open(files, url, classes, content, records, keep=False)
     return Counts(source.classes, source.counts, source.identity)
+
+
+def _open(
+    files: ClassFiles | None, url: str, classes: Sequence[str], content: Content, records: str,
+    keep: bool,
+) -> Source:  # fmt: skip
+    """Open a source whose class files have been found; None: it is synthetic."""
+    if files is None:
+        return open_synthetic(url, classes, content)
+    if files.suffix != ".npy":
+        return open_strokes(files, content, records, keep)
+    return open_bitmaps(files)
 
 
 def _find_files(url: str, classes: Sequence[str], content: Content) -> ClassFiles | None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from quickdraw_dist.base import storage
 from quickdraw_dist.base.errors import StorageError
 from quickdraw_dist.data.drawings import raster
-from quickdraw_dist.data.drawings.classes import ClassFiles
+from quickdraw_dist.data.drawings.classes import ClassFiles, FileSource
 from quickdraw_dist.data.drawings.drawing import Content, Rows
 from quickdraw_dist.data.drawings.strokes import binary, ndjson
 from quickdraw_dist.data.drawings.strokes.arrays import Strokes
@@ -31,44 +31,20 @@ _FIND_ENDS = {".bin": binary.find_ends, ".ndjson": ndjson.find_ends}
 
 
 @dataclass(frozen=True)
-class StrokeFiles:
+class StrokeFiles(FileSource):
     """A `Source` over `.bin` or `.ndjson` files."""
 
-    files: ClassFiles
     content: Content
     indices: tuple[RecordIndex, ...]
-
-    @property
-    def url(self) -> str:
-        """The folder."""
-        return self.files.folder
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes that have a file."""
-        return self.files.classes
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Number of drawings of every class."""
         return tuple(len(index.lengths) for index in self.indices)
 
-    @property
-    def identity(self) -> str:
-        """Empty: files have checksums."""
-        return ""
-
-    def file_url(self, label: int) -> str:
-        """Return the address of a class's file."""
-        return self.files.url(label)
-
     def header(self, label: int) -> bytes:
         """Return nothing: records begin with the first byte of a file."""
         return b""
-
-    def checksum(self, label: int) -> int | None:
-        """Return the CRC-32C that the store has of a class's file; a local file is read for it."""
-        return storage.object_crc32c(self.file_url(label))
 
     def span(self, label: int, start: int, stop: int) -> tuple[int, int]:
         """Return the first byte of rows `start` to `stop` of a class, and the byte after them."""
